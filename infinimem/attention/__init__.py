@@ -1,0 +1,43 @@
+"""Infini-attention on stock transformers models: the attention function, the cache and the memory rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import InvalidSetting
+from .attend import Attachment, MemoryGate
+from .cache import InfiniCache, InfiniLayer
+from .rules import DeltaRule, LinearRule, MemoryRule, Reading, State
+from .slots import SlotsRule
+
+RULES: dict[str, type[MemoryRule]] = {rule.name: rule for rule in (SlotsRule, LinearRule, DeltaRule)}
+
+
+def make_rule(name: str, **settings: Any) -> MemoryRule:
+    """The memory rule of that name; settings as its constructor takes them.
+
+    Raises InvalidSetting for a name or a setting that does not exist.
+    """
+    if name not in RULES:
+        raise InvalidSetting(f"there is no memory rule {name!r}; choose one of {', '.join(RULES)}")
+    try:
+        return RULES[name](**settings)
+    except TypeError:
+        known = ", ".join(RULES[name]().settings())
+        raise InvalidSetting(f"rule {name!r} takes the settings {known}, not {', '.join(settings)}") from None
+
+
+__all__ = [
+    "RULES",
+    "Attachment",
+    "DeltaRule",
+    "InfiniCache",
+    "InfiniLayer",
+    "LinearRule",
+    "MemoryGate",
+    "MemoryRule",
+    "Reading",
+    "SlotsRule",
+    "State",
+    "make_rule",
+]

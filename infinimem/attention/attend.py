@@ -1,0 +1,238 @@
+"""The attention function, and the hooks that connect it to a stock transformers model.
+
+- `attached(model, ...)` / `attach(model, ...)`: registers nothing but a new name in transformers' attention registry,
+  puts two hooks on each attention module of this one model, and takes all of it back on `detach()`
+- with no `InfiniCache`, or while its memory is empty, the model's own attention function runs on its own arguments:
+  same bits as the unmodified model
+- what a forward needs (the cache layer, the rotation tables) travels in a thread-local set by the hooks, so one model
+  can serve many threads with different memories
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..errors import NoRotaryEmbedding
+from .cache import InfiniCache, InfiniLayer
+from .local import attention_with_mass
+from .rotary import Tables, compose, inverse, rotate
+from .rules import LinearRule, MemoryRule
+
+_active = threading.local()
+
+
+class _Forward:
+    """What one attention module's forward works with."""
+
+    __slots__ = ("layer", "tables", "far")
+
+    def __init__(self, layer: InfiniLayer, tables: Tables | None, far: Tables | None) -> None:
+        self.layer = layer
+        self.tables = tables  # rotation of this forward's tokens; None for a layer without rotation
+        self.far = far  # rotation at the rule's virtual distance, (1, 1, R) each
+
+
+class MemoryGate(nn.Module):
+    """Equation 10's gate: one beta per query head; sigmoid(beta) is the share of the memory."""
+
+    def __init__(self, heads: int, initial: float) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.full((heads,), initial))
+
+    def forward(self) -> Tensor:
+        """Share of the memory, (H,) float32."""
+        return torch.sigmoid(self.beta.float())
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    base: Callable[..., Any],
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Local causal attention joined with the memory of the active `InfiniCache`.
+
+    query: (B, H, T, D) rotated; key, value: (B, G, S, D) rotated, the window with the new tokens at its end.
+    base: the model's own attention function. Returns (B, T, H, Dv), as transformers expects.
+    """
+    forward: _Forward | None = getattr(_active, "forward", None)
+    if forward is None or not forward.layer.remembers:
+        return base(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+    layer, rule = forward.layer, forward.layer.rule
+    undo = None if forward.tables is None else inverse(forward.tables)
+    if layer.recording:
+        new = key[:, :, -query.shape[2] :]
+        layer.record(new.float() if undo is None else rotate(new, *undo))
+    if layer.state is None or layer.seen is None:
+        return base(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    softcap = kwargs.get("softcap")
+    written = (layer.seen > 0)[:, None, None, None]  # (B, 1, 1, 1)
+    state = layer.prepared(query.dtype)
+    if rule.gated:
+        content = query.float() if undo is None else rotate(query, *undo)
+        memory = rule.read(state, content, scaling, softcap).values.transpose(1, 2)  # (B, T, H, Dv)
+        local, weights = base(module, query, key, value, attention_mask, **kwargs)
+        share = module.memory_gate()[None, None, :, None] * written  # (B, 1, H, 1)
+        return (share * memory + (1 - share) * local.float()).to(local.dtype), weights
+
+    far_query = query
+    if undo is not None and forward.far is not None:
+        far_query = rotate(query, *compose(undo, forward.far)).to(query.dtype)
+    far, far_mass = rule.read(state, far_query, scaling, softcap)
+    if far_mass is None:
+        raise TypeError(f"rule {rule.name!r} has neither a gate nor a mass")
+    local, local_mass = attention_with_mass(
+        query,
+        _per_query_head(key, query),
+        _per_query_head(value, query),
+        _bias(attention_mask, query),
+        scaling,
+        softcap,
+        causal=attention_mask is None and query.shape[2] > 1,
+    )
+    share = torch.sigmoid(far_mass - local_mass).unsqueeze(-1)  # (B, H, T, 1): the memory's part of one softmax
+    joined = torch.lerp(local.float(), far.float(), torch.where(written, share, 0.0))
+    return joined.to(local.dtype).transpose(1, 2), None
+
+
+def _per_query_head(x: Tensor, query: Tensor) -> Tensor:
+    return x.repeat_interleave(query.shape[1] // x.shape[1], dim=1)
+
+
+def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, float("-inf"))
+
+
+def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The self-attention modules of a decoder, in layer order.
+
+    Raises NoRotaryEmbedding where the model has none that this package can work with.
+    """
+    decoder = model.get_decoder()
+    layers = getattr(decoder, "layers", None)
+    modules = [getattr(layer, "self_attn", None) for layer in layers] if layers is not None else []
+    found = [m for m in modules if isinstance(m, nn.Module) and getattr(m, "layer_idx", None) is not None]
+    if not found or len(found) != len(modules) or not hasattr(decoder, "rotary_emb"):
+        raise NoRotaryEmbedding(
+            f"{type(model).__name__} ({model.config.model_type}) is not a decoder with rotary position embeddings in "
+            "every layer; use a model of the Llama, Qwen, Mistral, Gemma, SmolLM or Phi families"
+        )
+    return found
+
+
+class Attachment:
+    """A model with the infinimem attention switched on; `detach()` (or leaving the `with`) gives it back untouched."""
+
+    def __init__(self, model: PreTrainedModel, rule: MemoryRule) -> None:
+        self.model = model
+        self.rule = rule
+        self.modules = attention_modules(model)
+        self._base = model.config._attn_implementation
+        if self._base.startswith("infinimem_"):
+            raise TypeError("the model has an infinimem attention already; detach it first")
+        self._handles: list[Any] = []
+        self._far: dict[int, Tables] = {}
+        _check_layout(self.modules[0])
+        self._switch_on()
+
+    def _switch_on(self) -> None:
+        rule, model = self.rule, self.model
+        name = f"infinimem_{self._base}"
+        own = getattr(sys.modules[type(self.modules[0]).__module__], "eager_attention_forward", None)
+        base = ALL_ATTENTION_FUNCTIONS.get_interface(self._base, own)
+        AttentionInterface.register(name, partial(attend, base=base))
+        AttentionMaskInterface.register(name, AttentionMaskInterface()[self._base])
+        model.set_attn_implementation(name)
+        for module in self.modules:
+            if rule.gated:
+                weight = next(module.parameters())
+                heads = model.config.get_text_config().num_attention_heads
+                initial = rule.gate if isinstance(rule, LinearRule) else 0.0
+                module.add_module("memory_gate", MemoryGate(heads, initial).to(weight.device))
+            self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(_leave, always_call=True))
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _active.forward = None
+        cache = kwargs.get("past_key_values")
+        if isinstance(cache, InfiniCache):
+            index = module.layer_idx
+            tables = kwargs.get("position_embeddings") if rotates(module) else None
+            _active.forward = _Forward(cache.layers[index], tables, self._far_tables(module))  # type: ignore[arg-type]
+
+    def _far_tables(self, module: nn.Module) -> Tables | None:
+        """Tables of the rotation by the virtual distance, scaled as keys at position 0 would be too."""
+        distance = self.rule.distance
+        if distance is None or not rotates(module):
+            return None
+        key = id(module)
+        if key not in self._far:
+            rotary = self.model.get_decoder().rotary_emb
+            device = next(module.parameters()).device
+            x = torch.zeros(1, 1, 1, device=device)
+            position = torch.tensor([[0, distance]], device=device)
+            layer_type = getattr(module, "layer_type", None)
+            per_type = hasattr(rotary, f"{layer_type}_inv_freq")
+            cos, sin = rotary(x, position, layer_type) if per_type else rotary(x, position)
+            self._far[key] = (cos[:, 1:] * cos[:, :1], sin[:, 1:] * cos[:, :1])
+        return self._far[key]
+
+    def detach(self) -> None:
+        """Remove hooks and gates, and give the model its own attention function back."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        for module in self.modules:
+            if "memory_gate" in module._modules:
+                del module.memory_gate
+        self.model.set_attn_implementation(self._base)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.detach()
+
+
+def rotates(module: nn.Module) -> bool:
+    """Whether this attention module turns its queries and keys (SmolLM3 leaves some layers without)."""
+    return bool(getattr(module, "use_rope", True))
+
+
+def _leave(module: nn.Module, args: Any, output: Any) -> None:
+    _active.forward = None
+
+
+def _check_layout(module: nn.Module) -> None:
+    """Try our un-rotation on the model's own rotation; refuse a layout that it does not undo."""
+    own = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
+    if own is None:
+        raise NoRotaryEmbedding(f"{type(module).__name__} has no rotary position embedding that can be undone")
+    width = module.head_dim
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 1, 2, width, generator=generator)  # type: ignore[call-overload]
+    angle = torch.rand(1, 2, width // 2, generator=generator)  # type: ignore[operator]
+    cos, sin = torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
+    turned = own(x, x, cos, sin)[0]
+    if not torch.allclose(rotate(turned, *inverse((cos, sin))), x, atol=1e-5):
+        raise NoRotaryEmbedding(
+            f"{type(module).__name__} pairs the dimensions of its rotary embedding in a way that infinimem does not "
+            "undo (interleaved pairs); use a model of the Llama, Qwen, Mistral, Gemma, SmolLM or Phi families"
+        )

@@ -1,0 +1,47 @@
+"""Undoing and composing rotary position embeddings (RoPE).
+
+- transformers rotates queries and keys before the attention function sees them; a rotation is undone exactly by the
+  same rotation with its sine negated, so position-free vectors are recovered without touching any model code
+- only the layout that the supported families use: the two halves of a head form the pairs, and where the tables are
+  narrower than the head (partial rotation), the rest of the head passes through
+- tables may be scaled (YaRN, LongRoPE) or rounded to bfloat16; dividing by cos² + sin² takes that out again
+
+Shapes: `x` is (B, H, T, D); `cos` and `sin` are (B or 1, T, R) with R <= D.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Tables = tuple[Tensor, Tensor]  # cos, sin: (B or 1, T, R)
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    """Turn every pair by 90 degrees: (x1, x2) becomes (-x2, x1)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate `x` by the angles in the tables; computed and returned in the dtype of the tables."""
+    width = cos.shape[-1]
+    turned = x[..., :width].to(cos.dtype)
+    turned = turned * cos.unsqueeze(1) + rotate_half(turned) * sin.unsqueeze(1)
+    if width == x.shape[-1]:
+        return turned
+    return torch.cat((turned, x[..., width:].to(cos.dtype)), dim=-1)
+
+
+def inverse(tables: Tables) -> Tables:
+    """Float32 tables of the rotation that undoes `tables`, scaling and rounding included."""
+    cos, sin = tables[0].float(), tables[1].float()
+    norm = cos.square() + sin.square()
+    return cos / norm, -sin / norm
+
+
+def compose(first: Tables, second: Tables) -> Tables:
+    """Float32 tables of one rotation that does what `first` and then `second` do (angles add, scales multiply)."""
+    cos_a, sin_a = first[0].float(), first[1].float()
+    cos_b, sin_b = second[0].float(), second[1].float()
+    return cos_a * cos_b - sin_a * sin_b, sin_a * cos_b + cos_a * sin_b

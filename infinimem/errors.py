@@ -1,0 +1,123 @@
+"""Every error a user of infinimem can meet.
+
+One class a cause. The message is one line that says what is wrong and what to do next, so that the command line
+can print it as it is. Everything derives from `InfinimemError`.
+"""
+
+from __future__ import annotations
+
+
+class InfinimemError(Exception):
+    """Base class of all errors that infinimem raises on purpose."""
+
+
+# Settings and arguments
+
+
+class InvalidSetting(InfinimemError, ValueError):
+    """A setting or an argument has a value that cannot work."""
+
+
+class EmptyQuestion(InfinimemError, ValueError):
+    """The question or the search query has no words in it."""
+
+
+# Source documents
+
+
+class SourceError(InfinimemError):
+    """Base class: a source document cannot be read."""
+
+
+class SourceNotFound(SourceError, FileNotFoundError):
+    """No file, directory or glob match is at that path."""
+
+
+class SourceUnreadable(SourceError):
+    """The file is there, but the operating system does not let us read it."""
+
+
+class UnsupportedSource(SourceError):
+    """The file is binary or of a kind that no reader understands."""
+
+
+class EncryptedSource(SourceError):
+    """The document is protected by a password."""
+
+
+class DamagedSource(SourceError):
+    """The file says it is a PDF or an EPUB, but its structure is broken."""
+
+
+class NoTextInSource(SourceError):
+    """The document has pages, but no text layer (a scan, for instance)."""
+
+
+class EmptySource(SourceError):
+    """The file has no bytes, or nothing but white space."""
+
+
+# Base models
+
+
+class ModelError(InfinimemError):
+    """Base class: the language model cannot be loaded or used."""
+
+
+class DefaultModelMissing(ModelError):
+    """Neither the package that carries the embedded default model nor a network is there."""
+
+
+class ModelNotFound(ModelError):
+    """No model is at that path or under that hub id."""
+
+
+class NotACausalLM(ModelError):
+    """The model is there, but it does not continue text (an encoder, a vision model, ...)."""
+
+
+class NoRotaryEmbedding(ModelError):
+    """The model does not use rotary position embeddings, which the memory needs to un-rotate keys."""
+
+
+class ModelCacheDamaged(ModelError):
+    """The cached copy of the embedded model does not have the checksum it was written with."""
+
+
+# Memories and memory files
+
+
+class MemoryFileError(InfinimemError):
+    """Base class: a memory file cannot be read or written."""
+
+
+class MemoryFileNotFound(MemoryFileError, FileNotFoundError):
+    """No memory file is at that path."""
+
+
+class NotAMemoryFile(MemoryFileError):
+    """The file is not a safetensors file, or not one that infinimem wrote."""
+
+
+class DamagedMemoryFile(MemoryFileError):
+    """The file is truncated, or its bytes do not have the checksum in its header."""
+
+
+class UnsupportedVersion(MemoryFileError):
+    """The file was written by a format version that this infinimem does not know."""
+
+
+class ModelMismatch(MemoryFileError):
+    """The memory was written by another model, rule or setting than the one it is loaded with."""
+
+
+class TargetNotWritable(MemoryFileError):
+    """The memory file cannot be written there."""
+
+
+class NoPassages(InfinimemError):
+    """The memory was made without passages, so there is nothing to cite or search."""
+
+
+class MergeMismatch(InfinimemError):
+    """The memories were made by different models, rules or settings and cannot be merged."""

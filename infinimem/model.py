@@ -1,0 +1,289 @@
+"""`InfiniModel`: a pretrained causal language model that reads through a memory.
+
+- wraps a stock transformers model; `read` streams tokens into an `InfiniCache`, `generate` answers from one
+- while reading, the language-model head is not computed, and the local window never exceeds a segment
+- positions start at 0 in every segment and in every prompt: the memory knows no positions beyond them
+- models that begin every text with a special token (Gemma, Llama) get it at the start of each segment too, as the
+  place where attention rests; it is not written into the memory
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .attention import Attachment, InfiniCache, MemoryRule, make_rule
+from .errors import InvalidSetting
+from .pretrained import load_base
+
+if TYPE_CHECKING:
+    import os
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_RULE = "slots"
+DEFAULT_SEGMENT_LENGTH = 512
+# Share of the lowest layers that go without memory under `slots`: compressing them costs perplexity and gains nothing.
+LAYERS_WITHOUT_SLOTS = 0.25
+# Elements of each weight tensor that enter the fingerprint.
+SAMPLED_WEIGHTS = 4096
+
+
+class InfiniModel:
+    """A causal language model with a compressive memory in its attention layers.
+
+    model, tokenizer: from transformers; the model is changed in place (`close` undoes it). rule: a MemoryRule.
+    segment_length: tokens per segment. memory_layers: layer indices that get a memory; None lets the rule's default
+    decide: all layers for the gated rules, the upper three quarters for `slots`. name: what files call the model.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rule: MemoryRule,
+        *,
+        segment_length: int = DEFAULT_SEGMENT_LENGTH,
+        memory_layers: Collection[int] | None = None,
+        name: str = "custom",
+    ) -> None:
+        if segment_length < 1:
+            raise InvalidSetting(f"segment_length is {segment_length}, but a segment has at least one token")
+        self.attachment = Attachment(model, rule)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.rule = rule
+        self.segment_length = segment_length
+        self.num_layers = len(self.attachment.modules)
+        if memory_layers is None:
+            first = 0 if rule.gated else round(LAYERS_WITHOUT_SLOTS * self.num_layers)
+            memory_layers = range(first, self.num_layers)
+        self.memory_layers = sorted(set(memory_layers))
+        if not self.memory_layers or not 0 <= self.memory_layers[0] <= self.memory_layers[-1] < self.num_layers:
+            raise InvalidSetting(f"memory_layers must name layers from 0 to {self.num_layers - 1}")
+        self.name = name
+        self.prefix = _prefix_tokens(tokenizer)
+        self._identity: dict[str, Any] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        rule: str = DEFAULT_RULE,
+        rule_settings: dict[str, Any] | None = None,
+        segment_length: int = DEFAULT_SEGMENT_LENGTH,
+        memory_layers: Collection[int] | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> InfiniModel:
+        """Load a base model (None: the embedded default) and give it a memory.
+
+        device: None takes a CUDA GPU if there is one. Errors: those of `pretrained.load_base`, InvalidSetting.
+        """
+        chosen = make_rule(rule, **(rule_settings or {}))
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        base, tokenizer, name = load_base(model, device=device, dtype=dtype)
+        return cls(base, tokenizer, chosen, segment_length=segment_length, memory_layers=memory_layers, name=name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    def close(self) -> None:
+        """Give the wrapped model back as it was."""
+        self.attachment.detach()
+
+    def new_cache(self) -> InfiniCache:
+        """An empty memory."""
+        return InfiniCache(self.rule, self.num_layers, self.memory_layers)
+
+    # Reading
+
+    @torch.no_grad()
+    def read(self, tokens: Tensor, cache: InfiniCache, attention_mask: Tensor | None = None) -> None:
+        """Read tokens (B, T) into the memory, segment by segment; the last segment may be shorter.
+
+        attention_mask: (B, T), 0 for padding. A row's result does not depend on its padding or its neighbours when
+        its own segments start where they would alone: pad on the left of the last segment, or after the end.
+        """
+        for start in range(0, tokens.shape[1], self.segment_length):
+            part = slice(start, start + self.segment_length)
+            self.read_segment(tokens[:, part], cache, None if attention_mask is None else attention_mask[:, part])
+
+    def read_segment(
+        self, tokens: Tensor, cache: InfiniCache, attention_mask: Tensor | None = None, *, logits: bool = False
+    ) -> Tensor | None:
+        """Read one segment (B, T) and write it into the memory; with `logits`, also return them, (B, T, V).
+
+        Gradients flow if they are enabled.
+        """
+        batch, skip = tokens.shape[0], len(self.prefix)
+        tokens = tokens.to(self.device)
+        if skip:
+            head = torch.tensor(self.prefix, device=self.device).expand(batch, -1)
+            tokens = torch.cat((head, tokens), dim=1)
+        inputs: dict[str, Any] = {"input_ids": tokens}
+        mask = None
+        if attention_mask is not None and not bool(attention_mask.all()):
+            mask = attention_mask.to(self.device).bool()
+            full = torch.cat((mask.new_ones(batch, skip), mask), dim=1)
+            inputs |= {"attention_mask": full.long(), "position_ids": (full.long().cumsum(-1) - 1).clamp_min(0)}
+        cache.recording()
+        network = self.model if logits else self.model.get_decoder()
+        output = network(**inputs, past_key_values=cache, use_cache=True)
+        cache.end_segment(mask, skip=skip)
+        cache.recording(False)
+        return output.logits[:, skip:] if logits else None
+
+    # Generating
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        cache: InfiniCache | None = None,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop_at_eos: bool = True,
+    ) -> Iterator[list[int | None]]:
+        """Continue prompts (lists of token ids) with one memory in view, a step for all of them at a time.
+
+        Yields per step one token a prompt, None for prompts that have ended. The cache is cloned, never changed.
+        temperature 0 is greedy; otherwise nucleus sampling with `top_p`, repeatable with `seed`.
+        """
+        if not prompts or any(not prompt for prompt in prompts):
+            raise InvalidSetting("there is nothing to continue: a prompt has no tokens")
+        if temperature < 0 or not 0 < top_p <= 1:
+            raise InvalidSetting(f"temperature ({temperature}) must be >= 0 and top_p ({top_p}) in (0, 1]")
+        window = self.new_cache() if cache is None else cache.clone()
+        rows, longest = len(prompts), max(map(len, prompts))
+        if rows > 1 and window.seen is not None and window.seen.shape[0] == 1:
+            window.batch_repeat_interleave(rows)
+        pad = self.tokenizer.pad_token_id or 0
+        tokens = torch.full((rows, longest), pad, device=self.device)
+        mask = torch.zeros(rows, longest, dtype=torch.long, device=self.device)
+        for row, prompt in enumerate(prompts):
+            tokens[row, longest - len(prompt) :] = torch.tensor(prompt, device=self.device)
+            mask[row, longest - len(prompt) :] = 1
+        generator = None
+        if temperature > 0:
+            generator = torch.Generator(device=self.device)
+            generator.seed() if seed is None else generator.manual_seed(seed)
+        ends = self.end_tokens if stop_at_eos else frozenset()
+        running = [True] * rows
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)
+        for _ in range(max_new_tokens):
+            with torch.no_grad():
+                logits = self.model(
+                    input_ids=tokens,
+                    attention_mask=mask if rows > 1 else None,
+                    position_ids=positions,
+                    past_key_values=window,
+                    use_cache=True,
+                    logits_to_keep=1,
+                ).logits[:, -1]
+                chosen = _choose(logits.float(), temperature, top_p, generator)  # (B,)
+            step = chosen.tolist()
+            running = [going and token not in ends for going, token in zip(running, step, strict=True)]
+            yield [token if going else None for token, going in zip(step, running, strict=True)]
+            if not any(running):
+                return
+            tokens, positions = chosen[:, None], positions[:, -1:] + 1
+            mask = torch.cat((mask, mask.new_ones(rows, 1)), dim=1)
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ends: set[int] = set()
+        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        for value in (configured, self.tokenizer.eos_token_id):
+            if isinstance(value, (list, tuple)):
+                ends.update(value)
+            elif isinstance(value, int):
+                ends.add(value)
+        return frozenset(ends)
+
+    # Identity
+
+    def identity(self) -> dict[str, Any]:
+        """What a memory depends on: two models with equal identities can use each other's memory files.
+
+        The weights enter as a sample (up to 4,096 elements of every tensor), not byte for byte.
+        """
+        if self._identity is None:
+            self._identity = {
+                "config": _config_subset(self.model.config.get_text_config()),
+                "weights": _hash_weights(self.model),
+                "adapter": "none",
+                "tokenizer": _hash_tokenizer(self.tokenizer),
+                "chat_template": _digest(str(self.tokenizer.chat_template or "").encode()),
+                "rule": self.rule.name,
+                "rule_settings": self.rule.settings(),
+                "segment_length": self.segment_length,
+                "memory_layers": self.memory_layers,
+                "prefix": self.prefix,
+            }
+        return self._identity
+
+
+def _choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
+    """The next token of every row, (B,), from logits (B, V)."""
+    if generator is None:
+        return logits.argmax(dim=-1)
+    probabilities = torch.softmax(logits / temperature, dim=-1)
+    ordered, index = probabilities.sort(dim=-1, descending=True)
+    ordered[ordered.cumsum(dim=-1) - ordered >= top_p] = 0  # the most probable token always stays
+    picked = torch.multinomial(ordered, 1, generator=generator)
+    return index.gather(-1, picked).squeeze(-1)
+
+
+def _prefix_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that this tokenizer puts before every text."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    return list(full[: len(full) - len(plain)]) if full[len(full) - len(plain) :] == plain else []
+
+
+def _config_subset(config: Any) -> dict[str, Any]:
+    names = (
+        "model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+        "vocab_size rms_norm_eps rope_parameters sliding_window layer_types hidden_act tie_word_embeddings"
+    ).split()
+    return {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _hash_weights(model: PreTrainedModel) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if "memory_gate" in name:
+            continue
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // SAMPLED_WEIGHTS)].float().cpu()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return _digest(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    description = json.loads(backend.to_str())
+    # Padding and truncation are settings of a call, not of the vocabulary.
+    description.pop("padding", None)
+    description.pop("truncation", None)
+    return _digest(json.dumps(description, sort_keys=True).encode())

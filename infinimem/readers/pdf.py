@@ -1,0 +1,240 @@
+"""PDF: pages as prose, with pypdf.
+
+Only a window of pages is in memory: the neighbours of a page tell its header and footer from its text.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import unicodedata
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pypdf import PdfReader
+from pypdf.errors import DependencyError
+from pypdf.generic import Destination
+
+from infinimem.errors import DamagedSource, EncryptedSource
+
+from .hyphens import Words
+from .layout import Block, Line, LineCollector, blocks_of, without_running_lines
+from .prose import tidy
+
+_NEIGHBOURS = 3
+# pypdf keeps every object it has read, so a fresh reader now and then keeps memory flat.
+_PAGES_PER_READER = 64
+_LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
+_COMBINING = {
+    "¨": "\u0308", "´": "\u0301", "ˆ": "\u0302", "˜": "\u0303", "ˇ": "\u030c",
+    "˘": "\u0306", "˚": "\u030a", "˝": "\u030b",
+}  # fmt: skip
+_LOOSE_ACCENT = re.compile(f"([{''.join(_COMBINING)}])([A-Za-zı])")
+_BROKEN_AT_END = re.compile(r"[^\W\d_][-\u2010]\Z")
+# Fonts of mathematics map glyphs to control characters; as line ends they would tear the text.
+_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
+_LEADERS = re.compile(r"(?:\s?[.·]){5,}\s*")
+_silence = threading.Lock()
+_silencers = 0
+_spoke_before = True
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what pypdf logs and warns about from the user; the logger is as before afterwards."""
+    global _silencers, _spoke_before
+    logger = logging.getLogger("pypdf")
+    with _silence:
+        if _silencers == 0:
+            _spoke_before = logger.propagate
+            logger.propagate = False
+            logger.addHandler(_NOWHERE)
+        _silencers += 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        with _silence:
+            _silencers -= 1
+            if _silencers == 0:
+                logger.removeHandler(_NOWHERE)
+                logger.propagate = _spoke_before
+
+
+_NOWHERE = logging.NullHandler()
+
+
+def page_count(path: Path) -> int:
+    """Return the number of pages; raise where the file is damaged or needs a password."""
+    with path.open("rb") as file:
+        return _pages_in(_opened(file, path.name), path.name)
+
+
+def pdf_pages(path: Path) -> Iterator[tuple[int, str, str | None]]:
+    """Yield (number, text, title) for the pages that have text."""
+    words = Words()
+    with path.open("rb") as file:
+        titles = _titles(_opened(file, path.name))
+        waiting: tuple[int, str] | None = None
+        for number, lines, neighbours in _with_neighbours(_lines_by_page(file, path.name), words):
+            text = _prose(blocks_of(without_running_lines(number, lines, neighbours)), words)
+            if not text:
+                continue
+            if waiting is not None:
+                whole, text = _whole_word(waiting[1], text, words)
+                yield waiting[0], whole, _title_of(waiting[0], titles)
+            waiting = (number, text) if text else None
+        if waiting is not None:
+            yield waiting[0], waiting[1], _title_of(waiting[0], titles)
+
+
+def _with_neighbours(
+    pages: Iterable[tuple[int, list[Line]]], words: Words
+) -> Iterator[tuple[int, list[Line], list[tuple[int, list[Line]]]]]:
+    """Yield each page with the pages around it, and let `words` learn them before they are needed."""
+    before: deque[tuple[int, list[Line]]] = deque(maxlen=_NEIGHBOURS)
+    after: deque[tuple[int, list[Line]]] = deque()
+    for page in pages:
+        words.learn(line.text for line in page[1])
+        after.append(page)
+        if len(after) > _NEIGHBOURS:
+            number, lines = after.popleft()
+            yield number, lines, [*before, *after]
+            before.append((number, lines))
+    while after:
+        number, lines = after.popleft()
+        yield number, lines, [*before, *after]
+        before.append((number, lines))
+
+
+def _whole_word(text: str, following: str, words: Words) -> tuple[str, str]:
+    """Move the rest of a word that the end of a page breaks back to its beginning."""
+    if not _BROKEN_AT_END.search(text) or not following[0].islower():
+        return text, following
+    rest = following.split(None, 1)[0]
+    return words.join(text, rest), following[len(rest) :].lstrip()
+
+
+def _opened(file: BinaryIO, name: str) -> PdfReader:
+    with _quiet():
+        try:
+            file.seek(0)
+            reader = PdfReader(file)
+            locked = reader.is_encrypted and not reader.decrypt("")
+        except DependencyError as error:
+            raise EncryptedSource(
+                f"'{name}' is encrypted with AES; install the package 'cryptography' or save it without encryption"
+            ) from error
+        except OSError:
+            raise
+        except Exception as error:
+            # A broken file can make a parser fail in any way.
+            raise _damaged(name) from error
+    if locked:
+        raise EncryptedSource(f"'{name}' needs a password; save a copy without one (for example qpdf --decrypt)")
+    return reader
+
+
+def _damaged(name: str) -> DamagedSource:
+    return DamagedSource(f"'{name}' is a damaged PDF; get a fresh copy or repair it (for example qpdf or mutool clean)")
+
+
+def _pages_in(reader: PdfReader, name: str) -> int:
+    with _quiet():
+        try:
+            count = len(reader.pages)
+        except OSError:
+            raise
+        except Exception as error:
+            raise _damaged(name) from error
+    if count == 0:
+        raise _damaged(name)
+    return count
+
+
+def _lines_by_page(file: BinaryIO, name: str) -> Iterator[tuple[int, list[Line]]]:
+    reader = _opened(file, name)
+    for index in range(_pages_in(reader, name)):
+        if index and index % _PAGES_PER_READER == 0:
+            reader = _opened(file, name)
+        collector = LineCollector()
+        with _quiet():
+            try:
+                reader.pages[index].extract_text(visitor_text=collector.add)
+            except OSError:
+                raise
+            except Exception as error:
+                raise DamagedSource(
+                    f"page {index + 1} of '{name}' is damaged; repair the file (for example qpdf or mutool clean)"
+                ) from error
+        collector.end_line()
+        for line in collector.lines:
+            line.text = _letters(line.text)
+        yield index + 1, [line for line in collector.lines if line.text]
+
+
+def _letters(text: str) -> str:
+    """Expand ligatures and put accents on their letters, which some fonts print side by side."""
+    end = "\u00ad" if text.endswith("\u00ad") else ""
+    # A cedilla is printed after its letter, unlike the accents above.
+    text = re.sub("(?<=[cCsStT])¸", "\u0327", text)
+    text = _LOOSE_ACCENT.sub(_accented, text.translate(_CONTROLS).translate(_LIGATURES))
+    return tidy(_LEADERS.sub(" ..... ", text).replace("c©", "©")) + end
+
+
+def _accented(match: re.Match[str]) -> str:
+    letter = match.group(2).replace("ı", "i")
+    composed = unicodedata.normalize("NFC", letter + _COMBINING[match.group(1)])
+    return composed if len(composed) == 1 else match.group()
+
+
+def _prose(blocks: list[Block], words: Words) -> str:
+    return "\n\n".join(filter(None, (_paragraph(block, words) for block in blocks)))
+
+
+def _paragraph(block: Block, words: Words) -> str:
+    if block.kind == "code":
+        margin = min(line.x for line in block.lines)
+        # A letter of a typewriter font is three fifths as wide as it is high.
+        indents = (round((line.x - margin) / (0.6 * max(line.size, 1))) for line in block.lines)
+        text = "\n".join(" " * min(indent, 40) + line.text for indent, line in zip(indents, block.lines, strict=True))
+        return tidy(text, verbatim=True)
+    if block.kind == "row":
+        return tidy("\n".join(line.text for line in block.lines))
+    text = block.lines[0].text
+    for line in block.lines[1:]:
+        text = words.join(text, line.text)
+    return tidy(text)
+
+
+def _titles(reader: PdfReader) -> list[tuple[int, str]]:
+    """Return (page number, title) for the entries of the outline that lead to a page."""
+    found: list[tuple[int, str]] = []
+    with _quiet():
+        try:
+            waiting: list[Any] = list(reversed(reader.outline))
+            while waiting:
+                entry = waiting.pop()
+                if isinstance(entry, list):
+                    waiting.extend(reversed(entry))
+                elif isinstance(entry, Destination):
+                    index = reader.get_destination_page_number(entry)
+                    title = tidy(str(entry.title or "")).replace("\n", " ")
+                    if index is not None and index >= 0 and title:
+                        found.append((index + 1, title))
+        except OSError:
+            raise
+        except Exception:  # noqa: BLE001
+            # A parser can fail in any way on a broken outline, and without one the pages still read well.
+            return []
+    return sorted(found, key=lambda entry: entry[0])
+
+
+def _title_of(number: int, titles: list[tuple[int, str]]) -> str | None:
+    return next((title for page, title in reversed(titles) if page <= number), None)

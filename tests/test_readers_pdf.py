@@ -1,0 +1,339 @@
+"""PDF: pages as prose, and files that must be refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pypdf
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reportlab.lib.pagesizes import A4
+from reportlab.pdfgen.canvas import Canvas
+
+from infinimem.errors import DamagedSource, EncryptedSource, NoTextInSource
+from infinimem.readers import Page, open_source, read_pages
+from infinimem.readers.hyphens import Words
+from infinimem.readers.pdf import _letters
+
+LEFT = """Dynamic languages are more dif-
+ficult to compile than others, and
+the compilers need to emit code for
+every case that can happen at run-
+time. We present another way here
+that finds the hot loops of a pro-
+gram and compiles them.""".splitlines()
+RIGHT = """of the state-of-the-
+art in this field, where a program
+is read line by line. The method is
+cheap, and what it gains is worth
+the time that the compiler takes.""".splitlines()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "paper.pdf"
+
+
+def draw(path: Path, *pages: Callable[[Canvas], None]) -> Path:
+    canvas = Canvas(str(path), pagesize=A4)
+    for page in pages:
+        canvas.setFont("Times-Roman", 10)
+        page(canvas)
+        canvas.showPage()
+    canvas.save()
+    return path
+
+
+def column(canvas: Canvas, lines: list[str], x: float = 72, top: float = 700, leading: float = 12) -> None:
+    for number, line in enumerate(lines):
+        canvas.drawString(x + 10 * (len(line) - len(line.lstrip(">"))), top - leading * number, line.lstrip(">"))
+
+
+def pages_of(path: Path) -> list[Page]:
+    return list(read_pages(open_source(path)))
+
+
+def lines_page(*lines: str, **options: float) -> Callable[[Canvas], None]:
+    return lambda canvas: column(canvas, list(lines), **options)
+
+
+def text_of(path: Path, *lines: str) -> str:
+    return pages_of(draw(path, lines_page(*lines)))[0].text
+
+
+def test_two_columns_read_as_prose(path: Path) -> None:
+    def page(canvas: Canvas) -> None:
+        column(canvas, [*LEFT[:-1], "gram and compiles them by the rules"])
+        column(canvas, RIGHT, x=320)
+
+    assert pages_of(draw(path, page))[0].text == (
+        "Dynamic languages are more difficult to compile than others, and the compilers need to emit code for every "
+        "case that can happen at runtime. We present another way here that finds the hot loops of a program and "
+        "compiles them by the rules of the state-of-the-art in this field, where a program is read line by line. The "
+        "method is cheap, and what it gains is worth the time that the compiler takes."
+    )
+
+
+def test_an_indented_line_starts_a_paragraph(path: Path) -> None:
+    text = text_of(path, *LEFT[:-1], "gram.", ">" + "A second paragraph starts in", *RIGHT[1:])
+    first, second = text.split("\n\n")
+    assert first.endswith("hot loops of a program.")
+    assert second.startswith("A second paragraph starts in art in this field")
+
+
+def test_a_gap_starts_a_paragraph(path: Path) -> None:
+    def page(canvas: Canvas) -> None:
+        column(canvas, LEFT)
+        column(canvas, RIGHT, top=700 - 12 * len(LEFT) - 10)
+
+    assert pages_of(draw(path, page))[0].text.count("\n\n") == 1
+
+
+def test_a_heading_stands_alone(path: Path) -> None:
+    def page(canvas: Canvas) -> None:
+        canvas.setFont("Times-Bold", 14)
+        canvas.drawString(72, 720, "1 Introduction")
+        canvas.setFont("Times-Roman", 10)
+        column(canvas, LEFT)
+
+    assert pages_of(draw(path, page))[0].text.startswith("1 Introduction\n\nDynamic languages")
+
+
+def test_a_footnote_does_not_tear_a_sentence(path: Path) -> None:
+    def page(canvas: Canvas) -> None:
+        column(canvas, [*LEFT[:-1], "gram and compiles them by the rules"])
+        canvas.setFont("Times-Roman", 7)
+        column(canvas, ["Copies of this work may be made for free by anyone."], top=80)
+        canvas.setFont("Times-Roman", 10)
+        column(canvas, RIGHT, x=320)
+
+    body, note = pages_of(draw(path, page))[0].text.split("\n\n")
+    assert "by the rules of the state" in body
+    assert note.startswith("Copies of this work")
+
+
+def test_code_in_a_typewriter_font_keeps_its_lines_and_indents(path: Path) -> None:
+    def page(canvas: Canvas) -> None:
+        column(canvas, LEFT)
+        canvas.setFont("Courier", 10)
+        for number, (x, line) in enumerate([(72, "if (x) {"), (84, "return 1;"), (72, "}")]):
+            canvas.drawString(x, 600 - 12 * number, line)
+
+    assert pages_of(draw(path, page))[0].text.endswith("\n\nif (x) {\n  return 1;\n}")
+
+
+def test_a_typescript_reads_as_prose(path: Path) -> None:
+    def page(canvas: Canvas) -> None:
+        canvas.setFont("Courier", 10)
+        column(canvas, LEFT)
+
+    assert "\n" not in pages_of(draw(path, page))[0].text
+
+
+def test_rows_of_a_table_stay_on_their_lines(path: Path) -> None:
+    text = text_of(path, "Model A 36.4 7.6 15.3", "Model B 36.8 8.3 15.7", "Model C 38.6 7.2 15.6")
+    assert text == "Model A 36.4 7.6 15.3\nModel B 36.8 8.3 15.7\nModel C 38.6 7.2 15.6"
+
+
+def test_items_of_a_list_are_paragraphs(path: Path) -> None:
+    text = text_of(path, "1. The first item is so long that", ">it is wrapped.", "2. The second item is short.")
+    assert text == "1. The first item is so long that it is wrapped.\n\n2. The second item is short."
+
+
+def test_ligatures_soft_hyphens_and_controls_are_resolved() -> None:
+    # Called directly, since the standard fonts that a test can draw with have no such glyphs.
+    assert _letters("e\ufb03cient \ufb02ow\u00ader na¨ıve Franc¸ois \x0ex²") == "efficient flower naïve François x²"
+
+
+def numbered(number: int, *, odd: str = "A Short Title", even: str = "I. Author") -> Callable[[Canvas], None]:
+    def page(canvas: Canvas) -> None:
+        canvas.drawString(72, 800, f"{number} {odd if number % 2 else even}")
+        column(
+            canvas, [f"Story {chr(64 + number)} starts here and goes", *LEFT, f"And so ends story {chr(64 + number)}."]
+        )
+        canvas.drawString(290, 40, f"{number + 4}")
+
+    return page
+
+
+def test_running_headers_and_page_numbers_are_removed(path: Path) -> None:
+    draw(path, *(numbered(number) for number in range(1, 9)))
+    for page in pages_of(path):
+        assert page.text.startswith(f"Story {chr(64 + page.number)} starts here")
+        assert page.text.endswith(f"And so ends story {chr(64 + page.number)}.")
+
+
+def test_a_page_number_on_a_single_page_is_removed(path: Path) -> None:
+    def page(canvas: Canvas) -> None:
+        column(canvas, LEFT)
+        canvas.drawString(290, 40, "- 1 -")
+
+    assert pages_of(draw(path, page))[0].text.endswith("compiles them.")
+
+
+def test_numbers_in_the_text_are_not_taken_for_page_numbers(path: Path) -> None:
+    assert text_of(path, "The answer is", "42") == "The answer is 42"
+
+
+def test_a_word_broken_by_the_end_of_a_page_is_whole_on_the_first(path: Path) -> None:
+    first, second = pages_of(draw(path, lines_page(*LEFT[:-1]), lines_page("gram and compiles them.")))
+    assert first.text.endswith("hot loops of a program")
+    assert second.text == "and compiles them."
+
+
+def test_page_numbers_are_physical_and_pages_without_text_are_left_out(path: Path) -> None:
+    pages = pages_of(draw(path, lambda _: None, lines_page(*LEFT), lambda _: None, lines_page(*RIGHT)))
+    assert [page.number for page in pages] == [2, 4]
+
+
+def test_titles_come_from_the_outline(path: Path) -> None:
+    def entry(title: str, level: int) -> Callable[[Canvas], None]:
+        def page(canvas: Canvas) -> None:
+            canvas.bookmarkPage(title)
+            canvas.addOutlineEntry(title, title, level)
+            column(canvas, [f"Text of {title}."])
+
+        return page
+
+    plain = lines_page("Text without an entry.")
+    pages = pages_of(draw(path, plain, entry("Chapter", 0), entry("Section", 1), plain))
+    assert [page.title for page in pages] == [None, "Chapter", "Section", "Section"]
+
+
+def test_the_pages_are_counted_when_opened(path: Path) -> None:
+    assert open_source(draw(path, lines_page(*LEFT), lines_page(*RIGHT))).page_count == 2
+
+
+def test_pages_are_extracted_only_when_they_are_needed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(path, *(numbered(number) for number in range(1, 31)))
+    extracted = []
+    extract = pypdf.PageObject.extract_text
+
+    def counted(page: pypdf.PageObject, **options: object) -> str:
+        extracted.append(page)
+        return extract(page, **options)
+
+    monkeypatch.setattr(pypdf.PageObject, "extract_text", counted)
+    assert next(read_pages(open_source(path))).number == 1
+    assert len(extracted) < 10
+
+
+def test_many_pages_are_read_in_order(path: Path) -> None:
+    draw(path, *(lines_page(f"This is page {number}.") for number in range(1, 151)))
+    assert [page.text for page in pages_of(path)] == [f"This is page {number}." for number in range(1, 151)]
+
+
+def encrypted(path: Path, password: str) -> Path:
+    writer = pypdf.PdfWriter(clone_from=draw(path, lines_page(*LEFT)))
+    writer.encrypt(password, "owner", algorithm="RC4-128")
+    writer.write(path)
+    return path
+
+
+def test_a_pdf_with_a_password_is_refused_when_opened(path: Path) -> None:
+    with pytest.raises(EncryptedSource, match=r"'paper\.pdf' needs a password"):
+        open_source(encrypted(path, "secret"))
+
+
+def test_a_pdf_with_an_empty_password_is_read(path: Path) -> None:
+    assert pages_of(encrypted(path, ""))[0].text.startswith("Dynamic languages")
+
+
+def test_a_pdf_without_a_text_layer_says_to_run_ocr(path: Path) -> None:
+    def page(canvas: Canvas) -> None:
+        canvas.rect(100, 100, 200, 200, fill=1)
+
+    source = open_source(draw(path, page, page))
+    with pytest.raises(NoTextInSource, match=r"'paper\.pdf' has 2 pages but no text layer; run OCR on it first"):
+        list(read_pages(source))
+
+
+def test_a_damaged_pdf_is_refused_when_opened_and_nothing_is_printed(
+    path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    path.write_bytes(b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog\n")
+    with pytest.raises(DamagedSource, match=r"'paper\.pdf' is a damaged PDF"):
+        open_source(path)
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
+
+
+def test_a_pdf_with_a_broken_table_of_objects_is_read_silently(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = draw(path, lines_page(*LEFT)).read_bytes()
+    path.write_bytes(content[: content.rindex(b"startxref")] + b"startxref\n1\n%%EOF\n")
+    assert pages_of(path)[0].text.startswith("Dynamic languages")
+    assert not caplog.records
+
+
+def test_the_log_of_pypdf_is_as_before_afterwards(path: Path) -> None:
+    logger = logging.getLogger("pypdf")
+    before = (logger.propagate, logger.level, list(logger.handlers), list(logger.filters))
+    reader = read_pages(open_source(draw(path, lines_page(*LEFT), lines_page(*RIGHT))))
+    next(reader)
+    assert (logger.propagate, logger.level, list(logger.handlers), list(logger.filters)) == before
+
+
+def test_a_page_that_cannot_be_extracted_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(draw(path, lines_page(*LEFT)))
+
+    def fail(*_: object, **__: object) -> str:
+        raise KeyError("/Resources")
+
+    monkeypatch.setattr(pypdf.PageObject, "extract_text", fail)
+    with pytest.raises(DamagedSource, match=r"page 1 of 'paper\.pdf' is damaged"):
+        list(read_pages(source))
+
+
+def test_a_broken_outline_costs_only_the_titles(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(draw(path, lines_page(*LEFT)))
+
+    def fail(_: object) -> list[object]:
+        raise ValueError("cycle")
+
+    monkeypatch.setattr(pypdf.PdfReader, "outline", property(fail))
+    assert [page.title for page in read_pages(source)] == [None]
+
+
+@settings(max_examples=25, deadline=None)
+@given(words=st.lists(st.text(alphabet="abcdefghij", min_size=2, max_size=9), min_size=1, max_size=120))
+def test_the_words_of_a_page_come_out_in_order(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    lines = [" ".join(words[start : start + 8]) for start in range(0, len(words), 8)]
+    path = draw(tmp_path_factory.mktemp("pdf") / "a.pdf", lines_page(*lines))
+    assert pages_of(path)[0].text.split() == words
+
+
+@pytest.mark.parametrize(
+    ("known", "left", "right", "joined"),
+    [
+        ("", "the exam-", "ple", "the example"),
+        ("a run-time error", "at run-", "time", "at run-time"),
+        ("the runtime", "at run-", "time", "at runtime"),
+        ("", "state-of-the-", "art", "state-of-the-art"),
+        ("", "Mittel-", "Europa", "Mittel-Europa"),
+        ("TraceMonkey", "Trace-", "Monkey", "TraceMonkey"),
+        ("", "self-", "evident", "self-evident"),
+        ("", "1990-", "1995", "1990-1995"),
+        ("", "Ein-", "und Ausgabe", "Ein- und Ausgabe"),
+        ("", "soft\u00ad", "ware", "software"),
+        ("", "no hyphen", "here", "no hyphen here"),
+        ("trace tree, trace tree, type type", "trace-", "type", "trace-type"),
+    ],
+)
+def test_hyphens_at_line_ends(known: str, left: str, right: str, joined: str) -> None:
+    words = Words()
+    words.learn([known])
+    assert words.join(left, right) == joined
+
+
+def test_words_broken_at_line_ends_are_not_learned() -> None:
+    words = Words()
+    words.learn(["an exam-", "ple of it"])
+    assert words.join("exam-", "ple") == "example"
+
+
+def test_a_pdf_is_known_behind_junk_in_front_of_it(path: Path) -> None:
+    path.write_bytes(b"\n" * 500 + draw(path, lines_page(*RIGHT)).read_bytes())
+    assert open_source(path).kind == "pdf"
