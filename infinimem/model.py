@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+import threading
+import weakref
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .attention import Attachment, InfiniCache, MemoryRule, make_rule
-from .errors import InvalidSetting
-from .pretrained import load_base
+from .attention import Attachment, InfiniCache, MemoryRule, State, make_rule
+from .errors import DamagedMemoryFile, InvalidSetting
+from .pretrained import DEFAULT_MODEL, load_base
+from .tokens import TextEncoder
 
 if TYPE_CHECKING:
     import os
 
+    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_RULE = "slots"
@@ -68,6 +72,7 @@ class InfiniModel:
             raise InvalidSetting(f"memory_layers must name layers from 0 to {self.num_layers - 1}")
         self.name = name
         self.prefix = _prefix_tokens(tokenizer)
+        self.encoder = TextEncoder(tokenizer)
         self._identity: dict[str, Any] | None = None
 
     @classmethod
@@ -105,7 +110,35 @@ class InfiniModel:
         """An empty memory."""
         return InfiniCache(self.rule, self.num_layers, self.memory_layers)
 
+    def cache_from(self, states: Mapping[int, Mapping[str, np.ndarray]], seen: int) -> InfiniCache:
+        """A memory from the state tensors of a file, (G, ...) each, into which `seen` tokens went.
+
+        Raises DamagedMemoryFile where layers, names or shapes are not those that this model and rule write.
+        """
+        cache = self.new_cache()
+        if not states and seen == 0:
+            return cache
+        if sorted(states) != self.memory_layers or seen < 1:
+            raise DamagedMemoryFile(f"the memory file has states for layers {sorted(states)}, not {self.memory_layers}")
+        config = self.model.config.get_text_config()
+        width = self.attachment.modules[0].head_dim
+        expected = self.rule.shapes(width, width)
+        loaded: dict[int, State] = {}
+        for index, state in states.items():
+            for name in {*state, *expected}:
+                shape = (config.num_key_value_heads, *expected.get(name, ()))
+                found = state[name].shape if name in state else ()
+                if len(found) != len(shape) or any(a != b for a, b in zip(found, shape, strict=True) if b is not None):
+                    raise DamagedMemoryFile(f"layers.{index}.{name} has the shape {found}, but the model needs {shape}")
+            loaded[index] = {name: torch.from_numpy(t.copy())[None].to(self.device) for name, t in state.items()}
+        cache.set_states(loaded, torch.tensor([seen], device=self.device))
+        return cache
+
     # Reading
+
+    def read_tokens(self, tokens: Sequence[int], cache: InfiniCache) -> None:
+        """`read` for one row of token ids."""
+        self.read(torch.tensor([list(tokens)]), cache)
 
     @torch.no_grad()
     def read(self, tokens: Tensor, cache: InfiniCache, attention_mask: Tensor | None = None) -> None:
@@ -142,6 +175,19 @@ class InfiniModel:
         cache.end_segment(mask, skip=skip)
         cache.recording(False)
         return output.logits[:, skip:] if logits else None
+
+    def merge_caches(self, caches: Sequence[InfiniCache]) -> InfiniCache:
+        """One memory of several, by the rule's `merge`; empty ones add nothing."""
+        merged: dict[int, State] = {}
+        seen: Tensor | None = None
+        for cache in caches:
+            for index, state in cache.states().items():
+                merged[index] = self.rule.merge(merged[index], state) if index in merged else state
+            if cache.seen is not None:
+                seen = cache.seen if seen is None else seen + cache.seen
+        result = self.new_cache()
+        result.set_states(merged, seen)
+        return result
 
     # Generating
 
@@ -202,6 +248,11 @@ class InfiniModel:
             mask = torch.cat((mask, mask.new_ones(rows, 1)), dim=1)
 
     @property
+    def context_length(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    @property
     def end_tokens(self) -> frozenset[int]:
         """Tokens that end an answer."""
         ends: set[int] = set()
@@ -236,6 +287,41 @@ class InfiniModel:
         return self._identity
 
 
+_shared: weakref.WeakValueDictionary[str, InfiniModel] = weakref.WeakValueDictionary()
+_shared_lock = threading.Lock()
+
+
+def shared_model(
+    name: str | os.PathLike[str] | None,
+    *,
+    rule: str,
+    rule_settings: dict[str, Any] | None,
+    segment_length: int,
+    memory_layers: Sequence[int] | None = None,
+    device: str | None = None,
+) -> InfiniModel:
+    """`InfiniModel.from_pretrained`, loaded once per process for equal arguments, as long as anything uses it."""
+    settings = make_rule(rule, **(rule_settings or {})).settings()
+    # A missing list stands for the default layers, which the model alone knows.
+    asked = [str(name or DEFAULT_MODEL), rule, settings, segment_length, memory_layers and list(memory_layers), device]
+    key = json.dumps(asked, sort_keys=True)
+    with _shared_lock:
+        model = _shared.get(key)
+        if model is None:
+            model = InfiniModel.from_pretrained(
+                name,
+                rule=rule,
+                rule_settings=settings,
+                segment_length=segment_length,
+                memory_layers=memory_layers,
+                device=device,
+            )
+            _shared[key] = model
+            asked[4] = model.memory_layers
+            _shared[json.dumps(asked, sort_keys=True)] = model
+        return model
+
+
 def _choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
     """The next token of every row, (B,), from logits (B, V)."""
     if generator is None:
@@ -255,10 +341,22 @@ def _prefix_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _config_subset(config: Any) -> dict[str, Any]:
-    names = (
-        "model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-        "vocab_size rms_norm_eps rope_parameters sliding_window layer_types hidden_act tie_word_embeddings"
-    ).split()
+    names = [
+        "model_type",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+        "rms_norm_eps",
+        "rope_parameters",
+        "sliding_window",
+        "layer_types",
+        "hidden_act",
+        "tie_word_embeddings",
+    ]
     return {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
 
 

@@ -20,7 +20,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import DefaultModelMissing, ModelCacheDamaged, ModelNotFound, NoRotaryEmbedding, NotACausalLM
 
@@ -94,7 +94,7 @@ def _dequantize(gguf: Path, target: Path) -> None:
             if hasattr(config, "quantization_config"):
                 del config.quantization_config
             config.dtype = torch.bfloat16
-            model = type(loaded)(config).to(torch.bfloat16)
+            model = type(loaded)(config).bfloat16()
             model.load_state_dict(loaded.state_dict())
             model.save_pretrained(building)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -176,7 +176,7 @@ def _load(
             raise ModelNotFound(_not_found(where, local, error)) from error
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise NotACausalLM(
-                f"'{where}' is a {config.model_type} model, which does not continue text; choose a causal language model"
+                f"'{where}' is a {config.model_type} model, which does not continue text; choose a causal LM"
             )
         _refuse_without_rotary(where, config)
         try:
@@ -186,7 +186,7 @@ def _load(
             )
         except (OSError, ValueError) as error:
             raise ModelNotFound(_not_found(where, local, error)) from error
-    return model.to(device).eval(), tokenizer
+    return cast("PreTrainedModel", cast("Any", model).to(device).eval()), tokenizer
 
 
 def _refuse_without_rotary(where: str, config: Any) -> None:

@@ -20,11 +20,13 @@ def make_rule(name: str, **settings: Any) -> MemoryRule:
     """
     if name not in RULES:
         raise InvalidSetting(f"there is no memory rule {name!r}; choose one of {', '.join(RULES)}")
+    known = RULES[name]().settings()
+    if not set(settings) <= set(known):
+        raise InvalidSetting(f"rule {name!r} takes the settings {', '.join(known)}, not {', '.join(settings)}")
     try:
         return RULES[name](**settings)
-    except TypeError:
-        known = ", ".join(RULES[name]().settings())
-        raise InvalidSetting(f"rule {name!r} takes the settings {known}, not {', '.join(settings)}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidSetting(f"rule {name!r} cannot work with {settings}: {error}") from error
 
 
 __all__ = [

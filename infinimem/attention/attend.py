@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..errors import NoRotaryEmbedding
+from ..errors import InvalidSetting, NoRotaryEmbedding
 from .cache import InfiniCache, InfiniLayer
 from .local import attention_with_mass
 from .rotary import Tables, compose, inverse, rotate
@@ -33,7 +33,7 @@ _active = threading.local()
 class _Forward:
     """What one attention module's forward works with."""
 
-    __slots__ = ("layer", "tables", "far")
+    __slots__ = ("far", "layer", "tables")
 
     def __init__(self, layer: InfiniLayer, tables: Tables | None, far: Tables | None) -> None:
         self.layer = layer
@@ -54,7 +54,7 @@ class MemoryGate(nn.Module):
 
 
 def attend(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -120,7 +120,7 @@ def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
     return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, float("-inf"))
 
 
-def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
+def attention_modules(model: PreTrainedModel) -> list[Any]:
     """The self-attention modules of a decoder, in layer order.
 
     Raises NoRotaryEmbedding where the model has none that this package can work with.
@@ -146,7 +146,7 @@ class Attachment:
         self.modules = attention_modules(model)
         self._base = model.config._attn_implementation
         if self._base.startswith("infinimem_"):
-            raise TypeError("the model has an infinimem attention already; detach it first")
+            raise InvalidSetting("this model has an infinimem attention already; close the InfiniModel around it first")
         self._handles: list[Any] = []
         self._far: dict[int, Tables] = {}
         _check_layout(self.modules[0])
@@ -155,7 +155,7 @@ class Attachment:
     def _switch_on(self) -> None:
         rule, model = self.rule, self.model
         name = f"infinimem_{self._base}"
-        own = getattr(sys.modules[type(self.modules[0]).__module__], "eager_attention_forward", None)
+        own = sys.modules[type(self.modules[0]).__module__].eager_attention_forward
         base = ALL_ATTENTION_FUNCTIONS.get_interface(self._base, own)
         AttentionInterface.register(name, partial(attend, base=base))
         AttentionMaskInterface.register(name, AttentionMaskInterface()[self._base])
@@ -169,15 +169,15 @@ class Attachment:
             self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
             self._handles.append(module.register_forward_hook(_leave, always_call=True))
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         _active.forward = None
         cache = kwargs.get("past_key_values")
         if isinstance(cache, InfiniCache):
             index = module.layer_idx
             tables = kwargs.get("position_embeddings") if rotates(module) else None
-            _active.forward = _Forward(cache.layers[index], tables, self._far_tables(module))  # type: ignore[arg-type]
+            _active.forward = _Forward(cache.layers[index], tables, self._far_tables(module))
 
-    def _far_tables(self, module: nn.Module) -> Tables | None:
+    def _far_tables(self, module: Any) -> Tables | None:
         """Tables of the rotation by the virtual distance, scaled as keys at position 0 would be too."""
         distance = self.rule.distance
         if distance is None or not rotates(module):
@@ -220,15 +220,15 @@ def _leave(module: nn.Module, args: Any, output: Any) -> None:
     _active.forward = None
 
 
-def _check_layout(module: nn.Module) -> None:
+def _check_layout(module: Any) -> None:
     """Try our un-rotation on the model's own rotation; refuse a layout that it does not undo."""
     own = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
     if own is None:
         raise NoRotaryEmbedding(f"{type(module).__name__} has no rotary position embedding that can be undone")
     width = module.head_dim
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 1, 2, width, generator=generator)  # type: ignore[call-overload]
-    angle = torch.rand(1, 2, width // 2, generator=generator)  # type: ignore[operator]
+    x = torch.randn(1, 1, 2, width, generator=generator)
+    angle = torch.rand(1, 2, width // 2, generator=generator)
     cos, sin = torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
     turned = own(x, x, cos, sin)[0]
     if not torch.allclose(rotate(turned, *inverse((cos, sin))), x, atol=1e-5):

@@ -10,13 +10,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ..errors import InvalidSetting
-from .rotary import Tables
 from .rules import MemoryRule, State
 
 
@@ -24,9 +24,11 @@ class InfiniLayer(DynamicLayer):
     """Window and memory of one attention layer; `remembers` is False for layers that have a window alone."""
 
     is_croppable = False
+    keys: Any  # (B, G, S, D); None while the window is empty
+    values: Any  # (B, G, S, Dv)
 
     def __init__(self, rule: MemoryRule, remembers: bool = True) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rule = rule
         self.remembers = remembers
         self.recording = False
@@ -35,7 +37,9 @@ class InfiniLayer(DynamicLayer):
         self.content_keys: list[Tensor] = []  # position-free keys of the window, (B, G, T, D) each
         self._prepared: tuple[torch.dtype, State] | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Append to the window; returns the whole window's keys and values, (B, G, S, D)."""
         if self.get_seq_length() == 0:
             self.dtype, self.device = key_states.dtype, key_states.device
@@ -107,6 +111,8 @@ class InfiniCache(Cache):
     rule: how the memory is written and read. num_layers: layers of the model. memory_layers: indices of the layers
     that have a memory; all of them by default.
     """
+
+    layers: list[InfiniLayer]  # type: ignore[assignment]
 
     def __init__(self, rule: MemoryRule, num_layers: int, memory_layers: Collection[int] | None = None) -> None:
         chosen = range(num_layers) if memory_layers is None else memory_layers

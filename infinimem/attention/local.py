@@ -23,12 +23,14 @@ def attention_with_mass(
     and a mass of -inf.
     """
     if _fused(queries, keys, values, softcap):
+        spread = None if bias is None else bias.expand(*queries.shape[:-1], keys.shape[2])
         out, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            queries, keys, values, 0.0, causal, attn_mask=bias, scale=scaling
+            queries, keys, values, 0.0, causal, attn_mask=spread, scale=scaling
         )
         if bias is None:
             return out, mass
-        blind = mass.isneginf() | mass.isnan()
+        # The kernel returns a mass of 0 for a query that sees no key.
+        blind = bias.isneginf().all(dim=-1)
         return out.masked_fill(blind.unsqueeze(-1), 0), mass.masked_fill(blind, float("-inf"))
     logits = (queries @ keys.mT).float() * scaling  # (B, H, T, S)
     if softcap is not None:

@@ -16,12 +16,15 @@ What the paper leaves open, and our choice:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..errors import InvalidSetting
 
 State = dict[str, Tensor]
 
@@ -102,6 +105,8 @@ class LinearRule(MemoryRule):
 
     def __init__(self, gate: float = -4.0) -> None:
         self.gate = float(gate)
+        if math.isnan(self.gate):
+            raise InvalidSetting("the initial gate is not a number; give beta, for example -4 for 1.8 % of memory")
 
     def settings(self) -> dict[str, Any]:
         return {"gate": self.gate}

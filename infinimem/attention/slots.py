@@ -5,18 +5,20 @@
   tokens stood at the centroid
 - queries are turned by one fixed virtual distance, so all of the past seems to lay that far back; the pretrained
   heads find it without any training
-- a write joins the cheapest pairs by Ward's criterion until the slots fit again: in rounds, even places against odd
-  places, each even slot offers itself to its cheapest odd partner, and the cheapest offers are taken. Deterministic,
-  and equal for a row alone and a row in a batch
+- a write joins the cheapest pairs by Ward's criterion until the slots fit again: in a fixed random order, even places
+  against odd places, each even slot offers itself to its cheapest odd partner, and the cheapest offers are taken, in
+  rounds. Deterministic, and equal for a row alone and a row in a batch
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import InvalidSetting
 from .local import attention_with_mass
 from .rules import MemoryRule, Reading, State
 
@@ -42,6 +44,10 @@ class SlotsRule(MemoryRule):
         self.slots = int(slots)
         self.distance = int(distance)
         self.balance = float(balance)
+        if self.slots < 2 or self.distance < 0 or not 0 <= self.balance < float("inf"):
+            raise InvalidSetting(
+                f"slots ({slots}) must be at least 2, distance ({distance}) and balance ({balance}) at least 0"
+            )
 
     def settings(self) -> dict[str, Any]:
         return {"slots": self.slots, "distance": self.distance, "balance": self.balance}
@@ -86,10 +92,9 @@ class SlotsRule(MemoryRule):
 
     def read(self, state: State, queries: Tensor, scaling: float, softcap: float | None = None) -> Reading:
         batch, heads, tokens, width = queries.shape
-        groups, size = state["keys"].shape[1:3]
+        groups = state["keys"].shape[1]
         grouped = queries.reshape(batch, groups, -1, width)  # (B, G, H/G*T, D)
-        bias = state["bias"].expand(-1, -1, grouped.shape[2], size)
-        values, mass = attention_with_mass(grouped, state["keys"], state["values"], bias, scaling, softcap)
+        values, mass = attention_with_mass(grouped, state["keys"], state["values"], state["bias"], scaling, softcap)
         return Reading(values.reshape(batch, heads, tokens, -1), mass.reshape(batch, heads, tokens))
 
     def _reduce(self, state: State) -> State:
@@ -134,6 +139,9 @@ def ward_merge(
     keys: Tensor, values: Tensor, counts: Tensor, capacity: int, balance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Merge (P, N, D) keys, (P, N, Dv) values and (P, N) counts down to `capacity` slots per row P."""
+    if keys.shape[1] > capacity:
+        order = shuffled(keys.shape[1]).to(keys.device)
+        keys, values, counts = keys[:, order], values[:, order], counts[:, order]
     key_scale = spread(keys).rsqrt()
     value_scale = balance * spread(values).rsqrt()
     while (size := keys.shape[1]) > capacity:
@@ -142,24 +150,36 @@ def ward_merge(
         # Half of the offers a round: the other half may find a better partner once these are merged.
         taken = min(size - capacity, max(1, cost.shape[1] // 2))
         order = cost.argsort(dim=-1, stable=True)
-        giving = order[:, :taken]
-        staying = order[:, taken:].sort(dim=-1).values
-        onto = partner.gather(1, giving)
-        given, total = counts[:, 0::2].gather(1, giving), counts[:, 1::2]
-        sums = total.scatter_add(1, onto, given)
-        touched = torch.zeros_like(total, dtype=torch.bool).scatter_(1, onto, True)
-
-        def pool(x: Tensor) -> Tensor:
-            index = onto.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-            gifts = take(x[:, 0::2], giving) * given.unsqueeze(-1)
-            mean = (x[:, 1::2] * total.unsqueeze(-1)).scatter_add(1, index, gifts) / sums.unsqueeze(-1).clamp_min(1e-12)
-            # Slots that received nothing stay equal to the last bit, however many rounds pass.
-            received = torch.where(touched.unsqueeze(-1), mean, x[:, 1::2])
-            return torch.cat((take(x[:, 0::2], staying), received), dim=1)
-
-        keys, values = pool(keys), pool(values)
-        counts = torch.cat((counts[:, 0::2].gather(1, staying), sums), dim=1)
+        giving, staying = order[:, :taken], order[:, taken:].sort(dim=-1).values
+        merge = _Merge(giving, staying, partner.gather(1, giving), counts)
+        keys, values, counts = merge.pool(keys), merge.pool(values), merge.counts
     return keys, values, counts
+
+
+@lru_cache(maxsize=64)
+def shuffled(size: int) -> Tensor:
+    """A fixed random order of `size` places: neighbours in the text must not always meet as even and odd."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(size))
+
+
+class _Merge:
+    """One round: even places `giving` (P, R) are averaged, by count, into odd places `onto`; `staying` ones stay."""
+
+    def __init__(self, giving: Tensor, staying: Tensor, onto: Tensor, counts: Tensor) -> None:
+        self.giving, self.staying, self.onto = giving, staying, onto
+        self.given, self.before = counts[:, 0::2].gather(1, giving), counts[:, 1::2]
+        self.after = self.before.scatter_add(1, onto, self.given)
+        self.touched = torch.zeros_like(self.after, dtype=torch.bool).scatter_(1, onto, True).unsqueeze(-1)
+        self.counts = torch.cat((counts[:, 0::2].gather(1, staying), self.after), dim=1)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """x (P, N, D) after this round, (P, N - R, D)."""
+        gifts = take(x[:, 0::2], self.giving) * self.given.unsqueeze(-1)
+        index = self.onto.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+        sums = (x[:, 1::2] * self.before.unsqueeze(-1)).scatter_add(1, index, gifts)
+        mean = sums / self.after.unsqueeze(-1).clamp_min(1e-12)
+        # Slots that received nothing stay equal to the last bit, however many rounds pass.
+        return torch.cat((take(x[:, 0::2], self.staying), torch.where(self.touched, mean, x[:, 1::2])), dim=1)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

@@ -230,7 +230,7 @@ def _titles(reader: PdfReader) -> list[tuple[int, str]]:
                         found.append((index + 1, title))
         except OSError:
             raise
-        except Exception:  # noqa: BLE001
+        except Exception:
             # A parser can fail in any way on a broken outline, and without one the pages still read well.
             return []
     return sorted(found, key=lambda entry: entry[0])

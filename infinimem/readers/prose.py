@@ -72,7 +72,7 @@ def cut_head(text: str, limit: int, keep: int) -> tuple[list[str], str]:
     pieces: list[str] = []
     start = 0
     while len(text) - start > keep:
-        end = start + _border(text[start : start + limit + 1], limit)
+        end = start + border(text[start : start + limit + 1], limit)
         piece = text[start:end].strip()
         if piece:
             pieces.append(piece)
@@ -80,7 +80,8 @@ def cut_head(text: str, limit: int, keep: int) -> tuple[list[str], str]:
     return pieces, text[start:]
 
 
-def _border(window: str, limit: int) -> int:
+def border(window: str, limit: int) -> int:
+    """The best place to cut `window` in its upper half up to `limit`: after a paragraph, line, sentence or word."""
     half = limit // 2
     for mark in ("\n\n", "\n"):
         found = window.rfind(mark, half, limit)

@@ -1,0 +1,479 @@
+"""`DocumentMemory`: documents in, one small file, answers out.
+
+    memory = DocumentMemory.ingest("book.pdf")
+    memory.save("book.safetensors")
+    memory = DocumentMemory.load("book.safetensors")
+    answer = memory.ask("Who is Ishmael?")
+    print(answer.text, [p.page for p in answer.passages])
+
+A memory file is opened without its model; the model is loaded when something has to be read or answered.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .answer import Answer
+from .errors import EmptyQuestion, EmptySource, InvalidSetting, MergeMismatch, ModelMismatch, NoPassages
+from .memory_file import MemoryFile, differences, read_memory_file
+from .passages import Passage
+from .readers import find_sources, open_source
+from .reading import (
+    ProgressCallback,
+    Reading,
+    Record,
+    SourceRecord,
+    as_unicode,
+    begin_source,
+    feed,
+    pieces,
+    read_source,
+)
+from .recall import LexicalRanker, Ranker, central_passages
+
+if TYPE_CHECKING:
+    from .attention import InfiniCache
+    from .model import InfiniModel
+    from .prompts import History, Message
+
+MODES = ("recall", "memory")
+PathLike = str | os.PathLike[str]
+
+
+class DocumentMemory:
+    """What a model remembers of one or several documents.
+
+    Make one with `ingest`, `from_text`, `load` or `merge`. Asking never changes it; appending does, and a failed
+    append leaves it as it was.
+    """
+
+    def __init__(self, record: Record, *, reading: Reading | None = None, file: MemoryFile | None = None) -> None:
+        self._record = record
+        self._reading = reading
+        self._file = file
+        self._device: str | None = None
+        self._ranker: tuple[Sequence[Passage], Ranker] | None = None
+        self._lock = threading.RLock()
+
+    # Making
+
+    @classmethod
+    def ingest(
+        cls,
+        sources: PathLike | Iterable[PathLike],
+        *,
+        model: str | os.PathLike[str] | InfiniModel | None = None,
+        rule: str | None = None,
+        rule_settings: dict[str, Any] | None = None,
+        segment_length: int | None = None,
+        passages: bool = True,
+        progress: bool | ProgressCallback = False,
+        device: str | None = None,
+    ) -> DocumentMemory:
+        """Read files (PDF, EPUB, HTML, Markdown, text), directories or glob patterns, once.
+
+        model: None for the embedded default, a directory, a hub id, or an InfiniModel. rule: "slots" (default),
+        "linear" or "delta"; rule_settings as the rule's constructor takes them. segment_length: tokens per segment,
+        512 by default. passages: also keep the text, for citations and `mode="recall"`. progress: True for a bar on
+        standard error, or a function that takes a `Progress`.
+
+        Raises the SourceError, ModelError or InvalidSetting that names the cause.
+        """
+        opened = [open_source(path) for path in find_sources(_paths(sources))]
+        memory = cls._empty(model, rule, rule_settings, segment_length, passages, device)
+        memory._read(opened, progress)
+        return memory
+
+    @classmethod
+    def from_text(
+        cls,
+        text: str,
+        *,
+        name: str = "text",
+        model: str | os.PathLike[str] | InfiniModel | None = None,
+        rule: str | None = None,
+        rule_settings: dict[str, Any] | None = None,
+        segment_length: int | None = None,
+        passages: bool = True,
+        device: str | None = None,
+    ) -> DocumentMemory:
+        """Read a string; it is cited as page 1 of `name`. Settings as for `ingest`."""
+        memory = cls._empty(model, rule, rule_settings, segment_length, passages, device)
+        memory.append_text(text, name=name)
+        return memory
+
+    @classmethod
+    def _empty(
+        cls,
+        model: str | os.PathLike[str] | InfiniModel | None,
+        rule: str | None,
+        rule_settings: dict[str, Any] | None,
+        segment_length: int | None,
+        passages: bool,
+        device: str | None,
+    ) -> DocumentMemory:
+        from .model import DEFAULT_RULE, DEFAULT_SEGMENT_LENGTH, InfiniModel, shared_model
+
+        if isinstance(model, InfiniModel):
+            if (rule, rule_settings, segment_length, device) != (None, None, None, None):
+                raise InvalidSetting("an InfiniModel has its rule, segment length and device already; leave them out")
+            chosen = model
+        else:
+            chosen = shared_model(
+                model,
+                rule=rule or DEFAULT_RULE,
+                rule_settings=rule_settings,
+                segment_length=DEFAULT_SEGMENT_LENGTH if segment_length is None else segment_length,
+                device=device,
+            )
+        return cls(Record(keep_passages=passages), reading=Reading.empty(chosen))
+
+    def append(self, sources: PathLike | Iterable[PathLike], *, progress: bool | ProgressCallback = False) -> None:
+        """Read more documents into this memory; equal to having read all of them in one go."""
+        self._read([open_source(path) for path in find_sources(_paths(sources))], progress)
+
+    def append_text(self, text: str, *, name: str = "text") -> None:
+        """Read a string into this memory. With the name of the last source, if that was a string too, it goes on
+        where that one stopped, so any split of a text gives the same memory."""
+        text = as_unicode(text)
+        if not text.strip() and not self._record.sources:
+            raise EmptySource("the text is empty; there is nothing to remember")
+        with self._lock:
+            record, reading = self._record.copy(), self._open().copy()
+            last = record.sources[-1] if record.sources else None
+            if last is None or last.kind != "string" or last.name != name:
+                begin_source(reading, record, SourceRecord(name, "string", pages=1))
+            for piece in pieces(text):
+                feed(reading, record, piece)
+            self._record, self._reading = record, reading
+
+    def _read(self, opened: Sequence[Any], progress: bool | ProgressCallback) -> None:
+        from .progress import reading_progress
+
+        with self._lock, reading_progress(progress) as on_progress:
+            record, reading = self._record.copy(), self._open().copy()
+            for source in opened:
+                read_source(reading, record, source, on_progress)
+            self._record, self._reading = record, reading
+
+    @classmethod
+    def merge(cls, memories: Iterable[DocumentMemory]) -> DocumentMemory:
+        """One memory of several, made by equal models and settings.
+
+        `linear`: states are added, exactly. `delta`: added too, an approximation (what both store under similar keys
+        counts twice). `slots`: pooled and merged to capacity, an approximation of the same kind as reading. In all
+        cases the documents did not see each other while they were read. Raises MergeMismatch.
+        """
+        chosen = list(memories)
+        if not chosen:
+            raise InvalidSetting("there are no memories to merge")
+        first = chosen[0]
+        for other in chosen[1:]:
+            different = differences(first.identity, other.identity)
+            if different:
+                raise MergeMismatch(
+                    f"memories of different models or settings cannot be merged: {'; '.join(different)}"
+                )
+            if first._record.keep_passages != other._record.keep_passages:
+                raise MergeMismatch("one memory has passages and another has none; read them with the same setting")
+        model = first.model
+        cache = model.merge_caches([memory._open().complete() for memory in chosen])
+        record = Record(first._record.keep_passages)
+        for memory in chosen:
+            record.sources += memory._record.copy().sources
+            record.closed += memory._record.passages
+        return cls(record, reading=Reading(model, cache))
+
+    # Files
+
+    def save(self, path: PathLike) -> int:
+        """Write the memory file, atomically; returns its size in bytes. Raises TargetNotWritable."""
+        return self._to_file().write(path)
+
+    @classmethod
+    def load(
+        cls,
+        path: PathLike,
+        *,
+        model: str | os.PathLike[str] | InfiniModel | None = None,
+        device: str | None = None,
+    ) -> DocumentMemory:
+        """Open a memory file. The model it names is loaded when it is needed, unless one is given here.
+
+        Raises MemoryFileNotFound, NotAMemoryFile, DamagedMemoryFile, UnsupportedVersion; ModelMismatch (at once with
+        `model`, else when the model is loaded) if the memory was made by another model.
+        """
+        from .model import InfiniModel
+
+        file = read_memory_file(path)
+        memory = cls(Record.from_file(file), file=file)
+        memory._device = device
+        if isinstance(model, InfiniModel):
+            memory._attach(model)
+        elif model is not None:
+            memory._attach(memory._load_model(model))
+        return memory
+
+    def _to_file(self) -> MemoryFile:
+        with self._lock:
+            if self._reading is None and self._file is not None:
+                return self._file
+            reading = self._open()
+            file = MemoryFile(
+                model=reading.model.name,
+                identity=reading.model.identity(),
+                sources=[vars(source) for source in self._record.copy().sources],
+                reading={},
+                passages=self._record.pack(),
+            )
+            reading.write_to(file, self._record)
+            return file
+
+    def _load_model(self, name: str | os.PathLike[str] | None) -> InfiniModel:
+        from .model import shared_model
+
+        if self._file is None:
+            raise InvalidSetting("this memory has a model already")
+        identity = self._file.identity
+        return shared_model(
+            self._file.model if name is None else name,
+            rule=identity["rule"],
+            rule_settings=identity["rule_settings"],
+            segment_length=identity["segment_length"],
+            memory_layers=identity["memory_layers"],
+            device=self._device,
+        )
+
+    def _attach(self, model: InfiniModel) -> Reading:
+        if self._file is None:
+            raise InvalidSetting("this memory has a model already")
+        different = differences(self._file.identity, model.identity())
+        if different:
+            raise ModelMismatch(
+                f"this memory was made by another model or with other settings than '{model.name}': "
+                f"{'; '.join(different)}; load it with the model that made it ('{self._file.model}')"
+            )
+        self._reading = Reading.from_file(model, self._file)
+        return self._reading
+
+    def _open(self) -> Reading:
+        """The reading, its model loaded."""
+        with self._lock:
+            return self._attach(self._load_model(None)) if self._reading is None else self._reading
+
+    def open(self) -> None:
+        """Load the model now rather than with the first question. Raises ModelMismatch and the ModelErrors."""
+        self._open()
+
+    # Looking
+
+    @property
+    def model(self) -> InfiniModel:
+        """The model behind this memory, loaded on first use."""
+        return self._open().model
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the memory depends on."""
+        if self._reading is None and self._file is not None:
+            return self._file.identity
+        return self._open().model.identity()
+
+    @property
+    def passages(self) -> list[Passage]:
+        """All passages, in reading order."""
+        return self._record.passages
+
+    def info(self) -> dict[str, Any]:
+        """What is in this memory, as plain values."""
+        file = self._to_file()
+        return {
+            "model": file.model,
+            "rule": file.identity["rule"],
+            "rule_settings": file.identity["rule_settings"],
+            "segment_length": file.identity["segment_length"],
+            "memory_layers": len(file.states),
+            "tokens": file.reading["tokens"],
+            "memory_bytes": file.memory_bytes,
+            "pages": sum(source["pages"] for source in file.sources),
+            "passages": len(self.passages),
+            "sources": file.sources,
+            "fingerprint": file.fingerprint,
+        }
+
+    def __repr__(self) -> str:
+        names = ", ".join(source.name for source in self._record.sources)
+        return f"DocumentMemory({names!r}, passages={len(self.passages)})"
+
+    # Using
+
+    def retrieve(self, query: str, k: int = 4) -> list[Passage]:
+        """The k passages that fit a query best, best first, with scores; fewer if fewer fit at all.
+
+        Raises EmptyQuestion, NoPassages, InvalidSetting.
+        """
+        query = _question(query)
+        if k < 1:
+            raise InvalidSetting(f"k is {k}; ask for at least one passage")
+        if not self._record.keep_passages:
+            raise NoPassages(
+                "this memory was made without passages; ingest again with passages, or ask with mode='memory'"
+            )
+        with self._lock:
+            passages = self.passages
+            if self._ranker is None or self._ranker[0] != passages:
+                self._ranker = (passages, LexicalRanker(passages))
+            ranker = self._ranker[1]
+        return [passages[index].scored(score) for index, score in ranker.rank(query, k)]
+
+    def ask(
+        self,
+        question: str,
+        *,
+        k: int = 4,
+        mode: str = "recall",
+        history: History = (),
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Answer:
+        """Answer a question.
+
+        mode: "recall" shows the model the k best passages beside its memory; "memory" relies on the compressive
+        memory alone. history: earlier (question, answer) pairs. temperature 0 is greedy.
+        """
+        prepared = self._prepare(question, k, mode, history)
+        text = "".join(self._generate(prepared, max_new_tokens, temperature, top_p, seed))
+        return Answer(text.strip(), mode, prepared[1], question)
+
+    def stream(
+        self,
+        question: str,
+        *,
+        k: int = 4,
+        mode: str = "recall",
+        history: History = (),
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """Like `ask`, piece by piece as the model writes; closing the iterator stops the model."""
+        prepared = self._prepare(question, k, mode, history)
+        return self._generate(prepared, max_new_tokens, temperature, top_p, seed)
+
+    def ask_many(
+        self, questions: Sequence[str], *, k: int = 4, mode: str = "recall", max_new_tokens: int = 128
+    ) -> list[Answer]:
+        """Answer several questions, decoded as one batch, greedily."""
+        from .generation import continue_texts
+
+        prepared = [self._prepare(question, k, mode, ()) for question in questions]
+        if not prepared:
+            return []
+        prompts = [prompt for prompt, _ in prepared]
+        texts = continue_texts(self.model, prompts, self._memory_in_view(), max_new_tokens=max_new_tokens)
+        return [
+            Answer(text.strip(), mode, passages, question)
+            for text, (_, passages), question in zip(texts, prepared, questions, strict=True)
+        ]
+
+    async def aask(self, question: str, **settings: Any) -> Answer:
+        """`ask` without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(self.ask, question, **settings)
+
+    async def astream(self, question: str, **settings: Any) -> AsyncIterator[str]:
+        """`stream` without blocking the event loop; leaving the loop stops the model."""
+        import asyncio
+
+        pieces_of_text = await asyncio.to_thread(self.stream, question, **settings)
+        try:
+            while (piece := await asyncio.to_thread(next, pieces_of_text, None)) is not None:
+                yield piece
+        finally:
+            pieces_of_text.close()  # type: ignore[attr-defined]
+
+    def summarize(self, focus: str | None = None, *, max_new_tokens: int = 300, k: int = 6) -> Answer:
+        """Summarize the document, or what it says about `focus`, from the memory and k passages in reading order."""
+        from .prompts import summary_messages
+
+        if focus is not None:
+            chosen = sorted(self.retrieve(focus, k), key=self.passages.index) if self._record.keep_passages else []
+        else:
+            chosen = central_passages(self.passages, k)
+        prompt, shown = self._fit(lambda passages: summary_messages(passages, focus), chosen)
+        text = "".join(self._generate((prompt, shown), max_new_tokens, 0.0, 1.0, None))
+        return Answer(text.strip(), "recall" if shown else "memory", shown, focus)
+
+    # Inside
+
+    def _prepare(self, question: str, k: int, mode: str, history: History) -> tuple[list[int], list[Passage]]:
+        """The prompt, and the passages in it."""
+        from .prompts import memory_messages, recall_messages
+
+        question = _question(question)
+        if mode not in MODES:
+            raise InvalidSetting(f"there is no mode {mode!r}; choose one of {', '.join(MODES)}")
+        if mode == "memory":
+            return self._fit(lambda _: memory_messages(question, history), [])
+        return self._fit(lambda passages: recall_messages(question, passages, history), self.retrieve(question, k))
+
+    def _fit(
+        self, messages: Callable[[Sequence[Passage]], list[Message]], passages: list[Passage]
+    ) -> tuple[list[int], list[Passage]]:
+        """The encoded prompt with as many of the passages, from the front, as the model's context holds."""
+        from .generation import ROOM_FOR_ANSWER
+        from .prompts import encode_chat
+
+        limit = self.model.context_length - ROOM_FOR_ANSWER
+        while True:
+            prompt = encode_chat(self.model, messages(passages))
+            if len(prompt) <= limit:
+                return prompt, passages
+            if not passages:
+                raise InvalidSetting(f"the question has {len(prompt)} tokens, but the model takes {limit}; shorten it")
+            passages = passages[:-1]
+
+    def _memory_in_view(self) -> InfiniCache:
+        with self._lock:
+            return self._open().complete()
+
+    def _generate(
+        self,
+        prepared: tuple[list[int], list[Passage]],
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int | None,
+    ) -> Iterator[str]:
+        from .generation import continue_text
+
+        return continue_text(
+            self.model,
+            prepared[0],
+            self._memory_in_view(),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+
+
+def _question(text: str) -> str:
+    text = as_unicode(text).strip()
+    if not any(character.isalnum() for character in text):
+        raise EmptyQuestion("the question has no words in it; ask something about the document")
+    return text
+
+
+def _paths(sources: PathLike | Iterable[PathLike]) -> str | Path | list[str | Path]:
+    if isinstance(sources, (str, os.PathLike)):
+        return Path(sources)
+    return [Path(source) for source in sources]

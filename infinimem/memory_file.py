@@ -1,0 +1,273 @@
+"""The memory file: one safetensors file, written whole or not at all, refused if a byte of it changed.
+
+Tensors
+    layers.{i}.{name}   the state of layer i, float32, (G, ...) for G KV heads
+    tail.tokens         tokens of the unfinished segment, int32
+    passages.zlib       the passages, compressed, uint8 (only if there are passages)
+Metadata: JSON strings under the prefix `infinimem.`
+    format, layout      version, and the hash of the layout it stands for
+    model, identity     name of the model; everything that the state depends on
+    sources, reading    what was read (SHA-256, pages, characters, tokens); what is needed to read on
+    tensors_sha256      over names, types, shapes and bytes of all tensors, in name order
+    metadata_sha256     over all other metadata
+
+This module needs neither torch nor a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import (
+    DamagedMemoryFile,
+    MemoryFileNotFound,
+    NotAMemoryFile,
+    TargetNotWritable,
+    UnsupportedVersion,
+)
+
+PREFIX = "infinimem."
+FORMAT = 1
+# What a reader of the file relies on. Its hash is stored: a file whose layout differs cannot pass for this version.
+LAYOUT = {
+    "tensors": {
+        "layers.*.matrix": ["F32", "KV heads", "key width", "value width"],
+        "layers.*.normalizer": ["F32", "KV heads", "key width"],
+        "layers.*.keys": ["F32", "KV heads", "slots", "key width"],
+        "layers.*.values": ["F32", "KV heads", "slots", "value width"],
+        "layers.*.counts": ["F32", "KV heads", "slots"],
+        "tail.tokens": ["I32", "tokens"],
+        "passages.zlib": ["U8", "bytes of zlib: JSON rows of source, page, title, start, end, text"],
+    },
+    "metadata": ["format", "layout", "model", "identity", "sources", "reading", "tensors_sha256", "metadata_sha256"],
+    "reading": ["tokens", "seen", "pending_text", "cutter"],
+}
+LAYOUT_HASH = hashlib.sha256(json.dumps(LAYOUT, sort_keys=True).encode()).hexdigest()[:16]
+STATE_TENSOR = re.compile(r"layers\.(\d{1,4})\.(matrix|normalizer|keys|values|counts)")
+
+
+@dataclass
+class MemoryFile:
+    """The content of a memory file: state tensors by layer and name, the tail, the passages, and the metadata."""
+
+    model: str
+    identity: dict[str, Any]
+    sources: list[dict[str, Any]]
+    reading: dict[str, Any]
+    states: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    tail: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    passages: np.ndarray | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the compressive memory itself."""
+        return sum(tensor.nbytes for state in self.states.values() for tensor in state.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that the memory depends on and holds; equal for equal memories only."""
+        digest = hashlib.sha256(_json(self.identity).encode())
+        digest.update(_hash_tensors(self._tensors()).encode())
+        return digest.hexdigest()
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        tensors = {f"layers.{i}.{name}": t for i, state in self.states.items() for name, t in state.items()}
+        tensors["tail.tokens"] = self.tail
+        if self.passages is not None:
+            tensors["passages.zlib"] = self.passages
+        return tensors
+
+    def write(self, path: str | os.PathLike[str]) -> int:
+        """Write to `path`: into a temporary file beside it, to the disk, then in one rename. Returns the bytes.
+
+        Raises TargetNotWritable; the old file, if any, is then as it was.
+        """
+        from safetensors.numpy import save
+
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in self._tensors().items()}
+        metadata = {
+            "format": _json(FORMAT),
+            "layout": _json(LAYOUT_HASH),
+            "model": _json(self.model),
+            "identity": _json(self.identity),
+            "sources": _json(self.sources),
+            "reading": _json(self.reading),
+            "tensors_sha256": _json(_hash_tensors(tensors)),
+        }
+        metadata["metadata_sha256"] = _json(_hash_metadata(metadata))
+        data = save(tensors, {PREFIX + key: value for key, value in metadata.items()})
+        write_atomically(Path(path), data)
+        return len(data)
+
+
+def read_memory_file(path: str | os.PathLike[str]) -> MemoryFile:
+    """Read and check a memory file: structure, version, checksums, dtypes, finite values.
+
+    Raises MemoryFileNotFound, NotAMemoryFile, UnsupportedVersion or DamagedMemoryFile.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    place = Path(path)
+    raw = _read_metadata(place)
+    tensors: dict[str, np.ndarray] = {}
+    try:
+        with safe_open(place, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
+                _check_name(place, name, file.get_slice(name).get_dtype())
+                tensors[name] = file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise DamagedMemoryFile(f"'{place}' is damaged ({error}); restore a copy or read the document again") from error
+    if _hash_tensors(tensors) != raw["tensors_sha256"]:
+        raise DamagedMemoryFile(f"the tensors in '{place}' do not have their checksum; restore a copy or read again")
+    memory = MemoryFile(raw["model"], raw["identity"], raw["sources"], raw["reading"])
+    for name, tensor in tensors.items():
+        if match := STATE_TENSOR.fullmatch(name):
+            if not np.isfinite(tensor).all() or (match[2] in ("counts", "normalizer") and (tensor < 0).any()):
+                raise DamagedMemoryFile(f"'{name}' in '{place}' has values that no memory can have; read again")
+            memory.states.setdefault(int(match[1]), {})[match[2]] = tensor
+    memory.states = dict(sorted(memory.states.items()))
+    memory.tail = tensors.get("tail.tokens", memory.tail)
+    memory.passages = tensors.get("passages.zlib")
+    return memory
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata, parsed and checked."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        raise MemoryFileNotFound(f"no memory file is at '{path}'; make one with: infinimem ingest SOURCE -o '{path}'")
+    try:
+        with safe_open(path, framework="np") as file:
+            found = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise NotAMemoryFile(
+            f"'{path}' is not a memory file, or one that was cut off ({error}); restore a copy or read again"
+        ) from error
+    texts = {key.removeprefix(PREFIX): value for key, value in found.items() if key.startswith(PREFIX)}
+    if "format" not in texts:
+        raise NotAMemoryFile(f"'{path}' is a safetensors file, but infinimem did not write it")
+    if texts["format"] != _json(FORMAT) or texts.get("layout") != _json(LAYOUT_HASH):
+        raise UnsupportedVersion(
+            f"'{path}' has format {texts['format']} (layout {texts.get('layout')}); this infinimem reads format "
+            f"{FORMAT} (layout {LAYOUT_HASH}); update infinimem or read the document again"
+        )
+    missing = [key for key in LAYOUT["metadata"] if key not in texts]
+    if missing:
+        raise DamagedMemoryFile(f"'{path}' lacks {', '.join(missing)} in its header; restore a copy or read again")
+    sealed = texts.pop("metadata_sha256")
+    if _json(_hash_metadata(texts)) != sealed:
+        raise DamagedMemoryFile(f"the header of '{path}' does not have its checksum; restore a copy or read again")
+    try:
+        return {key: json.loads(text) for key, text in texts.items()}
+    except ValueError as error:
+        raise DamagedMemoryFile(f"the header of '{path}' is not JSON ({error}); restore a copy") from error
+
+
+def _check_name(path: Path, name: str, dtype: str) -> None:
+    expected = "F32" if STATE_TENSOR.fullmatch(name) else {"tail.tokens": "I32", "passages.zlib": "U8"}.get(name)
+    if dtype != expected:
+        raise DamagedMemoryFile(
+            f"'{path}' holds a tensor '{name}' of type {dtype}, which format {FORMAT} does not have"
+        )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def _hash_metadata(texts: dict[str, str]) -> str:
+    return hashlib.sha256(_json(texts).encode()).hexdigest()
+
+
+def _hash_tensors(tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name}:{tensor.dtype.str}:{tensor.shape};".encode())
+        digest.update(tensor.data)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that others see the old content or the new, also after a crash. Raises TargetNotWritable."""
+    if path.is_dir():
+        raise TargetNotWritable(f"'{path}' is a directory; give the name of a file in it")
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, _mode_for(path))
+        os.replace(temporary, path)
+        temporary = None
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise TargetNotWritable(
+            f"'{path}' cannot be written ({error.strerror or error}); choose another place"
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def check_writable(path: Path) -> None:
+    """Raise TargetNotWritable now rather than after an hour of reading; leaves nothing behind."""
+    if path.is_dir():
+        raise TargetNotWritable(f"'{path}' is a directory; give the name of a file in it")
+    try:
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):
+            pass
+    except OSError as error:
+        raise TargetNotWritable(
+            f"'{path}' cannot be written ({error.strerror or error}); choose another place"
+        ) from error
+
+
+def _mode_for(path: Path) -> int:
+    """Mode bits of the file that is replaced, or those that the umask gives a new one."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _sync_directory(directory: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows: a rename is durable without it
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def differences(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Fields in which two identities differ, readable, nested ones by their path."""
+    found = []
+    for key in sorted({*mine, *other}):
+        a, b = mine.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += [f"{key}.{line}" for line in differences(a, b)]
+        elif a != b:
+            found.append(f"{key}: {_short(a)} in the file, {_short(b)} here")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value) if not isinstance(value, str) else value
+    return text if len(text) <= 40 else f"{text[:12]}…"

@@ -1,0 +1,118 @@
+"""Passages: pieces of the document that answers are built on and cite.
+
+- cut while the text streams by, at paragraph, sentence or word borders, 400 to 800 characters each
+- a passage never crosses a page, so its page number is exact; its span counts characters of the source's text
+- cuts depend on the text alone, not on how it arrives; the unfinished rest can be looked at without closing it
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .errors import DamagedMemoryFile
+from .readers.prose import border
+
+LIMIT = 800  # characters
+MAX_PASSAGE_BYTES = 1 << 30  # a passage table that unpacks to more is refused
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of a source: its text, where it stands, and how well it fits a query.
+
+    start, end: characters of the source's text. score: set by a search, higher is better; 0 otherwise.
+    """
+
+    text: str
+    source: str
+    page: int
+    start: int
+    end: int
+    title: str | None = None
+    score: float = 0.0
+
+    def scored(self, score: float) -> Passage:
+        """The same passage with a score."""
+        return replace(self, score=score)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass
+class PassageCutter:
+    """Cuts one source at a time into passages.
+
+    `pending` is the text since the last cut, which starts at character `offset` of the source.
+    """
+
+    source: str = ""
+    page: int = 1
+    title: str | None = None
+    offset: int = 0
+    pending: str = ""
+
+    def open(self, source: str) -> None:
+        """Begin a new source; the one before must be closed by `end_page`."""
+        self.source, self.page, self.title, self.offset, self.pending = source, 1, None, 0, ""
+
+    def feed(self, text: str) -> list[Passage]:
+        """Passages that this text completes."""
+        self.pending += text
+        done = []
+        while len(self.pending) >= LIMIT + LIMIT // 2:
+            done += self._take(border(self.pending[: LIMIT + 1], LIMIT))
+        return done
+
+    def rest(self) -> list[Passage]:
+        """Passages of the pending text, which stays pending."""
+        return replace(self).end_page()
+
+    def end_page(self) -> list[Passage]:
+        """Passages of the pending text; what follows belongs to another page."""
+        done = []
+        if len(self.pending.rstrip()) > LIMIT:
+            # Two even pieces read better than a full one and a scrap.
+            limit = int(len(self.pending) * 0.6)
+            done += self._take(border(self.pending[: limit + 1], limit))
+        return done + self._take(len(self.pending))
+
+    def _take(self, length: int) -> list[Passage]:
+        piece, self.pending = self.pending[:length], self.pending[length:]
+        text = piece.strip()
+        start = self.offset + (len(piece) - len(piece.lstrip()))
+        self.offset += length
+        if not text:
+            return []
+        return [Passage(text, self.source, self.page, start, start + len(text), self.title)]
+
+
+def pack(passages: Sequence[Passage]) -> np.ndarray:
+    """Passages as one array of compressed bytes, (N,) uint8."""
+    rows = [[p.source, p.page, p.title, p.start, p.end, p.text] for p in passages]
+    data = zlib.compress(json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode(), 6)
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+def unpack(array: np.ndarray) -> list[Passage]:
+    """The passages of `pack`. Raises DamagedMemoryFile for anything else."""
+    expand = zlib.decompressobj()
+    try:
+        data = expand.decompress(array.tobytes(), MAX_PASSAGE_BYTES)
+        if not expand.eof or expand.unconsumed_tail or expand.unused_data:
+            raise DamagedMemoryFile("the passages in the memory file are cut off or too large; make the file again")
+        return [
+            Passage(str(text), str(source), int(page), int(start), int(end), None if title is None else str(title))
+            for source, page, title, start, end, text in json.loads(data)
+        ]
+    except (zlib.error, ValueError, TypeError) as error:
+        raise DamagedMemoryFile(
+            f"the passages in the memory file cannot be unpacked ({error}); make it again"
+        ) from error

@@ -1,0 +1,252 @@
+"""Reading a document: pages in, memory and passages out, in constant working memory.
+
+- `Record`: what was read (sources, passages, counts); needs no model
+- `Reading`: the memory under construction: states, the unfinished segment, the text not yet tokenized
+- both can be copied cheaply, so a failed append leaves the old memory as it was
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import DamagedMemoryFile
+from .memory_file import MemoryFile
+from .passages import Passage, PassageCutter, pack, unpack
+from .readers import Page, Source, read_pages
+
+if TYPE_CHECKING:
+    from .attention import InfiniCache
+    from .model import InfiniModel
+
+SEPARATOR = "\n\n"  # between pages, and between sources
+
+
+@dataclass
+class SourceRecord:
+    """One thing that was read. sha256: of the file's bytes; None for text that was given as a string."""
+
+    name: str
+    kind: str
+    sha256: str | None = None
+    pages: int = 0
+    characters: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far reading has come. page_count and size (bytes) are None where unknown."""
+
+    source: str
+    page: int
+    page_count: int | None
+    characters: int
+    size: int | None
+    tokens: int
+    seconds: float
+
+    @property
+    def fraction(self) -> float | None:
+        """Share of this source that is done, as far as it can be known."""
+        if self.page_count:
+            return min(1.0, self.page / self.page_count)
+        return min(1.0, self.characters / self.size) if self.size else None
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass
+class Record:
+    """Sources and passages of a memory."""
+
+    keep_passages: bool = True
+    sources: list[SourceRecord] = field(default_factory=list)
+    closed: list[Passage] = field(default_factory=list)
+    cutter: PassageCutter = field(default_factory=PassageCutter)
+
+    @classmethod
+    def from_file(cls, file: MemoryFile) -> Record:
+        """The record in a memory file."""
+        try:
+            return cls(
+                keep_passages=file.passages is not None,
+                sources=[SourceRecord(**source) for source in file.sources],
+                closed=[] if file.passages is None else unpack(file.passages),
+                cutter=PassageCutter(**file.reading["cutter"]),
+            )
+        except (TypeError, KeyError) as error:
+            raise DamagedMemoryFile(f"the record of sources in the memory file is incomplete ({error})") from error
+
+    @property
+    def passages(self) -> list[Passage]:
+        """All passages, those of the unfinished page included."""
+        return self.closed + self.cutter.rest() if self.keep_passages else []
+
+    def copy(self) -> Record:
+        """A record that can be changed while this one stays."""
+        return Record(
+            self.keep_passages,
+            [SourceRecord(**asdict(source)) for source in self.sources],
+            list(self.closed),
+            PassageCutter(**asdict(self.cutter)),
+        )
+
+    def pack(self) -> np.ndarray | None:
+        """The closed passages for the file, or None without passages."""
+        return pack(self.closed) if self.keep_passages else None
+
+    def open(self, source: SourceRecord) -> None:
+        """Begin a source."""
+        self.end_page()
+        self.sources.append(source)
+        self.cutter.open(source.name)
+
+    def feed(self, text: str) -> None:
+        """Take in text of the current page."""
+        self.sources[-1].characters += len(text)
+        if self.keep_passages:
+            self.closed += self.cutter.feed(text)
+
+    def end_page(self) -> None:
+        """Close the current page."""
+        if self.keep_passages:
+            self.closed += self.cutter.end_page()
+
+
+class Reading:
+    """A memory that can be read into.
+
+    `cache` holds whole segments only; `tail` are the tokens of the unfinished one, `stream.pending` the text that is
+    not yet tokenized. `complete()` is a memory of everything, for asking.
+    """
+
+    def __init__(self, model: InfiniModel, cache: InfiniCache, tail: Sequence[int] = (), pending: str = "") -> None:
+        from .tokens import TokenStream
+
+        self.model = model
+        self.cache = cache
+        self.tail = list(tail)
+        self.stream = TokenStream(model.encoder, pending)
+        self._complete: InfiniCache | None = None
+
+    @classmethod
+    def empty(cls, model: InfiniModel) -> Reading:
+        """Nothing read yet."""
+        return cls(model, model.new_cache())
+
+    @classmethod
+    def from_file(cls, model: InfiniModel, file: MemoryFile) -> Reading:
+        """The reading in a memory file. Raises DamagedMemoryFile where shapes do not fit the model."""
+        cache = model.cache_from(file.states, int(file.reading["seen"]))
+        vocabulary = model.model.config.get_text_config().vocab_size
+        if file.tail.ndim != 1 or (file.tail.size and not 0 <= file.tail.min() <= file.tail.max() < vocabulary):
+            raise DamagedMemoryFile("the unfinished segment in the memory file has tokens that the model does not know")
+        return cls(model, cache, file.tail.tolist(), str(file.reading["pending_text"]))
+
+    def copy(self) -> Reading:
+        """A reading that can go on while this one stays."""
+        return Reading(self.model, self.cache.clone(), self.tail, self.stream.pending)
+
+    @property
+    def seen(self) -> int:
+        """Tokens in whole segments, which are in the memory for good."""
+        return 0 if self.cache.seen is None else int(self.cache.seen[0])
+
+    @property
+    def tokens(self) -> int:
+        """All tokens read so far, those of the unfinished segment and text included."""
+        return self.seen + len(self.tail) + len(self.stream.rest())
+
+    def feed(self, text: str) -> None:
+        """Read text; whole segments go into the memory at once."""
+        self._complete = None
+        self.tail += self.stream.feed(text)
+        length = self.model.segment_length
+        while len(self.tail) >= length:
+            self.model.read_tokens(self.tail[:length], self.cache)
+            del self.tail[:length]
+
+    def complete(self) -> InfiniCache:
+        """A memory that also holds the unfinished segment; computed once, then kept. Do not write into it."""
+        if self._complete is None:
+            cache, rest = self.cache.clone(), self.tail + self.stream.rest()
+            if rest:
+                self.model.read_tokens(rest, cache)
+            self._complete = cache
+        return self._complete
+
+    def write_to(self, file: MemoryFile, record: Record) -> None:
+        """Put the reading's state into a memory file."""
+        file.states = {
+            index: {name: tensor[0].float().cpu().numpy() for name, tensor in state.items()}
+            for index, state in self.cache.states().items()
+        }
+        file.tail = np.asarray(self.tail, dtype=np.int32)
+        file.reading = {
+            "tokens": self.tokens,
+            "seen": self.seen,
+            "pending_text": self.stream.pending,
+            "cutter": asdict(record.cutter),
+        }
+
+
+def read_source(reading: Reading, record: Record, source: Source, on_progress: ProgressCallback | None) -> None:
+    """Read one file into the memory, page by page."""
+    begin_source(reading, record, SourceRecord(source.name, source.kind, source.sha256))
+    started, before = time.perf_counter(), reading.tokens
+    for page in read_pages(source):
+        read_page(reading, record, page)
+        if on_progress is not None:
+            on_progress(
+                Progress(
+                    source.name,
+                    page.number,
+                    source.page_count,
+                    record.sources[-1].characters,
+                    source.size,
+                    reading.tokens - before,
+                    time.perf_counter() - started,
+                )
+            )
+    record.end_page()
+
+
+def read_page(reading: Reading, record: Record, page: Page) -> None:
+    """Read one page of the current source."""
+    entry = record.sources[-1]
+    if entry.pages:
+        record.end_page()
+        feed(reading, record, SEPARATOR)
+    entry.pages += 1
+    record.cutter.page, record.cutter.title = page.number, page.title
+    for piece in pieces(page.text):
+        feed(reading, record, piece)
+
+
+def begin_source(reading: Reading, record: Record, source: SourceRecord) -> None:
+    """Open a source, separated from the one before."""
+    if record.sources:
+        reading.feed(SEPARATOR)
+    record.open(source)
+
+
+def feed(reading: Reading, record: Record, text: str) -> None:
+    """Give text to the memory and to the passages."""
+    record.feed(text)
+    reading.feed(text)
+
+
+def pieces(text: str, size: int = 1 << 16) -> Iterator[str]:
+    """A long text in pieces that are tokenized one after the other."""
+    for start in range(0, len(text), size):
+        yield text[start : start + size]
+
+
+def as_unicode(text: str) -> str:
+    """Text that can be stored as UTF-8: lone surrogates become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,96 @@
+"""Incremental tokenization whose result does not depend on how the text arrives.
+
+- text is cut into blocks at places that the text alone decides (a space between two letters, 256 characters or more
+  after the last cut), and every block is tokenized for itself; so any split of the input gives the same tokens, for
+  every family of tokenizers
+- the unfinished block is `pending`: it belongs to the state of a half-read document
+- a document is data: strings in it that look like control tokens are encoded as ordinary text
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+MIN_BLOCK = 256  # characters
+MAX_BLOCK = 4096  # where a text has no spaces between letters, it is cut here
+
+
+class TextEncoder:
+    """Encodes text that no one vouches for: never any control tokens, no prefix, thread-safe."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._backend = None
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            # A copy, as the switch below would change the caller's tokenizer.
+            self._backend = type(backend).from_str(backend.to_str())
+            self._backend.no_padding()
+            self._backend.no_truncation()
+            self._backend.encode_special_tokens = True
+        # Tokenizers that put a space before every text would double the one that begins a block.
+        self._keeps_space = self._encode(["a b"])[0] == self._encode(["a"])[0] + self._encode([" b"])[0]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._backend is not None:
+            return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [
+            list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+            for text in texts
+        ]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text."""
+        return self._encode([text])[0]
+
+    def encode_blocks(self, blocks: Sequence[str]) -> list[int]:
+        """Token ids of consecutive blocks of one text, as `Blocks` cuts them."""
+        if not self._keeps_space:
+            blocks = [block[1:] if block[:1] == " " else block for block in blocks]
+        return [token for ids in self._encode(blocks) for token in ids]
+
+
+class TokenStream:
+    """Text in, tokens out, in the order of the text; `pending` is what was fed but not yet tokenized."""
+
+    def __init__(self, encoder: TextEncoder, pending: str = "") -> None:
+        self._encoder = encoder
+        self.pending = pending
+
+    def feed(self, text: str) -> list[int]:
+        """Tokens of all blocks that this text completes."""
+        blocks, self.pending = split_blocks(self.pending + text)
+        return self._encoder.encode_blocks(blocks)
+
+    def rest(self) -> list[int]:
+        """Tokens of the pending text, which stays pending."""
+        return self._encoder.encode_blocks([self.pending]) if self.pending else []
+
+
+def split_blocks(text: str) -> tuple[list[str], str]:
+    """Complete blocks at the start of `text`, and what is left."""
+    blocks, start = [], 0
+    while len(text) - start > MIN_BLOCK + 1:
+        end = _cut(text, start)
+        if end is None:
+            break
+        blocks.append(text[start:end])
+        start = end
+    return blocks, text[start:]
+
+
+def _cut(text: str, start: int) -> int | None:
+    limit = start + MAX_BLOCK
+    at = start + MIN_BLOCK
+    while (at := text.find(" ", at, limit)) != -1:
+        if at + 1 == len(text):
+            return None
+        if text[at - 1].isalpha() and text[at + 1].isalpha():
+            return at
+        at += 1
+    return limit if len(text) >= limit else None

@@ -1,0 +1,304 @@
+"""The attention function inside real transformers models of all supported families."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from conftest import FAMILIES, MakeModel, random_tokens, tiny_network
+
+from infinimem.attention import Attachment, InfiniCache, SlotsRule, make_rule
+from infinimem.errors import InvalidSetting, NoRotaryEmbedding
+
+RULES = ["slots", "linear", "delta"]
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", ["slots", "linear"])
+def test_an_empty_memory_leaves_the_models_bits_alone(family: str, rule: str, dtype: torch.dtype) -> None:
+    network, tokens = tiny_network(family).to(dtype), random_tokens(2, 40)
+    mask = torch.ones_like(tokens)
+    mask[1, :9] = 0
+    expected = network(input_ids=tokens, attention_mask=mask).logits
+    chosen = make_rule(rule)
+    with Attachment(network, chosen):
+        cache = InfiniCache(chosen, 4).recording()
+        got = network(input_ids=tokens, attention_mask=mask, past_key_values=cache).logits
+        plain = network(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+    assert torch.equal(got, expected)
+    assert torch.equal(plain, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", ["linear", "delta"])
+def test_a_shut_gate_leaves_the_models_bits_alone(family: str, rule: str) -> None:
+    network, tokens = tiny_network(family), random_tokens(1, 20)
+    expected = network(input_ids=tokens).logits
+    chosen = make_rule(rule, gate=float("-inf"))
+    with Attachment(network, chosen):
+        cache = InfiniCache(chosen, 4).recording()
+        network(input_ids=random_tokens(1, 12, seed=1), past_key_values=cache)
+        cache.end_segment()
+        got = network(input_ids=tokens, past_key_values=cache).logits
+    assert cache.seen is not None and torch.equal(got, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", RULES)
+def test_a_full_memory_changes_the_logits(family: str, rule: str, make_model: MakeModel) -> None:
+    model = make_model(family, rule)
+    tokens, cache = random_tokens(1, 10), model.new_cache()
+    expected = model.model(input_ids=tokens).logits
+    model.read(random_tokens(1, 32, seed=1), cache)
+    got = model.model(input_ids=tokens, past_key_values=cache).logits
+    assert not torch.allclose(got, expected, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", RULES)
+def test_a_segment_at_once_equals_token_by_token(family: str, rule: str, make_model: MakeModel) -> None:
+    model = make_model(family, rule, slots=256) if rule == "slots" else make_model(family, rule)
+    tokens = random_tokens(1, 32)
+    at_once, one_by_one = model.new_cache(), model.new_cache()
+    for segment in tokens.split(16, dim=1):
+        logits = model.read_segment(segment, at_once, logits=True)
+        one_by_one.recording()
+        steps = [model.model(input_ids=t, past_key_values=one_by_one).logits for t in segment.split(1, dim=1)]
+        one_by_one.end_segment()
+        assert torch.allclose(torch.cat(steps, dim=1), logits, atol=2e-4, rtol=1e-4)
+    for index, state in at_once.states().items():
+        for name, tensor in state.items():
+            other = one_by_one.states()[index][name]
+            assert torch.allclose(tensor, other, atol=1e-3, rtol=1e-4), (index, name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", RULES)
+def test_a_padded_batch_equals_single_runs(family: str, rule: str, make_model: MakeModel) -> None:
+    model = make_model(family, rule)
+    lengths = [32, 29, 20]
+    rows = [random_tokens(1, length, seed=length) for length in lengths]
+    batch, mask = torch.zeros(3, 32, dtype=torch.long), torch.zeros(3, 32, dtype=torch.long)
+    for i, row in enumerate(rows):
+        # Whole segments stand where they would alone; the last, shorter one is padded on its left.
+        batch[i, :16], mask[i, :16] = row[0, :16], 1
+        batch[i, 32 - (row.shape[1] - 16) :], mask[i, 32 - (row.shape[1] - 16) :] = row[0, 16:], 1
+    together = model.new_cache()
+    model.read(batch, together, mask)
+    assert together.seen is not None and together.seen.tolist() == lengths
+    question = random_tokens(3, 6, seed=7)
+    answers = model.model(input_ids=question, past_key_values=together.clone()).logits
+    for i, row in enumerate(rows):
+        alone = model.new_cache()
+        model.read(row, alone)
+        for index, state in alone.states().items():
+            for name, tensor in state.items():
+                other = together.states()[index][name][i : i + 1]
+                assert torch.allclose(tensor, other[:, :, : tensor.shape[2]], atol=1e-3, rtol=1e-4), (index, name)
+        expected = model.model(input_ids=question[i : i + 1], past_key_values=alone).logits
+        assert torch.allclose(answers[i : i + 1], expected, atol=2e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_row_whose_memory_is_still_empty_reads_nothing(make_model: MakeModel) -> None:
+    for rule in RULES:
+        model = make_model("Llama", rule)
+        cache, tokens = model.new_cache(), random_tokens(2, 16)
+        model.read(tokens, cache, torch.tensor([[1] * 16, [0] * 16]))
+        question = random_tokens(2, 6, seed=3)
+        got = model.model(input_ids=question, past_key_values=cache).logits
+        expected = model.model(input_ids=question).logits
+        assert torch.allclose(got[1], expected[1], atol=1e-5)
+        assert not torch.allclose(got[0], expected[0], atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", RULES)
+def test_bfloat16_stays_near_float32(rule: str, make_model: MakeModel) -> None:
+    wide, narrow = make_model("Llama", rule), make_model("Llama", rule, dtype=torch.bfloat16)
+    tokens, question = random_tokens(1, 32), random_tokens(1, 8, seed=1)
+    logits = []
+    for model in (wide, narrow):
+        cache = model.new_cache()
+        model.read(tokens, cache)
+        assert {t.dtype for state in cache.states().values() for t in state.values()} == {torch.float32}
+        logits.append(model.model(input_ids=question, past_key_values=cache).logits.float().log_softmax(-1))
+    assert (logits[0] - logits[1]).abs().mean() < 0.25
+
+
+@torch.no_grad()
+def test_slots_without_merging_and_distance_see_the_past_exactly(make_model: MakeModel) -> None:
+    """All of the past in slots is full attention in which the past lies `distance` tokens back."""
+    model = make_model("Llama", "slots", slots=64, distance=5, memory_layers=range(4))
+    network, past, now = model.model, random_tokens(1, 16), random_tokens(1, 4, seed=1)
+    cache = model.new_cache()
+    model.read(past, cache)
+    attention = network.model.layers[0].self_attn
+    hidden = network.model.layers[0].input_layernorm(network.model.embed_tokens(torch.cat((past, now), 1)))
+    q, k, v = (
+        projection(hidden).view(1, 20, -1, 16).transpose(1, 2)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    cos, sin = network.model.rotary_emb(hidden, torch.arange(4)[None])
+
+    def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat((-second, first), -1) * sin
+
+    far_tables = network.model.rotary_emb(hidden, torch.tensor([[5]]))
+    far = turn(q[:, :, 16:], *far_tables) @ k[:, :, :16].mT
+    local = turn(q[:, :, 16:], cos, sin) @ turn(k[:, :, 16:], cos, sin).mT
+    local = local.masked_fill(torch.ones(4, 4, dtype=torch.bool).triu(1), float("-inf"))
+    weights = (torch.cat((far, local), -1) * attention.scaling).softmax(-1)
+    expected = attention.o_proj((weights @ v).transpose(1, 2).reshape(1, 4, -1))
+    seen = []
+    handle = attention.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    network(input_ids=now, past_key_values=cache)
+    handle.remove()
+    assert torch.allclose(seen[0], expected, atol=1e-4)
+
+
+@torch.no_grad()
+def test_detaching_gives_the_model_back_untouched(family: str) -> None:
+    network = tiny_network(family)
+    names, implementation = list(network.state_dict()), network.config._attn_implementation
+    with Attachment(network, make_rule("delta")):
+        assert "memory_gate" in " ".join(network.state_dict())
+    assert list(network.state_dict()) == names
+    assert network.config._attn_implementation == implementation
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+def test_attaching_one_model_does_not_touch_another() -> None:
+    one, other, tokens = tiny_network("Llama"), tiny_network("Llama"), random_tokens(1, 8)
+    with Attachment(one, SlotsRule()):
+        assert other.config._attn_implementation == "sdpa"
+        assert torch.equal(other(input_ids=tokens).logits, one(input_ids=tokens).logits)
+
+
+def test_attaching_twice_is_refused() -> None:
+    network = tiny_network("Llama")
+    with Attachment(network, SlotsRule()), pytest.raises(InvalidSetting, match="already"):
+        Attachment(network, SlotsRule())
+
+
+def test_interleaved_rotary_pairs_are_refused() -> None:
+    from transformers import CohereConfig, CohereForCausalLM
+
+    config = CohereConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+    )
+    with pytest.raises(NoRotaryEmbedding, match="interleaved"):
+        Attachment(CohereForCausalLM(config), SlotsRule())
+
+
+def test_positions_that_are_learned_are_refused() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with pytest.raises(NoRotaryEmbedding, match="GPT2LMHeadModel"):
+        Attachment(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=64)), SlotsRule())
+
+
+@torch.no_grad()
+def test_generate_of_transformers_works_with_a_memory(family: str, make_model: MakeModel) -> None:
+    model = make_model(family)
+    cache = model.new_cache()
+    model.read(random_tokens(1, 40), cache)
+    prompt = random_tokens(1, 7, seed=2)
+    states = {i: {n: t.clone() for n, t in s.items()} for i, s in cache.states().items()}
+    theirs = model.model.generate(
+        input_ids=prompt, past_key_values=cache.clone(), max_new_tokens=12, do_sample=False, eos_token_id=None
+    )[0, 7:]
+    ours = [s[0] for s in model.generate([prompt[0].tolist()], cache, max_new_tokens=12, stop_at_eos=False)]
+    assert theirs.tolist() == ours
+    assert all(torch.equal(t, cache.states()[i][n]) for i, s in states.items() for n, t in s.items())
+
+
+@torch.no_grad()
+def test_beam_search_carries_the_memory_along(make_model: MakeModel) -> None:
+    model = make_model()
+    cache = model.new_cache()
+    model.read(random_tokens(1, 40), cache)
+    wide = cache.clone()
+    wide.batch_repeat_interleave(3)
+    assert wide.seen is not None and wide.seen.tolist() == [40, 40, 40]
+    wide.reorder_cache(torch.tensor([2, 0, 0]))
+    prompt = random_tokens(1, 5, seed=3)
+    expected = model.model(input_ids=prompt, past_key_values=cache).logits
+    got = model.model(input_ids=prompt.expand(3, -1), past_key_values=wide).logits
+    assert torch.allclose(got, expected.expand(3, -1, -1), atol=1e-4)
+
+
+@torch.no_grad()
+def test_threads_with_different_memories_do_not_mix(make_model: MakeModel) -> None:
+    model = make_model()
+    question = random_tokens(1, 9, seed=5)
+    caches = []
+    for seed in range(6):
+        cache = model.new_cache()
+        model.read(random_tokens(1, 48, seed=seed), cache)
+        caches.append(cache)
+    expected = [model.model(input_ids=question, past_key_values=c.clone()).logits for c in caches]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        with torch.no_grad():
+            for _ in range(5):
+                got = model.model(input_ids=question, past_key_values=caches[index].clone()).logits
+                if not torch.allclose(got, expected[index], atol=1e-5):
+                    wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_writing_an_unrecorded_segment_is_refused(make_model: MakeModel) -> None:
+    model = make_model()
+    cache = model.new_cache()
+    with torch.no_grad():
+        model.model(input_ids=random_tokens(1, 4), past_key_values=cache)
+    with pytest.raises(InvalidSetting, match="recording"):
+        cache.end_segment()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gradients_reach_the_first_segment_through_the_memory(rule: str, make_model: MakeModel) -> None:
+    model = make_model("Llama", rule)
+    embedded = model.model.get_input_embeddings()
+    cache, touched = model.new_cache(), []
+    for index, segment in enumerate(random_tokens(1, 48).split(16, dim=1)):
+        handle = embedded.register_forward_hook(lambda m, a, out: touched.append(out) or out.requires_grad_())
+        logits = model.read_segment(segment, cache, logits=index == 2)
+        handle.remove()
+    assert logits is not None
+    (gradient,) = torch.autograd.grad(logits.square().sum(), touched[0])
+    assert (gradient.abs().sum(-1) > 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("magic", {}),
+        ("slots", {"gate": 1.0}),
+        ("slots", {"slots": 0}),
+        ("slots", {"distance": -1}),
+        ("slots", {"balance": float("nan")}),
+        ("linear", {"slots": 3}),
+        ("linear", {"gate": "wide"}),
+    ],
+)
+def test_bad_rules_and_settings_are_refused(name: str, settings: dict) -> None:
+    with pytest.raises(InvalidSetting):
+        make_rule(name, **settings)

@@ -1,0 +1,125 @@
+"""The slots rule: what merging keeps, and that a read is one softmax."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from infinimem.attention.local import attention_with_mass
+from infinimem.attention.slots import SlotsRule, ward_merge
+
+
+def segment(seed: int, tokens: int, rows: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(rows, 2, tokens, 8, generator=generator), torch.randn(rows, 2, tokens, 8, generator=generator))
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), slots=st.integers(2, 32), seed=st.integers(0, 99))
+def test_merging_keeps_counts_and_means_within_capacity(lengths: list[int], slots: int, seed: int) -> None:
+    rule, state = SlotsRule(slots=slots), None
+    written = [segment(seed + i, length) for i, length in enumerate(lengths)]
+    for keys, values in written:
+        state = rule.write(state, keys, values)
+    total = sum(lengths)
+    counts = state["counts"]
+    assert counts.shape[-1] == min(total, slots)
+    assert (counts >= 1).all() and torch.allclose(counts.sum(-1), torch.tensor(float(total)))
+    for name, index in (("keys", 0), ("values", 1)):
+        mean = (state[name] * counts.unsqueeze(-1)).sum(2) / total
+        assert torch.allclose(mean, torch.cat([w[index] for w in written], 2).mean(2), atol=1e-4)
+
+
+def test_equal_tokens_are_merged_before_different_ones() -> None:
+    keys, values = segment(0, 12)
+    keys = torch.cat((keys, keys[:, :, :1].expand(-1, -1, 36, -1)), 2)
+    values = torch.cat((values, values[:, :, :1].expand(-1, -1, 36, -1)), 2)
+    state = SlotsRule(slots=30).write(None, keys, values)
+    kept = {tuple(row.tolist()) for row in state["keys"][0, 0]}
+    assert all(tuple(row.tolist()) in kept for row in keys[0, 0, 1:12])
+
+
+def test_the_same_writes_give_the_same_bytes() -> None:
+    def run() -> Tensor:
+        rule, state = SlotsRule(slots=20), None
+        for seed in range(5):
+            state = rule.write(state, *segment(seed, 30))
+        return state["keys"]
+
+    assert torch.equal(run(), run())
+
+
+def test_an_untouched_slot_keeps_its_bits() -> None:
+    keys, values = segment(1, 40)
+    before = {tuple(row.tolist()) for row in keys[0, 0]}
+    after, _, counts = ward_merge(keys[0], values[0], torch.ones(2, 40), 30, 0.5)
+    single = counts[0] == 1
+    assert single.sum() >= 15
+    assert all(tuple(row.tolist()) in before for row in after[0][single])
+
+
+@settings(max_examples=25, deadline=None)
+@given(pads=st.lists(st.integers(0, 12), min_size=2, max_size=4), seed=st.integers(0, 99))
+def test_a_padded_row_is_written_as_if_alone(pads: list[int], seed: int) -> None:
+    rule = SlotsRule(slots=10)
+    keys, values = segment(seed, 12, rows=len(pads))
+    mask = torch.tensor([[i >= pad for i in range(12)] for pad in pads])
+    state = rule.write(rule.write(None, keys, values), keys, values, mask)
+    for row, pad in enumerate(pads):
+        one, start = slice(row, row + 1), rule.write(None, keys[row : row + 1], values[row : row + 1])
+        alone = rule.write(start, keys[one, :, pad:], values[one, :, pad:]) if pad < 12 else start
+        size = alone["counts"].shape[-1]
+        for name in rule.tensor_names:
+            assert torch.equal(state[name][one, :, :size], alone[name])
+            assert (state[name][one, :, size:] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_read_is_exact_attention_while_nothing_is_merged(dtype: torch.dtype) -> None:
+    rule = SlotsRule(slots=64)
+    keys, values = segment(2, 20)
+    queries = torch.randn(1, 4, 5, 8, generator=torch.Generator().manual_seed(9))
+    state = rule.prepare(rule.write(None, keys, values), dtype)
+    got, mass = rule.read(state, queries.to(dtype), 0.3)
+    logits = queries.double() @ keys.double().repeat_interleave(2, 1).mT * 0.3
+    expected = logits.softmax(-1) @ values.double().repeat_interleave(2, 1)
+    tolerance = 1e-5 if dtype == torch.float32 else 4e-2
+    assert torch.allclose(got.double(), expected, atol=tolerance)
+    assert torch.allclose(mass.double(), logits.logsumexp(-1), atol=tolerance)
+
+
+def test_a_slot_of_many_equal_tokens_weighs_as_much_as_they_would() -> None:
+    rule = SlotsRule(slots=2)
+    keys, values = segment(3, 2)
+    many_keys = torch.cat([keys[:, :, :1]] * 7 + [keys[:, :, 1:]] * 2, 2)
+    many_values = torch.cat([values[:, :, :1]] * 7 + [values[:, :, 1:]] * 2, 2)
+    queries = torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(1))
+    state = rule.prepare(rule.write(None, many_keys, many_values), torch.float32)
+    got, _ = rule.read(state, queries, 0.5)
+    expected = (queries @ many_keys.mT * 0.5).softmax(-1) @ many_values
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("causal", [True, False])
+def test_fused_and_plain_attention_agree(softcap: float | None, causal: bool) -> None:
+    generator = torch.Generator().manual_seed(7)
+    q, k, v = torch.randn(3, 2, 3, 9, 16, generator=generator)
+    bias = None if causal else torch.randn(2, 3, 9, 9, generator=generator)
+    plain, mass = attention_with_mass(q.clone().requires_grad_(), k, v, bias, 0.25, softcap, causal)
+    fused, fused_mass = attention_with_mass(q, k, v, bias, 0.25, softcap, causal)
+    assert torch.allclose(plain.detach(), fused, atol=1e-5)
+    assert torch.allclose(mass.detach(), fused_mass, atol=1e-5)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_query_that_sees_nothing_gets_zeros_and_no_mass(grad: bool) -> None:
+    q, k, v = torch.randn(3, 1, 1, 4, 8)
+    bias = torch.zeros(1, 1, 4, 4)
+    bias[:, :, 1] = float("-inf")
+    values, mass = attention_with_mass(q.requires_grad_(grad), k, v, bias, 1.0)
+    assert (values[0, 0, 1] == 0).all() and mass[0, 0, 1] == float("-inf")
+    assert torch.isfinite(values).all()
