@@ -368,7 +368,7 @@ def make_table(lines: list[str], width: float, styles: dict[str, Any]) -> Any:
     data: list[list[Any]] = []
     for r, row in enumerate(rows):
         cells: list[Any] = []
-        for text, kind in zip(row, kinds):
+        for text, kind in zip(row, kinds, strict=True):
             content = f"<b>{inline(text, False)}</b>" if r == 0 else inline(text, False)
             cells.append(Paragraph(content, styles[kind]))
         data.append(cells)
@@ -415,7 +415,7 @@ def make_story(source: Path, width: float, height: float) -> list[Any]:
     figures = 0
     for number, path in enumerate(chapter_files(source), start=1):
         blocks = list(read_blocks(path.read_text(encoding="utf-8")))
-        for block, following in zip(blocks, [*blocks[1:], [""]]):
+        for block, following in zip(blocks, [*blocks[1:], [""]], strict=True):
             first, text = block[0], " ".join(block)
             figure = _FIGURE.match(text)
             if first.startswith("# "):

@@ -110,7 +110,7 @@ def ingest(
         _print_json(result)
         return
     click.echo(
-        f"Read {result['tokens']:,} tokens of {result['pages']:,} pages in {seconds:,.1f} s "
+        f"Read {result['tokens']:,} tokens of {_count(result['pages'], 'page')} in {seconds:,.1f} s "
         f"({result['tokens_per_second']:,.0f} tokens/s).\n"
         f"Wrote {output}: {_size(file_bytes)}, of which {_size(result['memory_bytes'])} are memory "
         f"(rule {result['rule']}, model {result['model']})."
@@ -234,7 +234,7 @@ def inspect(file: Path, as_json: bool, html: Path | None) -> None:
         click.echo(f"{key.replace('_', ' '):<12} {_plain(described[key])}")
     click.echo(f"{'memory':<12} {_size(described['memory_bytes'])} in {len(described['layers'])} layers")
     for source in described["sources"]:
-        click.echo(f"{'source':<12} {_plain(source['name'])} ({source['kind']}, {source['pages']} pages)")
+        click.echo(f"{'source':<12} {_plain(source['name'])} ({source['kind']}, {_count(source['pages'], 'page')})")
     click.echo(f"{'fingerprint':<12} {described['fingerprint']}")
 
 
@@ -276,7 +276,9 @@ def merge(files: tuple[Path, ...], output: Path, as_json: bool) -> None:
     if as_json:
         _print_json({"file": str(output), "file_bytes": file_bytes, **info})
     else:
-        click.echo(f"Wrote {output}: {len(info['sources'])} sources, {info['tokens']:,} tokens, {_size(file_bytes)}.")
+        click.echo(
+            f"Wrote {output}: {_count(len(info['sources']), 'source')}, {info['tokens']:,} tokens, {_size(file_bytes)}."
+        )
 
 
 @main.group("eval", cls=_Group)
@@ -422,6 +424,10 @@ def _print_citations(passages: list[Passage]) -> None:
         click.echo()
     for number, passage in enumerate(passages, start=1):
         click.secho(f"[{number}] {_place(passage)}", dim=True)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _size(count: int) -> str:

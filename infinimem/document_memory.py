@@ -246,6 +246,8 @@ class DocumentMemory:
             segment_length=identity["segment_length"],
             memory_layers=identity["memory_layers"],
             device=self._device,
+            # A file from elsewhere must not decide what is fetched from a network.
+            fetch=name is not None,
         )
 
     def _attach(self, model: InfiniModel) -> Reading:
@@ -316,6 +318,10 @@ class DocumentMemory:
 
         Raises EmptyQuestion, NoPassages, InvalidSetting.
         """
+        passages, ranked = self._rank(query, k)
+        return [passages[index].scored(score) for index, score in ranked]
+
+    def _rank(self, query: str, k: int) -> tuple[Sequence[Passage], list[tuple[int, float]]]:
         query = _question(query)
         if k < 1:
             raise InvalidSetting(f"k is {k}; ask for at least one passage")
@@ -328,7 +334,7 @@ class DocumentMemory:
             if self._ranker is None or self._ranker[0] != passages:
                 self._ranker = (passages, LexicalRanker(passages))
             ranker = self._ranker[1]
-        return [passages[index].scored(score) for index, score in ranker.rank(query, k)]
+        return passages, ranker.rank(query, k)
 
     def ask(
         self,
@@ -404,10 +410,13 @@ class DocumentMemory:
         """Summarize the document, or what it says about `focus`, from the memory and k passages in reading order."""
         from .prompts import summary_messages
 
-        if focus is not None:
-            chosen = sorted(self.retrieve(focus, k), key=self.passages.index) if self._record.keep_passages else []
-        else:
+        if focus is None:
             chosen = central_passages(self.passages, k)
+        elif self._record.keep_passages:
+            passages, ranked = self._rank(focus, k)
+            chosen = [passages[index].scored(score) for index, score in sorted(ranked)]
+        else:
+            chosen = []
         prompt, shown = self._fit(lambda passages: summary_messages(passages, focus), chosen)
         text = "".join(self._generate((prompt, shown), max_new_tokens, 0.0, 1.0, None))
         return Answer(text.strip(), "recall" if shown else "memory", shown, focus)

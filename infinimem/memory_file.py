@@ -105,7 +105,7 @@ class MemoryFile:
             "tensors_sha256": _json(_hash_tensors(tensors)),
         }
         metadata["metadata_sha256"] = _json(_hash_metadata(metadata))
-        data = save(tensors, {PREFIX + key: value for key, value in metadata.items()})
+        data = _ordered_header(save(tensors, {PREFIX + key: value for key, value in metadata.items()}))
         write_atomically(Path(path), data)
         return len(data)
 
@@ -180,6 +180,16 @@ def _check_name(path: Path, name: str, dtype: str) -> None:
         raise DamagedMemoryFile(
             f"'{path}' holds a tensor '{name}' of type {dtype}, which format {FORMAT} does not have"
         )
+
+
+def _ordered_header(data: bytes) -> bytes:
+    """The same safetensors file with its metadata sorted: the library writes them in random order."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def _json(value: Any) -> str:

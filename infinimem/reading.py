@@ -166,10 +166,9 @@ class Reading:
         """Read text; whole segments go into the memory at once."""
         self._complete = None
         self.tail += self.stream.feed(text)
-        length = self.model.segment_length
-        while len(self.tail) >= length:
-            self.model.read_tokens(self.tail[:length], self.cache)
-            del self.tail[:length]
+        while (end := self.model.segmenter.end(self.tail)) is not None:
+            self.model.read_tokens(self.tail[:end], self.cache)
+            del self.tail[:end]
 
     def complete(self) -> InfiniCache:
         """A memory that also holds the unfinished segment; computed once, then kept. Do not write into it."""

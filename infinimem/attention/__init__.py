@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import InvalidSetting
-from .attend import Attachment, MemoryGate
+from .attend import Attachment, MemoryGate, attention_modules
 from .cache import InfiniCache, InfiniLayer
 from .rules import DeltaRule, LinearRule, MemoryRule, Reading, State
 from .slots import SlotsRule
@@ -41,5 +41,6 @@ __all__ = [
     "Reading",
     "SlotsRule",
     "State",
+    "attention_modules",
     "make_rule",
 ]

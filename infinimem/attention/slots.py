@@ -40,7 +40,7 @@ class SlotsRule(MemoryRule):
     gated = False
     tensor_names = ("keys", "values", "counts")
 
-    def __init__(self, slots: int = 256, distance: int = 512, balance: float = 0.5) -> None:
+    def __init__(self, slots: int = 256, distance: int = 512, balance: float = 1.0) -> None:
         self.slots = int(slots)
         self.distance = int(distance)
         self.balance = float(balance)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EmptySource, InvalidSetting
 
 if TYPE_CHECKING:
+    from ..attention import InfiniCache
     from ..model import InfiniModel
 
 INTRODUCTION = (
@@ -35,9 +36,11 @@ def passkey(
     seed: int = 0,
     on_sample: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Hide keys at `depths` (0 start, 1 end) of `tokens` tokens, read everything into the memory, ask.
+    """Hide keys at `depths` (0 start, 1 end) of a text of `tokens` tokens that ends with the question.
 
-    The question is asked of the memory alone, and the answer decoded greedily. accuracy: share of digits right at
+    As in the paper, text and question are one: all segments but the last go through the memory, the last one, with
+    the question, is the local window; so depth 1 asks the window, smaller depths the memory. The answer is decoded
+    greedily. accuracy: share of digits right at
     their place; exact: share of keys right in all digits; both by depth. filler: text to hide the keys in, repeated
     if too short; None for the paper's. samples: keys per depth.
     """
@@ -53,16 +56,22 @@ def passkey(
     accuracy: dict[str, float] = {}
     exact: dict[str, float] = {}
     answers: dict[str, list[dict[str, str]]] = {}
-    memory_bytes = 0
+    memory_bytes = segments = 0
     for at, depth in enumerate(depths):
         right = whole = 0
         given = answers.setdefault(str(float(depth)), [])
         for sample in range(samples):
             key = "".join(keys.choice("0123456789") for _ in range(DIGITS))
             cache = model.new_cache()
-            for segment in _segments(model, around, key, tokens, depth):
-                model.read_tokens(segment, cache)
-            said = _answer(model, cache)
+            window: list[int] = []
+            segments = 1
+            for token in _document(model, around, key, tokens, depth):
+                window.append(token)
+                if (end := model.segmenter.end(window)) is not None:
+                    model.read_tokens(window[:end], cache)
+                    del window[:end]
+                    segments += 1
+            said = _answer(model, cache, window)
             digits = "".join(character for character in said if character.isdigit())[:DIGITS]
             right += sum(a == b for a, b in zip(digits, key, strict=False))
             whole += digits == key
@@ -74,7 +83,7 @@ def passkey(
         exact[str(float(depth))] = whole / samples
     return {
         "tokens": tokens,
-        "segments": -(-tokens // model.segment_length),
+        "segments": segments,
         "rule": model.rule.name,
         "rule_settings": model.rule.settings(),
         "memory_layers": len(model.memory_layers),
@@ -87,32 +96,20 @@ def passkey(
     }
 
 
-def _segments(model: InfiniModel, around: list[int], key: str, tokens: int, depth: float) -> Iterator[list[int]]:
-    """The document's tokens, a segment at a time, so that its length costs no memory."""
+def _document(model: InfiniModel, around: list[int], key: str, tokens: int, depth: float) -> Iterator[int]:
+    """The text's tokens one after the other, so that its length costs no memory."""
     needle = model.encoder.encode(NEEDLE.format(key=key))
-    opening = model.encoder.encode(INTRODUCTION)
-    before = int((tokens - len(opening) - len(needle)) * depth)
-    stream = cycle(around)
-
-    def document() -> Iterator[int]:
-        yield from opening
-        for _ in range(before):
-            yield next(stream)
-        yield from needle
-        for _ in range(tokens - len(opening) - len(needle) - before):
-            yield next(stream)
-
-    segment: list[int] = []
-    for token in document():
-        segment.append(token)
-        if len(segment) == model.segment_length:
-            yield segment
-            segment = []
-    if segment:
-        yield segment
+    opening, question = model.encoder.encode(INTRODUCTION), model.encoder.encode(QUESTION)
+    room = tokens - len(opening) - len(needle) - len(question)
+    before = int(room * depth)
+    filler = cycle(around)
+    yield from opening
+    yield from islice(filler, before)
+    yield from needle
+    yield from islice(filler, room - before)
+    yield from question
 
 
-def _answer(model: InfiniModel, cache: Any) -> str:
-    prompt = [*model.prefix, *model.encoder.encode(QUESTION)]
-    steps = model.generate([prompt], cache, max_new_tokens=DIGITS + 3, stop_at_eos=False)
+def _answer(model: InfiniModel, cache: InfiniCache, window: list[int]) -> str:
+    steps = model.generate([[*model.prefix, *window]], cache, max_new_tokens=DIGITS + 3, stop_at_eos=False)
     return str(model.tokenizer.decode([token for (token,) in steps if token is not None]))

@@ -32,25 +32,23 @@ def perplexity(
     length = model.segment_length
     if len(tokens) < length + 2:
         raise EmptySource(f"the text has {len(tokens)} tokens; perplexity needs more than one segment ({length})")
-    starts = range(0, len(tokens), length)
+    segments = list(model.segmenter.split(tokens))
     cache = model.new_cache()
     losses = {"memory": 0.0, "window": 0.0}
     scored = 0
-    for index, start in enumerate(starts):
-        segment = torch.tensor([tokens[start : start + length]])
-        if start and segment.shape[1] < 2:
-            break
+    for index, ids in enumerate(segments):
+        segment = torch.tensor([ids])
+        counts = index > 0 and len(ids) > 1
         with torch.no_grad():
-            past = model.read_segment(segment, cache, logits=bool(start))
-            if start:
-                alone = model.read_segment(segment, model.new_cache(), logits=True)
-                targets = segment[0, 1:].to(model.device)
-                scored += len(targets)
-                for name, logits in (("memory", past), ("window", alone)):
-                    if logits is not None:
-                        losses[name] += F.cross_entropy(logits[0, :-1].float(), targets, reduction="sum").item()
+            past = model.read_segment(segment, cache, logits=counts)
+            alone = model.read_segment(segment, model.new_cache(), logits=True) if counts else None
+        targets = segment[0, 1:].to(model.device)
+        for name, logits in (("memory", past), ("window", alone)):
+            if logits is not None:
+                losses[name] += F.cross_entropy(logits[0, :-1].float(), targets, reduction="sum").item()
+        scored += len(targets) if counts else 0
         if on_segment is not None:
-            on_segment(index + 1, len(starts))
+            on_segment(index + 1, len(segments))
     return {
         "tokens": len(tokens),
         "scored_tokens": scored,

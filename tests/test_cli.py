@@ -1,0 +1,239 @@
+"""The command line, as a user meets it: output, JSON, exit status, standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from conftest import TEXT
+
+from infinimem import DocumentMemory
+from infinimem.cli import main
+
+STORY = TEXT * 3 + "The captain of the Heron was called Odile Marchetti. " + TEXT * 2
+
+
+def infinimem(*arguments: Any, expect: int = 0, **settings: Any) -> Result:
+    result = CliRunner().invoke(main, [str(a) for a in arguments], **settings)
+    assert result.exit_code == expect, (result.output, result.exception)
+    return result
+
+
+def as_json(*arguments: Any) -> dict[str, Any]:
+    result = infinimem(*arguments, "--json")
+    assert result.stderr == ""
+    return dict(json.loads(result.stdout))
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("story") / "story.txt"
+    path.write_text(STORY, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def file(story: Path, tiny_directory: Path) -> Path:
+    target = story.parent / "story.safetensors"
+    ingest = ["ingest", story, "-o", target, "-m", tiny_directory, "--segment-length", 32, "--slots", 24]
+    shown = as_json(*ingest)
+    assert {"tokens", "seconds", "tokens_per_second", "pages"} <= set(shown)
+    assert {"memory_bytes", "file_bytes", "rule", "model"} <= set(shown)
+    assert shown["file_bytes"] == target.stat().st_size > shown["memory_bytes"] > 0
+    return target
+
+
+def test_ingest_says_what_it_did(story: Path, tiny_directory: Path, tmp_path: Path) -> None:
+    out = infinimem("ingest", story, "-o", tmp_path / "m", "-m", tiny_directory).stdout
+    assert "tokens/s" in out and "1 page " in out and (tmp_path / "m").is_file()
+
+
+def test_ask_prints_the_answer_and_where_it_comes_from(file: Path) -> None:
+    result = infinimem("ask", file, "Who is the captain of the Heron?", "--max-new-tokens", 5)
+    assert "[1] story.txt, page 1" in result.stdout
+
+
+def test_ask_json_has_the_documented_keys(file: Path) -> None:
+    shown = as_json("ask", file, "Who is the captain?", "-k", 2, "--max-new-tokens", 5)
+    assert set(shown) == {"answer", "mode", "passages"} and shown["mode"] == "recall"
+    assert {"text", "source", "page", "score"} <= set(shown["passages"][0]) and len(shown["passages"]) <= 2
+
+
+def test_ask_from_the_memory_alone(file: Path) -> None:
+    shown = as_json("ask", file, "Who is the captain?", "--mode", "memory", "--max-new-tokens", 5)
+    assert shown["mode"] == "memory" and shown["passages"] == []
+
+
+def test_retrieve_prints_passages_and_json(file: Path) -> None:
+    assert "Odile Marchetti" in infinimem("retrieve", file, "captain Odile").stdout
+    assert "No passage" in infinimem("retrieve", file, "zeppelin").stdout
+    shown = as_json("retrieve", file, "captain Odile", "-k", 1)
+    assert [p["page"] for p in shown["passages"]] == [1] and shown["passages"][0]["score"] > 0
+
+
+def test_summarize_prints_and_focuses(file: Path) -> None:
+    assert "[1] story.txt" in infinimem("summarize", file, "--max-new-tokens", 5).stdout
+    shown = as_json("summarize", file, "--focus", "the captain", "--max-new-tokens", 5)
+    assert set(shown) == {"summary", "focus", "mode", "passages"} and shown["focus"] == "the captain"
+
+
+def test_chat_goes_on_until_an_empty_line(file: Path) -> None:
+    result = infinimem("chat", file, input="Who is the captain?\n?!\nAnd then?\n\n")
+    assert result.stdout.count("you>") == 4 and "no words in it" in result.stderr
+
+
+def test_chat_ends_quietly_at_the_end_of_input(file: Path) -> None:
+    infinimem("chat", file, input="")
+
+
+def test_inspect_describes_the_file_and_writes_a_report(file: Path, tmp_path: Path) -> None:
+    out = infinimem("inspect", file, "--html", tmp_path / "report.html").stdout
+    assert "story.txt" in out and "slots" in out
+    shown = as_json("inspect", file)
+    assert shown["pages"] == 1 and len(shown["layers"]) == 4 and shown["sources"][0]["sha256"]
+    report = (tmp_path / "report.html").read_text()
+    assert shown["fingerprint"] in report and "<script" not in report
+
+
+def test_names_from_a_document_cannot_steer_the_terminal_or_the_report(tiny_directory: Path, tmp_path: Path) -> None:
+    memory = DocumentMemory.from_text(STORY, name="\x1b[31mevil<script>", model=tiny_directory)
+    memory.save(tmp_path / "m")
+    out = infinimem("inspect", tmp_path / "m", "--html", tmp_path / "r.html").stdout
+    out += (
+        infinimem("retrieve", tmp_path / "m", "captain", color=True)
+        .stdout.replace("\x1b[1m", "")
+        .replace("\x1b[0m", "")
+    )
+    assert "\x1b" not in out and "evil" in out
+    assert "<script>" not in (tmp_path / "r.html").read_text()
+
+
+def test_verify_accepts_a_sound_file_and_its_model(file: Path, tiny_directory: Path) -> None:
+    assert "sound" in infinimem("verify", file).stdout
+    assert "model" in as_json("verify", file, "-m", tiny_directory)["checked"]
+    assert "model" in as_json("verify", file, "-m", "default")["checked"]
+
+
+def test_verify_refuses_a_damaged_file_in_one_line(file: Path, tmp_path: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-20] ^= 4
+    (tmp_path / "bad").write_bytes(data)
+    error = infinimem("verify", tmp_path / "bad", expect=1).stderr
+    assert error.startswith("Error: ") and error.count("\n") == 1 and "checksum" in error
+
+
+def test_merge_makes_one_file_of_two(file: Path, tmp_path: Path) -> None:
+    shown = as_json("merge", file, file, "-o", tmp_path / "both")
+    assert [s["name"] for s in shown["sources"]] == ["story.txt", "story.txt"]
+    assert "2 sources" in infinimem("merge", file, file, "-o", tmp_path / "both").stdout
+    infinimem("merge", file, "-o", tmp_path / "one", expect=2)
+
+
+def test_eval_passkey_has_the_documented_keys(tiny_directory: Path, story: Path) -> None:
+    for extra in ([], ["--filler", story, "--rule", "delta"]):
+        shown = as_json("eval", "passkey", "--tokens", 300, "-m", tiny_directory, "--depths", "0,1", *extra)
+        assert {"tokens", "segments", "rule", "memory_bytes", "accuracy", "exact"} <= set(shown)
+        assert set(shown["accuracy"]) == set(shown["exact"]) == {"0.0", "1.0"} and shown["tokens"] == 300
+    out = infinimem("eval", "passkey", "--tokens", 300, "-m", tiny_directory, "--depths", "0.5").stdout
+    assert "depth 0.5: " in out
+
+
+def test_eval_perplexity_has_the_documented_keys(tiny_directory: Path, story: Path) -> None:
+    arguments = ["eval", "perplexity", story, "-m", tiny_directory, "--segment-length", 32]
+    shown = as_json(*arguments)
+    assert {"tokens", "memory", "window"} <= set(shown) and shown["memory"] != shown["window"] > 1
+    assert "%" in infinimem(*arguments).stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ingest", "{missing}", "-o", "{out}"],
+        ["ingest", "{binary}", "-o", "{out}"],
+        ["ingest", "{story}", "-o", "{missing}/deep/m"],
+        ["ingest", "{story}", "-o", "{out}", "-m", "./no-such-model"],
+        ["ingest", "{story}", "-o", "{directory}"],
+        ["ask", "{missing}", "Who?"],
+        ["ask", "{story}", "Who?"],
+        ["ask", "{file}", "?!"],
+        ["retrieve", "{file}", " "],
+        ["inspect", "{missing}"],
+        ["inspect", "{story}"],
+        ["verify", "{story}"],
+        ["merge", "{file}", "{missing}", "-o", "{out}"],
+        ["eval", "perplexity", "{missing}"],
+        ["eval", "passkey", "--depths", "2", "-m", "{model}"],
+    ],
+)
+def test_bad_input_is_one_line_and_exit_status_1(
+    arguments: list[str], file: Path, story: Path, tiny_directory: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 20)
+    places = {
+        "missing": tmp_path / "missing",
+        "binary": tmp_path / "binary",
+        "out": tmp_path / "out",
+        "directory": tmp_path,
+        "story": story,
+        "file": file,
+        "model": tiny_directory,
+    }
+    result = infinimem(*[argument.format(**places) for argument in arguments], expect=1)
+    assert result.stdout == "" and result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == ["binary"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ingest"],
+        ["ingest", "a"],
+        ["ask", "file"],
+        ["ask", "file", "q", "-k", "0"],
+        ["ask", "file", "q", "--mode", "magic"],
+        ["ingest", "a", "-o", "b", "--rule", "linear", "--slots", "8"],
+        ["ingest", "a", "-o", "b", "--rule", "magic"],
+        ["eval", "passkey", "--depths", "deep"],
+        ["eval", "passkey", "--tokens", "3"],
+        ["nonsense"],
+    ],
+)
+def test_wrong_usage_is_exit_status_2(arguments: list[str], story: Path, tmp_path: Path) -> None:
+    places = {"a": str(story), "b": str(tmp_path / "out")}
+    result = infinimem(*[places.get(a, a) for a in arguments], expect=2)
+    assert "Error" in result.stderr or "Usage" in result.stderr
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", [["--help"], ["ingest", "--help"], ["inspect", "{file}"]])
+def test_help_and_inspect_import_no_torch(command: list[str], file: Path) -> None:
+    arguments = [part.format(file=file) for part in command]
+    code = (
+        "import sys; from infinimem.cli import main\n"
+        f"main({arguments!r}, standalone_mode=False)\n"
+        "loaded = {'torch', 'transformers', 'bm25s', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'imported {loaded}' if loaded else 0)"
+    )
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_json_on_a_real_standard_output_is_one_object_and_nothing_else(file: Path) -> None:
+    command = [sys.executable, "-m", "infinimem", "ask", str(file), "Who?", "--json", "--max-new-tokens", "3"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout)["mode"] == "recall" and result.stderr == ""
+
+
+def test_the_page_of_help_texts_is_what_the_program_says() -> None:
+    script = Path(__file__).parents[1] / "docs" / "make_help.py"
+    result = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,239 @@
+"""The memory file: what goes in comes out, and nothing else is accepted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from infinimem import memory_file
+from infinimem.errors import (
+    DamagedMemoryFile,
+    InfinimemError,
+    MemoryFileError,
+    MemoryFileNotFound,
+    NotAMemoryFile,
+    TargetNotWritable,
+    UnsupportedVersion,
+)
+from infinimem.memory_file import MemoryFile, check_writable, differences, read_memory_file
+from infinimem.passages import Passage, pack
+
+
+def sample() -> MemoryFile:
+    generator = np.random.default_rng(0)
+    states = {
+        i: {
+            "keys": generator.normal(size=(2, 5, 4)).astype(np.float32),
+            "values": generator.normal(size=(2, 5, 4)).astype(np.float32),
+            "counts": np.ones((2, 5), np.float32),
+        }
+        for i in (0, 3)
+    }
+    return MemoryFile(
+        model="tiny",
+        identity={"rule": "slots", "rule_settings": {"slots": 5}, "segment_length": 16, "weights": "abc"},
+        sources=[{"name": "book é.txt", "kind": "text", "sha256": "00", "pages": 2, "characters": 10}],
+        reading={"tokens": 12, "seen": 10, "pending_text": "tail ☂", "cutter": {}},
+        states=states,
+        tail=np.array([3, 4], np.int32),
+        passages=pack([Passage("a", "book", 1, 0, 1)]),
+    )
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "memory.safetensors"
+    sample().write(path)
+    return path
+
+
+def test_what_is_written_is_read_back_bit_by_bit(written: Path) -> None:
+    expected, got = sample(), read_memory_file(written)
+    assert (got.model, got.identity, got.sources, got.reading) == (
+        expected.model,
+        expected.identity,
+        expected.sources,
+        expected.reading,
+    )
+    assert list(got.states) == [0, 3] and got.fingerprint == expected.fingerprint
+    for index, state in expected.states.items():
+        assert all(np.array_equal(got.states[index][name], tensor) for name, tensor in state.items())
+    assert np.array_equal(got.tail, expected.tail) and np.array_equal(got.passages, expected.passages)
+
+
+def test_equal_memories_make_equal_bytes(written: Path, tmp_path: Path) -> None:
+    sample().write(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == written.read_bytes()
+
+
+def test_the_file_is_plain_safetensors(written: Path) -> None:
+    with safe_open(written, framework="np") as file:
+        assert set(file.keys()) == {
+            *(f"layers.{i}.{name}" for i in (0, 3) for name in ("keys", "values", "counts")),
+            "tail.tokens",
+            "passages.zlib",
+        }
+        assert set(file.metadata()) == {f"infinimem.{key}" for key in memory_file.LAYOUT["metadata"]}
+
+
+def test_the_layout_of_version_1_is_frozen() -> None:
+    assert (memory_file.FORMAT, memory_file.LAYOUT_HASH) == (1, "ef5076f76b4a468e")
+
+
+def test_every_truncation_is_refused(written: Path, tmp_path: Path) -> None:
+    data, cut = written.read_bytes(), tmp_path / "cut"
+    for length in range(0, len(data), 7):
+        cut.write_bytes(data[:length])
+        with pytest.raises(MemoryFileError):
+            read_memory_file(cut)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_every_flipped_bit_is_refused(written: Path, place: float, bit: int) -> None:
+    data = bytearray(written.read_bytes())
+    data[int(place * len(data))] ^= 1 << bit
+    flipped = written.with_name("flipped")
+    flipped.write_bytes(data)
+    with pytest.raises(MemoryFileError):
+        read_memory_file(flipped)
+
+
+def test_bytes_after_the_end_are_refused(written: Path) -> None:
+    with written.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(MemoryFileError):
+        read_memory_file(written)
+
+
+def test_a_missing_file_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(MemoryFileNotFound, match=r"no memory file is at .*infinimem ingest"):
+        read_memory_file(tmp_path / "none")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"%PDF-1.7", b"\x00" * 100, b"\xff" * 100])
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other"
+    path.write_bytes(content)
+    with pytest.raises(NotAMemoryFile):
+        read_memory_file(path)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
+    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "weights")
+    with pytest.raises(NotAMemoryFile, match="did not write"):
+        read_memory_file(tmp_path / "weights")
+
+
+def rewrite(path: Path, change: dict[str, str], tensors: dict[str, np.ndarray] | None = None) -> None:
+    """Write the file again with other metadata and tensors, its checksums made to fit."""
+    with safe_open(path, framework="np") as file:
+        texts = {key.removeprefix("infinimem."): value for key, value in file.metadata().items()}
+        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    kept.update(tensors or {})
+    texts.update(change)
+    texts.pop("metadata_sha256")
+    texts["tensors_sha256"] = json.dumps(memory_file._hash_tensors(kept))
+    texts["metadata_sha256"] = json.dumps(memory_file._hash_metadata(texts))
+    save_file(kept, path, {f"infinimem.{key}": value for key, value in texts.items()})
+
+
+@pytest.mark.parametrize("change", [{"format": "2"}, {"format": '"1"'}, {"layout": '"0000000000000000"'}])
+def test_another_version_is_refused_even_with_right_checksums(written: Path, change: dict[str, str]) -> None:
+    rewrite(written, change)
+    with pytest.raises(UnsupportedVersion, match="update infinimem"):
+        read_memory_file(written)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("layers.0.keys", np.full((2, 5, 4), np.nan, np.float32)),
+        ("layers.0.values", np.full((2, 5, 4), np.inf, np.float32)),
+        ("layers.0.counts", np.full((2, 5), -1, np.float32)),
+        ("layers.0.keys", np.zeros((2, 5, 4), np.float64)),
+        ("layers.0.extra", np.zeros(3, np.float32)),
+        ("tail.tokens", np.zeros(3, np.int64)),
+        ("__pickle__", np.zeros(3, np.uint8)),
+    ],
+)
+def test_impossible_tensors_are_refused_even_with_right_checksums(written: Path, name: str, tensor: np.ndarray) -> None:
+    rewrite(written, {}, {name: tensor})
+    with pytest.raises(DamagedMemoryFile):
+        read_memory_file(written)
+
+
+def test_metadata_that_is_not_json_is_refused(written: Path) -> None:
+    rewrite(written, {"reading": "{broken"})
+    with pytest.raises(DamagedMemoryFile, match="not JSON"):
+        read_memory_file(written)
+
+
+@pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    written: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    before = written.read_bytes()
+
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(step, fail)
+    with pytest.raises(TargetNotWritable, match="No space left"):
+        sample().write(written)
+    assert written.read_bytes() == before and os.listdir(written.parent) == [written.name]
+
+
+@pytest.mark.parametrize("target", ["missing/memory", "."])
+def test_an_impossible_target_is_refused_before_and_after_reading(tmp_path: Path, target: str) -> None:
+    with pytest.raises(TargetNotWritable):
+        check_writable(tmp_path / target)
+    with pytest.raises(TargetNotWritable):
+        sample().write(tmp_path / target)
+    assert os.listdir(tmp_path) == []
+
+
+def test_checking_a_target_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_writable(tmp_path / "memory")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no mode bits")
+def test_mode_bits_follow_the_umask_and_then_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "memory"
+    old = os.umask(0o027)
+    try:
+        sample().write(path)
+        assert path.stat().st_mode & 0o777 == 0o640
+        path.chmod(0o600)
+        sample().write(path)
+        assert path.stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(old)
+
+
+def test_differences_name_the_fields_down_to_the_leaf() -> None:
+    found = differences({"a": 1, "rule": {"slots": 3, "x": 1}}, {"a": 1, "rule": {"slots": 4, "x": 1}, "b": "y"})
+    assert found == ["b: null in the file, y here", "rule.slots: 3 in the file, 4 here"]
+
+
+def test_reading_a_memory_file_imports_no_torch(written: Path) -> None:
+    code = (
+        "import sys; from infinimem.memory_file import read_memory_file; "
+        f"read_memory_file({str(written)!r}); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_error_of_the_file_is_an_infinimem_error() -> None:
+    assert issubclass(MemoryFileError, InfinimemError)

