@@ -23,7 +23,7 @@ from .local import attention_with_mass
 from .rules import MemoryRule, Reading, State
 
 # Pair costs of one chunk of heads stay below this many entries, so that they are worked on inside the CPU's cache.
-CHUNK_ENTRIES = 1 << 20
+CHUNK_ENTRIES = 1 << 21
 
 
 class SlotsRule(MemoryRule):
@@ -102,13 +102,14 @@ class SlotsRule(MemoryRule):
         if size <= self.slots:
             return state
         chunk = max(1, CHUNK_ENTRIES // (size // 2) ** 2)
-        flat = {name: tensor.flatten(0, 1).split(chunk) for name, tensor in state.items()}
+        joined = torch.cat((state["keys"], state["values"]), dim=-1).flatten(0, 1)  # (B*G, M, D + Dv)
+        width = state["keys"].shape[-1]
         parts = [
-            ward_merge(k, v, n, self.slots, self.balance)
-            for k, v, n in zip(flat["keys"], flat["values"], flat["counts"], strict=True)
+            ward_merge(x, n, width, self.slots, self.balance)
+            for x, n in zip(joined.split(chunk), state["counts"].flatten(0, 1).split(chunk), strict=True)
         ]
-        merged = [torch.cat(column).unflatten(0, (batch, groups)) for column in zip(*parts, strict=True)]
-        return dict(zip(self.tensor_names, merged, strict=True))
+        merged, counts = (torch.cat(column).unflatten(0, (batch, groups)) for column in zip(*parts, strict=True))
+        return {"keys": merged[..., :width], "values": merged[..., width:], "counts": counts}
 
 
 def concatenate(a: State, b: State) -> State:
@@ -135,25 +136,46 @@ def spread(x: Tensor) -> Tensor:
     return (x - x.mean(dim=1, keepdim=True)).square().sum(-1).mean(-1)[:, None, None].clamp_min(1e-12)
 
 
-def ward_merge(
-    keys: Tensor, values: Tensor, counts: Tensor, capacity: int, balance: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Merge (P, N, D) keys, (P, N, Dv) values and (P, N) counts down to `capacity` slots per row P."""
-    if keys.shape[1] > capacity:
-        order = shuffled(keys.shape[1]).to(keys.device)
-        keys, values, counts = keys[:, order], values[:, order], counts[:, order]
-    key_scale = spread(keys).rsqrt()
-    value_scale = balance * spread(values).rsqrt()
-    while (size := keys.shape[1]) > capacity:
-        joined = torch.cat((keys * key_scale, values * value_scale), dim=-1)
-        cost, partner = cheapest_partner(joined[:, 0::2], joined[:, 1::2], counts[:, 0::2], counts[:, 1::2])
-        # Half of the offers a round: the other half may find a better partner once these are merged.
-        taken = min(size - capacity, max(1, cost.shape[1] // 2))
+def ward_merge(x: Tensor, counts: Tensor, key_width: int, capacity: int, balance: float) -> tuple[Tensor, Tensor]:
+    """Merge slots down to `capacity` per row P.
+
+    x: (P, N, D + Dv), keys and values side by side, the first `key_width` of them the keys; counts: (P, N).
+    """
+    if x.shape[1] > capacity:
+        order = shuffled(x.shape[1]).to(x.device)
+        x, counts = x[:, order], counts[:, order]
+    keys, values = x[..., :key_width], x[..., key_width:]
+    scale = torch.cat(
+        (spread(keys).rsqrt().expand_as(keys[:, :1]), balance * spread(values).rsqrt().expand_as(values[:, :1])), dim=-1
+    )
+    while (size := x.shape[1]) > capacity:
+        scaled = x * scale
+        cost, partner = cheapest_partner(scaled[:, 0::2], scaled[:, 1::2], counts[:, 0::2], counts[:, 1::2])
+        # Two thirds of the offers a round: the others may find a better partner once these are merged.
+        taken = min(size - capacity, max(1, cost.shape[1] * 2 // 3))
         order = cost.argsort(dim=-1, stable=True)
         giving, staying = order[:, :taken], order[:, taken:].sort(dim=-1).values
-        merge = _Merge(giving, staying, partner.gather(1, giving), counts)
-        keys, values, counts = merge.pool(keys), merge.pool(values), merge.counts
-    return keys, values, counts
+        x, counts = merge_round(x, counts, giving, staying, partner.gather(1, giving))
+    return x, counts
+
+
+def merge_round(x: Tensor, counts: Tensor, giving: Tensor, staying: Tensor, onto: Tensor) -> tuple[Tensor, Tensor]:
+    """Average the even places `giving` (P, R), by count, into the odd places `onto` (P, R); `staying` ones stay.
+
+    Returns x (P, N - R, F) and counts (P, N - R): the staying even places, then all odd ones.
+    """
+    rows, size, width = x.shape
+    odd = torch.arange(1, size, 2, device=x.device).expand(rows, -1)
+    kept = torch.cat((staying * 2, odd), dim=1)  # (P, N - R) places
+    receivers = staying.shape[1] + onto  # where the odd places have moved to
+    after = counts.gather(1, kept).scatter_add(1, receivers, counts.gather(1, giving * 2))
+    share = counts.gather(1, giving * 2) / after.gather(1, receivers).clamp_min(1e-12)
+    result = take(x, kept)
+    # Added to what is there, so that slots that receive nothing stay equal to the last bit.
+    moves = (take(x, giving * 2) - take(result, receivers)) * share.unsqueeze(-1)
+    offset = torch.arange(rows, device=x.device).unsqueeze(-1) * kept.shape[1]
+    flat = result.flatten(0, 1).index_add(0, (receivers + offset).flatten(), moves.flatten(0, 1))
+    return flat.view(rows, kept.shape[1], width), after
 
 
 @lru_cache(maxsize=64)
@@ -162,29 +184,11 @@ def shuffled(size: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(size))
 
 
-class _Merge:
-    """One round: even places `giving` (P, R) are averaged, by count, into odd places `onto`; `staying` ones stay."""
-
-    def __init__(self, giving: Tensor, staying: Tensor, onto: Tensor, counts: Tensor) -> None:
-        self.giving, self.staying, self.onto = giving, staying, onto
-        self.given, self.before = counts[:, 0::2].gather(1, giving), counts[:, 1::2]
-        self.after = self.before.scatter_add(1, onto, self.given)
-        self.touched = torch.zeros_like(self.after, dtype=torch.bool).scatter_(1, onto, True).unsqueeze(-1)
-        self.counts = torch.cat((counts[:, 0::2].gather(1, staying), self.after), dim=1)
-
-    def pool(self, x: Tensor) -> Tensor:
-        """x (P, N, D) after this round, (P, N - R, D)."""
-        gifts = take(x[:, 0::2], self.giving) * self.given.unsqueeze(-1)
-        index = self.onto.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-        sums = (x[:, 1::2] * self.before.unsqueeze(-1)).scatter_add(1, index, gifts)
-        mean = sums / self.after.unsqueeze(-1).clamp_min(1e-12)
-        # Slots that received nothing stay equal to the last bit, however many rounds pass.
-        return torch.cat((take(x[:, 0::2], self.staying), torch.where(self.touched, mean, x[:, 1::2])), dim=1)
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (P, R) of x (P, N, D): (P, R, D)."""
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+def take(x: Tensor, places: Tensor) -> Tensor:
+    """Rows `places` (P, R) of x (P, N, F): (P, R, F)."""
+    rows, size, width = x.shape
+    offset = torch.arange(rows, device=x.device).unsqueeze(-1) * size
+    return x.flatten(0, 1).index_select(0, (places + offset).flatten()).view(rows, -1, width)
 
 
 def cheapest_partner(a: Tensor, b: Tensor, count_a: Tensor, count_b: Tensor) -> tuple[Tensor, Tensor]:
