@@ -12,7 +12,7 @@ from .passages import Passage
 class Answer:
     """A text from the model, and the passages it was shown.
 
-    mode: "recall" (passages and memory) or "memory" (the compressive memory alone).
+    mode: "recall" (from passages) or "memory" (from the compressive memory alone).
     """
 
     text: str

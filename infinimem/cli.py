@@ -122,7 +122,7 @@ def ingest(
 @click.argument("question")
 @k_option
 @click.option("--mode", type=click.Choice(["recall", "memory"]), default="recall", show_default=True,
-              help="recall: passages and memory; memory: the compressive memory alone.")  # fmt: skip
+              help="recall: from the best passages; memory: from the compressive memory alone.")  # fmt: skip
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @model_option
 @json_option

@@ -350,8 +350,8 @@ class DocumentMemory:
     ) -> Answer:
         """Answer a question.
 
-        mode: "recall" shows the model the k best passages beside its memory; "memory" relies on the compressive
-        memory alone. history: earlier (question, answer) pairs. temperature 0 is greedy.
+        mode: "recall" shows the model the k best passages, or lets it read its memory if no passage fits; "memory"
+        relies on the compressive memory alone. history: earlier (question, answer) pairs. temperature 0 is greedy.
         """
         prepared = self._prepare(question, k, mode, history)
         text = "".join(self._generate(prepared, max_new_tokens, temperature, top_p, seed))
@@ -380,10 +380,16 @@ class DocumentMemory:
         from .generation import continue_texts
 
         prepared = [self._prepare(question, k, mode, ()) for question in questions]
-        if not prepared:
-            return []
-        prompts = [prompt for prompt, _ in prepared]
-        texts = continue_texts(self.model, prompts, self._memory_in_view(), max_new_tokens=max_new_tokens)
+        texts = [""] * len(prepared)
+        for shown in (True, False):
+            rows = [row for row, (_, passages) in enumerate(prepared) if bool(passages) is shown]
+            if rows:
+                view = self._memory_in_view(prepared[rows[0]][1])
+                prompts = [prepared[row][0] for row in rows]
+                for row, text in zip(
+                    rows, continue_texts(self.model, prompts, view, max_new_tokens=max_new_tokens), strict=True
+                ):
+                    texts[row] = text
         return [
             Answer(text.strip(), mode, passages, question)
             for text, (_, passages), question in zip(texts, prepared, questions, strict=True)
@@ -407,7 +413,10 @@ class DocumentMemory:
             pieces_of_text.close()  # type: ignore[attr-defined]
 
     def summarize(self, focus: str | None = None, *, max_new_tokens: int = 300, k: int = 6) -> Answer:
-        """Summarize the document, or what it says about `focus`, from the memory and k passages in reading order."""
+        """Summarize the document, or what it says about `focus`, from k passages in reading order.
+
+        Without passages, from the compressive memory.
+        """
         from .prompts import summary_messages
 
         if focus is None:
@@ -421,7 +430,7 @@ class DocumentMemory:
         text = "".join(self._generate((prompt, shown), max_new_tokens, 0.0, 1.0, None))
         return Answer(text.strip(), "recall" if shown else "memory", shown, focus)
 
-    # Inside
+    # Inside: a prepared question is (prompt, passages in it); without passages the model reads the memory.
 
     def _prepare(self, question: str, k: int, mode: str, history: History) -> tuple[list[int], list[Passage]]:
         """The prompt, and the passages in it."""
@@ -450,7 +459,10 @@ class DocumentMemory:
                 raise InvalidSetting(f"the question has {len(prompt)} tokens, but the model takes {limit}; shorten it")
             passages = passages[:-1]
 
-    def _memory_in_view(self) -> InfiniCache:
+    def _memory_in_view(self, passages: Sequence[Passage]) -> InfiniCache | None:
+        # Beside passages, an untrained memory of a whole book draws the model away from them (docs/decisions.md).
+        if passages:
+            return None
         with self._lock:
             return self._open().complete()
 
@@ -467,7 +479,7 @@ class DocumentMemory:
         return continue_text(
             self.model,
             prepared[0],
-            self._memory_in_view(),
+            self._memory_in_view(prepared[1]),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 DEFAULT_RULE = "slots"
 DEFAULT_SEGMENT_LENGTH = 512
+# Lowest layers that go without memory under `slots`: merged slots there harm the perplexity of prose.
+LAYERS_WITHOUT_SLOTS = 1
 # Elements of each weight tensor that enter the fingerprint.
 SAMPLED_WEIGHTS = 4096
 
@@ -41,8 +43,8 @@ class InfiniModel:
     """A causal language model with a compressive memory in its attention layers.
 
     model, tokenizer: from transformers; the model is changed in place (`close` undoes it). rule: a MemoryRule.
-    segment_length: most tokens per segment. memory_layers: indices of the layers that get a memory; None for all.
-    name: what files call the model.
+    segment_length: most tokens per segment. memory_layers: indices of the layers that get a memory; None
+    for all of them, or all but the lowest under `slots`. name: what files call the model.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class InfiniModel:
         if segment_length < 1:
             raise InvalidSetting(f"segment_length is {segment_length}, but a segment has at least one token")
         layers = len(attention_modules(model))
-        self.memory_layers = sorted(set(range(layers) if memory_layers is None else memory_layers))
+        if memory_layers is None:
+            memory_layers = range(0 if rule.gated else min(LAYERS_WITHOUT_SLOTS, layers - 1), layers)
+        self.memory_layers = sorted(set(memory_layers))
         if not self.memory_layers or not 0 <= self.memory_layers[0] <= self.memory_layers[-1] < layers:
             raise InvalidSetting(f"memory_layers must name layers from 0 to {layers - 1}")
         self.attachment = Attachment(model, rule)

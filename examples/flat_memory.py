@@ -1,0 +1,60 @@
+"""Shows that neither working memory nor file grow with the document.
+
+Reads texts of the given lengths, each in a new process, and prints one row a length.
+
+python examples/flat_memory.py 20000 200000
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from itertools import cycle
+from pathlib import Path
+
+CHILD = """
+import json, resource, sys, time
+from infinimem import DocumentMemory
+source, target = sys.argv[1:]
+started = time.perf_counter()
+memory = DocumentMemory.ingest(source, passages=False)
+seconds = time.perf_counter() - started
+size = memory.save(target)
+unit = 1 if sys.platform == "darwin" else 1024
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+print(json.dumps({"tokens": memory.info()["tokens"], "seconds": seconds, "peak": peak, "size": size}))
+"""
+
+
+def write_text(path: Path, tokens: int) -> None:
+    """A text file of about `tokens` tokens: Python's language reference, over and over if need be."""
+    from pydoc_data.topics import topics
+
+    characters = int(tokens * 3.5)
+    with path.open("w", encoding="utf-8") as file:
+        for name in cycle(sorted(topics)):
+            if file.tell() >= characters:
+                break
+            file.write(topics[name] + "\n\n")
+
+
+def main() -> None:
+    """Measure and print one row a length."""
+    print(f"{'tokens':>9} {'seconds':>8} {'tokens/s':>9} {'peak RSS MB':>12} {'file bytes':>11}")
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        for tokens in map(int, sys.argv[1:] or ("20000", "200000")):
+            source, target = Path(directory, f"{tokens}.txt"), Path(directory, f"{tokens}.safetensors")
+            write_text(source, tokens)
+            command = [sys.executable, "-c", CHILD, str(source), str(target)]
+            row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            rows.append(row)
+            speed, peak = row["tokens"] / row["seconds"], row["peak"] / 1e6
+            print(f"{row['tokens']:>9,} {row['seconds']:>8.1f} {speed:>9.0f} {peak:>12.1f} {row['size']:>11,}")
+    print(f"Peak RSS of the last against the first: {rows[-1]['peak'] / rows[0]['peak'] - 1:+.1%}")
+
+
+if __name__ == "__main__":
+    main()
