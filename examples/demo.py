@@ -16,8 +16,8 @@ HANDBOOK = WORK / "handbook.safetensors"
 REFERENCE = WORK / "python-reference.safetensors"
 
 HANDBOOK_QUESTIONS = (
-    "How fast does the current run at springs in the channel between Kelderay and the Calf?",
-    "Why does the clock in the kitchen have a yellow face?",
+    "What is the violet ink made of?",
+    "What is the height of the bench mark on the Winch House plinth?",
 )
 REFERENCE_QUESTIONS = ("What does the pass statement do?", "What is a docstring?")
 

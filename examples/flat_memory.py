@@ -32,7 +32,7 @@ def write_text(path: Path, tokens: int) -> None:
     """A text file of about `tokens` tokens: Python's language reference, over and over if need be."""
     from pydoc_data.topics import topics
 
-    characters = int(tokens * 3.5)
+    characters = int(tokens * 2.65)
     with path.open("w", encoding="utf-8") as file:
         for name in cycle(sorted(topics)):
             if file.tell() >= characters:
