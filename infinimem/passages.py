@@ -1,6 +1,6 @@
 """Passages: pieces of the document that answers are built on and cite.
 
-- cut while the text streams by, at paragraph, sentence or word borders, 400 to 800 characters each
+- cut while the text streams by, at paragraph, sentence or word borders, at most 800 characters each
 - a passage never crosses a page, so its page number is exact; its span counts characters of the source's text
 - cuts depend on the text alone, not on how it arrives; the unfinished rest can be looked at without closing it
 """
@@ -112,7 +112,7 @@ def unpack(array: np.ndarray) -> list[Passage]:
             Passage(str(text), str(source), int(page), int(start), int(end), None if title is None else str(title))
             for source, page, title, start, end, text in json.loads(data)
         ]
-    except (zlib.error, ValueError, TypeError) as error:
+    except (zlib.error, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise DamagedMemoryFile(
             f"the passages in the memory file cannot be unpacked ({error}); make it again"
         ) from error

@@ -194,10 +194,42 @@ def test_interleaved_rotary_pairs_are_refused() -> None:
     from transformers import CohereConfig, CohereForCausalLM
 
     config = CohereConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
-    with pytest.raises(NoRotaryEmbedding, match="interleaved"):
+    with pytest.raises(NoRotaryEmbedding, match="cohere"):
         Attachment(CohereForCausalLM(config), SlotsRule())
+
+
+@torch.no_grad()
+def test_two_families_at_once_keep_their_own_attention() -> None:
+    gemma, llama = tiny_network("Gemma2"), tiny_network("Llama")
+    gemma.set_attn_implementation("eager")
+    llama.set_attn_implementation("eager")
+    tokens = random_tokens(1, 12)
+    expected = [network(input_ids=tokens).logits for network in (gemma, llama)]
+    with Attachment(gemma, SlotsRule()), Attachment(llama, SlotsRule()):
+        got = [network(input_ids=tokens).logits for network in (gemma, llama)]
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+@torch.no_grad()
+def test_padding_a_segment_to_a_fixed_length_changes_nothing(family: str, make_model: MakeModel) -> None:
+    model = make_model(family)
+    plain, padded = model.new_cache(), model.new_cache()
+    for seed in range(3):
+        tokens = random_tokens(1, 11, seed=seed)
+        logits = model.read_segment(tokens, plain, logits=True)
+        assert torch.allclose(model.read_segment(tokens, padded, logits=True, pad_to=16), logits, atol=1e-4, rtol=1e-4)
+    assert padded.seen is not None and padded.seen.tolist() == [33]
+    for index, state in plain.states().items():
+        assert all(torch.allclose(t, padded.states()[index][n], atol=1e-3, rtol=1e-4) for n, t in state.items())
 
 
 def test_positions_that_are_learned_are_refused() -> None:

@@ -96,7 +96,7 @@ def test_inspect_describes_the_file_and_writes_a_report(file: Path, tmp_path: Pa
     out = infinimem("inspect", file, "--html", tmp_path / "report.html").stdout
     assert "story.txt" in out and "slots" in out
     shown = as_json("inspect", file)
-    assert shown["pages"] == 1 and len(shown["layers"]) == 4 and shown["sources"][0]["sha256"]
+    assert shown["pages"] == 1 and len(shown["layers"]) == 3 and shown["sources"][0]["sha256"]
     report = (tmp_path / "report.html").read_text()
     assert shown["fingerprint"] in report and "<script" not in report
 

@@ -127,7 +127,8 @@ def test_the_file_does_not_grow_with_the_document(model: InfiniModel, tmp_path: 
         memory = DocumentMemory.from_text(TEXT * repeats, model=model, passages=False)
         memory.save(tmp_path / "m")
         sizes.append(read_memory_file(tmp_path / "m").memory_bytes)
-    assert sizes[0] == sizes[1] > 0
+        sizes.append((tmp_path / "m").stat().st_size)
+    assert sizes[:2] == sizes[2:] and sizes[0] > 0
 
 
 def test_linear_merge_adds_the_states_exactly(make_model: MakeModel) -> None:
@@ -253,6 +254,33 @@ def test_async_twins_give_the_same_answers(model: InfiniModel) -> None:
     assert asked == streamed.strip() == memory.ask("Who is the captain?", max_new_tokens=8).text
 
 
+def test_cancelling_an_async_stream_cancels_it_and_nothing_else(model: InfiniModel) -> None:
+    memory = DocumentMemory.from_text(STORY, model=model)
+
+    async def impatient() -> None:
+        async for _ in memory.astream("Who is the captain?", max_new_tokens=500):
+            pass
+
+    async def main() -> None:
+        task = asyncio.create_task(impatient())
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert memory.ask("Who?", max_new_tokens=2).text
+
+
+def test_a_text_appended_to_a_merged_memory_is_a_source_of_its_own(model: InfiniModel, tmp_path: Path) -> None:
+    merged = DocumentMemory.merge([DocumentMemory.from_text(STORY, model=model) for _ in range(2)])
+    merged.save(tmp_path / "m")
+    for memory in (merged, DocumentMemory.load(tmp_path / "m", model=model)):
+        memory.append_text("The cook was called Bjarne. " + TEXT)
+        assert len(memory.info()["sources"]) == 3
+        assert {p.source for p in memory.passages} == {"text"}
+
+
 def test_history_changes_the_answer(model: InfiniModel) -> None:
     memory = DocumentMemory.from_text(STORY, model=model)
     plain = memory.ask("And then?", mode="memory", max_new_tokens=16)
@@ -292,7 +320,15 @@ def test_a_question_without_words_is_refused(model: InfiniModel, question: str) 
 
 
 @pytest.mark.parametrize(
-    "settings_", [{"k": 0}, {"mode": "magic"}, {"temperature": -1.0}, {"top_p": 0.0}, {"max_new_tokens": 0}]
+    "settings_",
+    [
+        {"k": 0},
+        {"mode": "magic"},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"max_new_tokens": 0},
+        {"max_new_tokens": 9999},
+    ],
 )
 def test_bad_settings_of_a_question_are_refused(model: InfiniModel, settings_: dict[str, Any]) -> None:
     with pytest.raises(InvalidSetting):
@@ -341,6 +377,26 @@ def test_progress_reports_each_page(model: InfiniModel, book: Path) -> None:
     DocumentMemory.ingest(book, model=model, progress=seen.append)
     assert [p.page for p in seen] == [1, 2, 3]
     assert seen[-1].tokens > seen[0].tokens and 0.9 < (seen[-1].fraction or 0) <= 1.0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"identity": []},
+        {"identity": {}},
+        {"sources": [{"name": "x"}]},
+        {"sources": [{"name": "x", "kind": "text", "sha256": None, "pages": "x", "characters": 1}]},
+        {"reading": {"tokens": 1, "seen": -1, "pending_text": "", "cutter": {}}},
+        {"model": 3},
+    ],
+)
+def test_fields_of_the_wrong_type_are_refused(damage: dict, model: InfiniModel, tmp_path: Path) -> None:
+    DocumentMemory.from_text(STORY, model=model).save(tmp_path / "m")
+    from test_memory_file import rewrite
+
+    rewrite(tmp_path / "m", {key: json.dumps(value) for key, value in damage.items()})
+    with pytest.raises(DamagedMemoryFile, match=next(iter(damage))):
+        DocumentMemory.load(tmp_path / "m")
 
 
 def test_saving_into_nowhere_is_refused(model: InfiniModel, tmp_path: Path) -> None:

@@ -77,6 +77,16 @@ def test_a_padded_row_is_written_as_if_alone(pads: list[int], seed: int) -> None
             assert (state[name][one, :, size:] == 0).all()
 
 
+def test_a_row_with_empty_slots_can_be_written_again_and_loses_nothing() -> None:
+    rule = SlotsRule(slots=32)
+    keys, values = segment(4, 4, rows=2)
+    mask = torch.tensor([[True] * 4, [False, False, True, True]])
+    state = rule.write(rule.write(rule.write(None, keys, values, mask), keys, values), keys, values, mask)
+    assert state["counts"].sum(-1)[:, 0].tolist() == [12.0, 8.0]
+    merged = rule.merge(state, state)
+    assert merged["counts"].sum(-1)[:, 0].tolist() == [24.0, 16.0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_read_is_exact_attention_while_nothing_is_merged(dtype: torch.dtype) -> None:
     rule = SlotsRule(slots=64)

@@ -27,6 +27,10 @@ from .local import attention_with_mass
 from .rotary import Tables, compose, inverse, rotate
 from .rules import LinearRule, MemoryRule
 
+# Families whose layers turn all queries and keys in halves, or say where they do not (`use_rope`). Others do so on
+# conditions of their own, interleave the pairs, or have sinks beside the softmax; un-rotating them would be wrong.
+FAMILIES = frozenset({"gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3"})
+
 _active = threading.local()
 
 
@@ -127,16 +131,13 @@ def attention_modules(model: PreTrainedModel) -> list[Any]:
 
     Raises NoRotaryEmbedding where the model has none that this package can work with.
     """
-    decoder = model.get_decoder()
-    layers = getattr(decoder, "layers", None)
-    modules = [getattr(layer, "self_attn", None) for layer in layers] if layers is not None else []
-    found = [m for m in modules if isinstance(m, nn.Module) and getattr(m, "layer_idx", None) is not None]
-    if not found or len(found) != len(modules) or not hasattr(decoder, "rotary_emb"):
+    kind = model.config.get_text_config().model_type
+    if kind not in FAMILIES:
         raise NoRotaryEmbedding(
-            f"{type(model).__name__} ({model.config.model_type}) is not a decoder with rotary position embeddings in "
-            "every layer; use a model of the Llama, Qwen, Mistral, Gemma, SmolLM or Phi families"
+            f"{type(model).__name__} ({kind}) is not one of the families whose rotary position embeddings infinimem "
+            f"undoes; choose a model of: {', '.join(sorted(FAMILIES))}"
         )
-    return found
+    return [layer.self_attn for layer in model.get_decoder().layers]
 
 
 class Attachment:
@@ -149,15 +150,20 @@ class Attachment:
         self._base = model.config._attn_implementation
         if self._base.startswith("infinimem_"):
             raise InvalidSetting("this model has an infinimem attention already; close the InfiniModel around it first")
+        if self._base not in ("eager", "sdpa"):
+            raise InvalidSetting(
+                f"attention '{self._base}' has no memory; load the model with attn_implementation='sdpa'"
+            )
         self._handles: list[Any] = []
         self._far: dict[int, Tables] = {}
-        _check_layout(self.modules[0])
         self._switch_on()
 
     def _switch_on(self) -> None:
         rule, model = self.rule, self.model
-        name = f"infinimem_{self._base}"
-        own = sys.modules[type(self.modules[0]).__module__].eager_attention_forward
+        home = type(self.modules[0]).__module__
+        # Each family has an eager function of its own, and the registry is one for all models.
+        name = f"infinimem_{self._base}_{home.rpartition('.')[2]}"
+        own = sys.modules[home].eager_attention_forward
         base = ALL_ATTENTION_FUNCTIONS.get_interface(self._base, own)
         AttentionInterface.register(name, partial(attend, base=base))
         AttentionMaskInterface.register(name, AttentionMaskInterface()[self._base])
@@ -220,21 +226,3 @@ def rotates(module: nn.Module) -> bool:
 
 def _leave(module: nn.Module, args: Any, output: Any) -> None:
     _active.forward = None
-
-
-def _check_layout(module: Any) -> None:
-    """Try our un-rotation on the model's own rotation; refuse a layout that it does not undo."""
-    own = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
-    if own is None:
-        raise NoRotaryEmbedding(f"{type(module).__name__} has no rotary position embedding that can be undone")
-    width = module.head_dim
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 1, 2, width, generator=generator)
-    angle = torch.rand(1, 2, width // 2, generator=generator)
-    cos, sin = torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
-    turned = own(x, x, cos, sin)[0]
-    if not torch.allclose(rotate(turned, *inverse((cos, sin))), x, atol=1e-5):
-        raise NoRotaryEmbedding(
-            f"{type(module).__name__} pairs the dimensions of its rotary embedding in a way that infinimem does not "
-            "undo (interleaved pairs); use a model of the Llama, Qwen, Mistral, Gemma, SmolLM or Phi families"
-        )

@@ -145,11 +145,11 @@ class InfiniCache(Cache):
             state = states.get(index)
             layer.set_memory(state, None if state is None else seen)
 
-    def end_segment(self, mask: Tensor | None = None, *, skip: int = 0) -> None:
+    def end_segment(self, mask: Tensor | None = None, *, written: slice = slice(None)) -> None:
         """Write the window of every layer into its memory, then empty all windows.
 
-        skip: tokens at the start of the window that are not written. mask: (B, T) bool over the rest of the window,
-        False for padding. Layers are written in one batched call.
+        written: the part of the window that is written. mask: (B, T) bool over that part, False for padding. Layers
+        are written in one batched call.
         """
         layers = [layer for layer in self.layers if layer.remembers]
         if layers and layers[0].get_seq_length() > 0:
@@ -157,7 +157,7 @@ class InfiniCache(Cache):
             if any(sum(k.shape[-2] for k in layer.content_keys) != length for layer in layers):
                 raise InvalidSetting("this segment was read without recording; call cache.recording() before reading")
             for group in _equal_shapes(layers):
-                _write(group, mask, skip)
+                _write(group, mask, written)
         for layer in self.layers:
             layer.empty_window()
 
@@ -176,14 +176,14 @@ def _equal_shapes(layers: Sequence[InfiniLayer]) -> list[list[InfiniLayer]]:
     return list(groups.values())
 
 
-def _write(layers: Sequence[InfiniLayer], mask: Tensor | None, skip: int) -> None:
+def _write(layers: Sequence[InfiniLayer], mask: Tensor | None, written: slice) -> None:
     rule, batch = layers[0].rule, layers[0].keys.shape[0]
-    keys = torch.cat([torch.cat(layer.content_keys, dim=-2)[:, :, skip:] for layer in layers])  # (L*B, G, T, D)
-    values = torch.cat([layer.values[:, :, skip:] for layer in layers])  # (L*B, G, T, Dv)
+    keys = torch.cat([torch.cat(layer.content_keys, dim=-2)[:, :, written] for layer in layers])  # (L*B, G, T, D)
+    values = torch.cat([layer.values[:, :, written] for layer in layers])  # (L*B, G, T, Dv)
     states = [layer.state for layer in layers if layer.state is not None]
     stacked = {name: torch.cat([state[name] for state in states]) for name in rule.tensor_names} if states else None
     rows = None if mask is None else mask.repeat(len(layers), 1)
-    written = rule.write(stacked, keys, values, rows)
+    states_after = rule.write(stacked, keys, values, rows)
     if mask is None:
         added = torch.full((batch,), keys.shape[-2], dtype=torch.int64, device=keys.device)
     else:
@@ -191,4 +191,4 @@ def _write(layers: Sequence[InfiniLayer], mask: Tensor | None, skip: int) -> Non
     seen = added if layers[0].seen is None else layers[0].seen + added
     for index, layer in enumerate(layers):
         rows_of = slice(index * batch, (index + 1) * batch)
-        layer.set_memory({name: tensor[rows_of] for name, tensor in written.items()}, seen)
+        layer.set_memory({name: tensor[rows_of] for name, tensor in states_after.items()}, seen)

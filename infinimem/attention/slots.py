@@ -57,31 +57,28 @@ class SlotsRule(MemoryRule):
 
     def write(self, state: State | None, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> State:
         batch, groups, tokens, _ = keys.shape
-        if mask is not None and not bool(mask.all()):
-            return self._write_rows(state, keys, values, mask)
-        counts = torch.ones(batch, groups, tokens, device=keys.device)
-        new = {"keys": keys.float(), "values": values.float(), "counts": counts}
-        return self._reduce(new if state is None else concatenate(state, new))
-
-    def _write_rows(self, state: State | None, keys: Tensor, values: Tensor, mask: Tensor) -> State:
-        rows = []
-        for row in range(keys.shape[0]):
-            old = None if state is None else occupied({name: t[row : row + 1] for name, t in state.items()})
-            at = mask[row].nonzero().squeeze(-1)
-            if at.numel():
-                old = self.write(old, keys[row : row + 1, :, at], values[row : row + 1, :, at])
-            elif old is None:
-                old = {
-                    "keys": keys[row : row + 1, :, :0].float(),
-                    "values": values[row : row + 1, :, :0].float(),
-                    "counts": keys.new_zeros(1, keys.shape[1], 0, dtype=torch.float32),
-                }
-            rows.append(old)
-        size = max(row["counts"].shape[-1] for row in rows)
-        return {name: torch.cat([pad_slots(row[name], size) for row in rows]) for name in self.tensor_names}
+        counts = torch.ones(batch, tokens, device=keys.device) if mask is None else mask.float()
+        new = {
+            "keys": keys.float(),
+            "values": values.float(),
+            "counts": counts.unsqueeze(1).expand(-1, groups, -1),
+        }
+        return self._pool(new if state is None else concatenate(state, new))
 
     def merge(self, a: State, b: State) -> State:
-        return self._reduce(concatenate(a, b))
+        return self._pool(concatenate(a, b))
+
+    def _pool(self, state: State) -> State:
+        """Merge down to capacity, each row without its empty slots, so that it is treated as if alone."""
+        filled = state["counts"][:, 0] > 0  # (B, M), equal for all heads
+        if bool(filled.all()):
+            return self._reduce(state)
+        rows = [
+            self._reduce({name: tensor[row : row + 1, :, filled[row]] for name, tensor in state.items()})
+            for row in range(filled.shape[0])
+        ]
+        size = max(row["counts"].shape[-1] for row in rows)
+        return {name: torch.cat([pad_slots(row[name], size) for row in rows]) for name in self.tensor_names}
 
     def prepare(self, state: State, dtype: torch.dtype) -> State:
         return {
@@ -115,12 +112,6 @@ class SlotsRule(MemoryRule):
 def concatenate(a: State, b: State) -> State:
     """Slots of `a` followed by slots of `b`."""
     return {name: torch.cat((a[name], b[name]), dim=2) for name in a}
-
-
-def occupied(state: State) -> State:
-    """Without the empty slots that pad a row of a batch (they are the last ones, and equal for all heads)."""
-    size = int((state["counts"] > 0).any(dim=1).sum())
-    return {name: tensor[:, :, :size] for name, tensor in state.items()}
 
 
 def pad_slots(tensor: Tensor, size: int) -> Tensor:

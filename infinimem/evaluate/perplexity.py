@@ -49,6 +49,8 @@ def perplexity(
         scored += len(targets) if counts else 0
         if on_segment is not None:
             on_segment(index + 1, len(segments))
+    if not scored:
+        raise EmptySource("no segment after the first has two tokens; perplexity needs longer segments or more text")
     return {
         "tokens": len(tokens),
         "scored_tokens": scored,
