@@ -123,7 +123,7 @@ def ingest(
 @k_option
 @click.option("--mode", type=click.Choice(["recall", "memory"]), default="recall", show_default=True,
               help="recall: from the best passages; memory: from the compressive memory alone.")  # fmt: skip
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
 @model_option
 @json_option
 def ask(file: Path, question: str, k: int, mode: str, max_new_tokens: int, model: str | None, as_json: bool) -> None:

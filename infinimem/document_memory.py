@@ -345,7 +345,7 @@ class DocumentMemory:
         k: int = 4,
         mode: str = "recall",
         history: History = (),
-        max_new_tokens: int = 128,
+        max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
@@ -366,7 +366,7 @@ class DocumentMemory:
         k: int = 4,
         mode: str = "recall",
         history: History = (),
-        max_new_tokens: int = 128,
+        max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
@@ -376,7 +376,7 @@ class DocumentMemory:
         return self._generate(prepared, max_new_tokens, temperature, top_p, seed)
 
     def ask_many(
-        self, questions: Sequence[str], *, k: int = 4, mode: str = "recall", max_new_tokens: int = 128
+        self, questions: Sequence[str], *, k: int = 4, mode: str = "recall", max_new_tokens: int = 64
     ) -> list[Answer]:
         """Answer several questions, decoded as one batch, greedily."""
         from .generation import continue_texts

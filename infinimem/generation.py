@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from .attention import InfiniCache
     from .model import InfiniModel
 
+# Small models fall into loops under greedy decoding.
+REPETITION_PENALTY = 1.3
+
 
 class PieceDecoder:
     """Turns tokens into pieces of text; a piece appears when its last byte has."""
@@ -47,7 +50,13 @@ def continue_text(
     """Pieces of the answer to one prompt, as they come."""
     decoder = PieceDecoder(model)
     steps = model.generate(
-        [prompt], cache, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+        [prompt],
+        cache,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        repetition_penalty=REPETITION_PENALTY,
     )
     for (token,) in steps:
         if token is not None and (piece := decoder.step(token)):
@@ -60,7 +69,7 @@ def continue_texts(
     """Answers to several prompts, decoded greedily as one batch."""
     decoders = [PieceDecoder(model) for _ in prompts]
     texts = [""] * len(prompts)
-    for step in model.generate(prompts, cache, max_new_tokens=max_new_tokens):
+    for step in model.generate(prompts, cache, max_new_tokens=max_new_tokens, repetition_penalty=REPETITION_PENALTY):
         for row, token in enumerate(step):
             if token is not None:
                 texts[row] += decoders[row].step(token)

@@ -223,11 +223,14 @@ class InfiniModel:
         top_p: float = 1.0,
         seed: int | None = None,
         stop_at_eos: bool = True,
+        repetition_penalty: float = 1.0,
     ) -> Iterator[list[int | None]]:
         """Continue prompts (lists of token ids) with one memory in view, a step for all of them at a time.
 
         Yields per step one token a prompt, None for prompts that have ended. The cache is cloned, never changed.
         temperature 0 is greedy; otherwise nucleus sampling with `top_p`, repeatable with `seed`.
+        repetition_penalty: above 1, makes tokens that this answer already has less likely; the prompt does not count,
+        so copying from it stays free.
         """
         if not prompts or any(not prompt for prompt in prompts):
             raise InvalidSetting("there is nothing to continue: a prompt has no tokens")
@@ -251,6 +254,7 @@ class InfiniModel:
             generator.seed() if seed is None else generator.manual_seed(seed)
         ends = self.end_tokens if stop_at_eos else frozenset()
         running = [True] * rows
+        said: Tensor | None = None
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
         for _ in range(max_new_tokens):
             with torch.no_grad():
@@ -262,7 +266,13 @@ class InfiniModel:
                     use_cache=True,
                     logits_to_keep=1,
                 ).logits[:, -1]
+                if repetition_penalty != 1.0:
+                    said = torch.zeros_like(logits, dtype=torch.bool) if said is None else said
+                    eased = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
+                    logits = torch.where(said, eased, logits)
                 chosen = _choose(logits.float(), temperature, top_p, generator)  # (B,)
+                if said is not None:
+                    said.scatter_(1, chosen[:, None], True)
             step = chosen.tolist()
             running = [going and token not in ends for going, token in zip(running, step, strict=True)]
             yield [token if going else None for token, going in zip(step, running, strict=True)]
