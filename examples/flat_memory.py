@@ -8,11 +8,15 @@ python examples/flat_memory.py 20000 200000
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import tempfile
 from itertools import cycle
 from pathlib import Path
+
+# Of the language reference, under the default model's tokenizer.
+CHARACTERS_PER_TOKEN = 4.1
 
 CHILD = """
 import json, resource, sys, time
@@ -32,10 +36,12 @@ def write_text(path: Path, tokens: int) -> None:
     """A text file of about `tokens` tokens: Python's language reference, over and over if need be."""
     from pydoc_data.topics import topics
 
-    characters = int(tokens * 2.65)
+    # In a random order, so that grammar and prose, which differ in tokens per character, come evenly.
+    names = sorted(topics)
+    random.Random(0).shuffle(names)
     with path.open("w", encoding="utf-8") as file:
-        for name in cycle(sorted(topics)):
-            if file.tell() >= characters:
+        for name in cycle(names):
+            if file.tell() >= tokens * CHARACTERS_PER_TOKEN:
                 break
             file.write(topics[name] + "\n\n")
 
