@@ -48,6 +48,7 @@ def main() -> None:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 model_option = click.option("--model", "-m", metavar="M", help="Directory or hub id of the model; default: embedded.")
+adapter_option = click.option("--adapter", metavar="A", help="Directory of an adapter; 'none': the bare model.")
 rule_option = click.option("--rule", type=click.Choice(RULE_NAMES), default=None, help="Memory rule; default: slots.")
 slots_option = click.option("--slots", type=click.IntRange(min=2), help="Slots per KV head (rule slots).")
 segment_option = click.option("--segment-length", type=click.IntRange(min=1), help="Tokens per segment; default: 512.")
@@ -59,6 +60,7 @@ file_argument = click.argument("file", type=click.Path(path_type=Path))
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The memory file to write.")
 @model_option
+@adapter_option
 @rule_option
 @slots_option
 @segment_option
@@ -71,6 +73,7 @@ def ingest(
     rule: str | None,
     slots: int | None,
     segment_length: int | None,
+    adapter: str | None,
     no_passages: bool,
     as_json: bool,
 ) -> None:
@@ -89,7 +92,7 @@ def ingest(
     check_writable(output)
     for path in find_sources(sources):
         open_source(path)
-    loaded = _load_model(model, rule, slots, segment_length)
+    loaded = _load_model(model, rule, slots, segment_length, adapter)
     started = time.perf_counter()
     memory = DocumentMemory.ingest(sources, model=loaded, passages=not no_passages, progress=not as_json)
     seconds = time.perf_counter() - started
@@ -125,8 +128,18 @@ def ingest(
               help="recall: from the best passages; memory: from the compressive memory alone.")  # fmt: skip
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
 @model_option
+@adapter_option
 @json_option
-def ask(file: Path, question: str, k: int, mode: str, max_new_tokens: int, model: str | None, as_json: bool) -> None:
+def ask(
+    file: Path,
+    question: str,
+    k: int,
+    mode: str,
+    max_new_tokens: int,
+    model: str | None,
+    adapter: str | None,
+    as_json: bool,
+) -> None:
     """Answer a question from a memory file.
 
     \b
@@ -135,7 +148,7 @@ def ask(file: Path, question: str, k: int, mode: str, max_new_tokens: int, model
     """
     from .document_memory import DocumentMemory
 
-    memory = DocumentMemory.load(file, model=model)
+    memory = DocumentMemory.load(file, model=model, adapter=adapter)
     answer = memory.ask(question, k=k, mode=mode, max_new_tokens=max_new_tokens)
     if as_json:
         _print_json(answer.to_dict())
@@ -148,11 +161,12 @@ def ask(file: Path, question: str, k: int, mode: str, max_new_tokens: int, model
 @file_argument
 @k_option
 @model_option
-def chat(file: Path, k: int, model: str | None) -> None:
+@adapter_option
+def chat(file: Path, k: int, model: str | None, adapter: str | None) -> None:
     """Talk about a document; earlier questions are remembered. An empty line or Ctrl-D ends."""
     from .document_memory import DocumentMemory
 
-    memory = DocumentMemory.load(file, model=model)
+    memory = DocumentMemory.load(file, model=model, adapter=adapter)
     history: list[tuple[str, str]] = []
     while True:
         try:
@@ -180,12 +194,15 @@ def chat(file: Path, k: int, model: str | None) -> None:
 @click.option("--focus", help="What the summary should be about.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=300, show_default=True)
 @model_option
+@adapter_option
 @json_option
-def summarize(file: Path, focus: str | None, max_new_tokens: int, model: str | None, as_json: bool) -> None:
+def summarize(
+    file: Path, focus: str | None, max_new_tokens: int, model: str | None, adapter: str | None, as_json: bool
+) -> None:
     """Summarize a document, or what it says about something (--focus)."""
     from .document_memory import DocumentMemory
 
-    answer = DocumentMemory.load(file, model=model).summarize(focus, max_new_tokens=max_new_tokens)
+    answer = DocumentMemory.load(file, model=model, adapter=adapter).summarize(focus, max_new_tokens=max_new_tokens)
     if as_json:
         shown = answer.to_dict()
         _print_json({"summary": shown.pop("answer"), "focus": focus, **shown})
@@ -241,15 +258,16 @@ def inspect(file: Path, as_json: bool, html: Path | None) -> None:
 @main.command()
 @file_argument
 @click.option("--model", "-m", metavar="M", help="Also load this model ('default' for the one named in the file).")
+@adapter_option
 @json_option
-def verify(file: Path, model: str | None, as_json: bool) -> None:
+def verify(file: Path, model: str | None, adapter: str | None, as_json: bool) -> None:
     """Check a memory file: checksums, finite values, structure; with --model also that this model made it."""
     from .document_memory import DocumentMemory
 
     memory = DocumentMemory.load(file)
     checks = ["structure", "checksums", "finite values", "passages"]
     if model is not None:
-        memory = DocumentMemory.load(file, model=None if model == "default" else model)
+        memory = DocumentMemory.load(file, model=None if model == "default" else model, adapter=adapter)
         memory.open()
         checks.append("model")
     if as_json:
@@ -296,6 +314,7 @@ def evaluate() -> None:
 @slots_option
 @segment_option
 @model_option
+@adapter_option
 @json_option
 def eval_passkey(
     tokens: int,
@@ -307,6 +326,7 @@ def eval_passkey(
     slots: int | None,
     segment_length: int | None,
     model: str | None,
+    adapter: str | None,
     as_json: bool,
 ) -> None:
     """Hide five digits in a long text, read it into the memory, and ask for them.
@@ -322,7 +342,7 @@ def eval_passkey(
     except ValueError:
         raise click.BadParameter("give numbers between 0 and 1, such as 0,0.5,1", param_hint="--depths") from None
     text = None if filler is None else _text_of(filler)
-    loaded = _load_model(model, rule, slots, segment_length)
+    loaded = _load_model(model, rule, slots, segment_length, adapter)
     with _counter("keys", as_json) as count:
         result = passkey(loaded, tokens, depths=places, samples=samples, filler=text, seed=seed, on_sample=count)
     if as_json:
@@ -343,6 +363,7 @@ def eval_passkey(
 @slots_option
 @segment_option
 @model_option
+@adapter_option
 @json_option
 def eval_perplexity(
     textfile: Path,
@@ -351,13 +372,14 @@ def eval_perplexity(
     slots: int | None,
     segment_length: int | None,
     model: str | None,
+    adapter: str | None,
     as_json: bool,
 ) -> None:
     """Perplexity of a document with the memory, and with the local window alone (lower is better)."""
     from .evaluate.perplexity import perplexity
 
     text = _text_of(textfile)
-    loaded = _load_model(model, rule, slots, segment_length)
+    loaded = _load_model(model, rule, slots, segment_length, adapter)
     with _counter("segments", as_json) as count:
         result = perplexity(loaded, text, limit=limit, on_segment=count)
     if as_json:
@@ -370,17 +392,19 @@ def eval_perplexity(
     )
 
 
-def _load_model(model: str | None, rule: str | None, slots: int | None, segment_length: int | None) -> InfiniModel:
-    from .model import DEFAULT_RULE, DEFAULT_SEGMENT_LENGTH, InfiniModel
+def _load_model(
+    model: str | None, rule: str | None, slots: int | None, segment_length: int | None, adapter: str | None = None
+) -> InfiniModel:
+    from .model import InfiniModel
 
-    rule = rule or DEFAULT_RULE
-    if slots is not None and rule != "slots":
+    if slots is not None and rule not in (None, "slots"):
         raise click.UsageError(f"--slots belongs to the rule slots, not {rule}.")
     return InfiniModel.from_pretrained(
         model,
         rule=rule,
         rule_settings=None if slots is None else {"slots": slots},
-        segment_length=segment_length or DEFAULT_SEGMENT_LENGTH,
+        segment_length=segment_length,
+        adapter=adapter,
     )
 
 

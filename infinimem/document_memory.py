@@ -56,6 +56,7 @@ class DocumentMemory:
         self._reading = reading
         self._file = file
         self._device: str | None = None
+        self._adapter: PathLike | None = None
         self._ranker: tuple[Sequence[Passage], Ranker] | None = None
         self._lock = threading.RLock()
 
@@ -73,18 +74,20 @@ class DocumentMemory:
         passages: bool = True,
         progress: bool | ProgressCallback = False,
         device: str | None = None,
+        adapter: PathLike | None = None,
     ) -> DocumentMemory:
         """Read files (PDF, EPUB, HTML, Markdown, text), directories or glob patterns, once.
 
         model: None for the embedded default, a directory, a hub id, or an InfiniModel. rule: "slots" (default),
         "linear" or "delta"; rule_settings as the rule's constructor takes them. segment_length: tokens per segment,
         512 by default. passages: also keep the text, for citations and `mode="recall"`. progress: True for a bar on
-        standard error, or a function that takes a `Progress`.
+        standard error, or a function that takes a `Progress`. adapter: a directory, "none", or None for the one that
+        belongs to the default model; rule and settings are by default those it was trained with.
 
-        Raises the SourceError, ModelError or InvalidSetting that names the cause.
+        Raises the SourceError, ModelError, AdapterError or InvalidSetting that names the cause.
         """
         opened = [open_source(path) for path in find_sources(_paths(sources))]
-        memory = cls._empty(model, rule, rule_settings, segment_length, passages, device)
+        memory = cls._empty(model, rule, rule_settings, segment_length, passages, device, adapter)
         memory._read(opened, progress)
         return memory
 
@@ -100,11 +103,12 @@ class DocumentMemory:
         segment_length: int | None = None,
         passages: bool = True,
         device: str | None = None,
+        adapter: PathLike | None = None,
     ) -> DocumentMemory:
         """Read a string; it is cited as page 1 of `name`. Settings as for `ingest`."""
         if not text.strip():
             raise EmptySource("the text is empty; there is nothing to remember")
-        memory = cls._empty(model, rule, rule_settings, segment_length, passages, device)
+        memory = cls._empty(model, rule, rule_settings, segment_length, passages, device, adapter)
         memory.append_text(text, name=name)
         return memory
 
@@ -117,20 +121,24 @@ class DocumentMemory:
         segment_length: int | None,
         passages: bool,
         device: str | None,
+        adapter: PathLike | None,
     ) -> DocumentMemory:
-        from .model import DEFAULT_RULE, DEFAULT_SEGMENT_LENGTH, InfiniModel, shared_model
+        from .model import InfiniModel, shared_model
 
         if isinstance(model, InfiniModel):
-            if (rule, rule_settings, segment_length, device) != (None, None, None, None):
-                raise InvalidSetting("an InfiniModel has its rule, segment length and device already; leave them out")
+            if any(given is not None for given in (rule, rule_settings, segment_length, device, adapter)):
+                raise InvalidSetting(
+                    "an InfiniModel has its rule, segment length, device and adapter already; leave them out"
+                )
             chosen = model
         else:
             chosen = shared_model(
                 model,
-                rule=rule or DEFAULT_RULE,
+                rule=rule,
                 rule_settings=rule_settings,
-                segment_length=DEFAULT_SEGMENT_LENGTH if segment_length is None else segment_length,
+                segment_length=segment_length,
                 device=device,
+                adapter=adapter,
             )
         return cls(Record(keep_passages=passages), reading=Reading.empty(chosen))
 
@@ -203,8 +211,11 @@ class DocumentMemory:
         *,
         model: str | os.PathLike[str] | InfiniModel | None = None,
         device: str | None = None,
+        adapter: PathLike | None = None,
     ) -> DocumentMemory:
         """Open a memory file. The model it names is loaded when it is needed, unless one is given here.
+
+        adapter: where the adapter that the memory was made with is now; None looks where the file says.
 
         Raises MemoryFileNotFound, NotAMemoryFile, DamagedMemoryFile, UnsupportedVersion; ModelMismatch (at once with
         `model`, else when the model is loaded) if the memory was made by another model.
@@ -213,7 +224,7 @@ class DocumentMemory:
 
         file = read_memory_file(path)
         memory = cls(Record.from_file(file), file=file)
-        memory._device = device
+        memory._device, memory._adapter = device, adapter
         if isinstance(model, InfiniModel):
             memory._attach(model)
         elif model is not None:
@@ -228,6 +239,7 @@ class DocumentMemory:
             file = MemoryFile(
                 model=reading.model.name,
                 identity=reading.model.identity(),
+                adapter=reading.model.adapter_name,
                 sources=[vars(source) for source in self._record.copy().sources],
                 reading={},
                 passages=self._record.pack(),
@@ -250,6 +262,7 @@ class DocumentMemory:
             device=self._device,
             # A file from elsewhere must not decide what is fetched from a network.
             fetch=name is not None,
+            adapter=self._file.adapter if self._adapter is None else self._adapter,
         )
 
     def _attach(self, model: InfiniModel) -> Reading:

@@ -84,6 +84,64 @@ class ModelCacheDamaged(ModelError):
     """The cached copy of the embedded model does not have the checksum it was written with."""
 
 
+# Adapters
+
+
+class AdapterError(InfinimemError):
+    """Base class: an adapter cannot be read or used."""
+
+
+class AdapterNotFound(AdapterError, FileNotFoundError):
+    """No adapter directory is at that path, and no adapter of that name is in the package."""
+
+
+class DamagedAdapter(AdapterError):
+    """A file of the adapter is truncated, incomplete, or holds values that no adapter can have."""
+
+
+class UnsupportedAdapter(AdapterError):
+    """The adapter is sound, but of a kind that infinimem does not merge (not LoRA, or a variant of it)."""
+
+
+class AdapterMismatch(AdapterError):
+    """The adapter was made for a model with other layers or widths, or for another kind of memory rule."""
+
+
+# Training
+
+
+class TrainingError(InfinimemError):
+    """Base class: an adapter cannot be trained."""
+
+
+class InvalidConfig(TrainingError, ValueError):
+    """The training configuration has an unknown field, lacks one, or has a value that cannot work."""
+
+
+class TrainingDataError(TrainingError):
+    """A data file of the training is missing, damaged, or does not have the layout that the objective needs."""
+
+
+class RunExists(TrainingError):
+    """The output directory holds a run already."""
+
+
+class NothingToResume(TrainingError):
+    """There is no checkpoint to resume from."""
+
+
+class DamagedCheckpoint(TrainingError):
+    """The checkpoint is truncated, or not one that infinimem wrote."""
+
+
+class RunChanged(TrainingError):
+    """Configuration, data or model differ from those that the checkpoint was made with."""
+
+
+class TrainingDiverged(TrainingError):
+    """The loss is no longer a finite number."""
+
+
 # Memories and memory files
 
 

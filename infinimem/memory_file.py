@@ -7,6 +7,7 @@ Tensors
 Metadata: JSON strings under the prefix `infinimem.`
     format, layout      version, and the hash of the layout it stands for
     model, identity     name of the model; everything that the state depends on
+    adapter             name or directory of the adapter; absent if there was none
     sources, reading    what was read (SHA-256, pages, characters, tokens); what is needed to read on
     tensors_sha256      over names, types, shapes and bytes of all tensors, in name order
     metadata_sha256     over all other metadata
@@ -68,6 +69,7 @@ class MemoryFile:
     states: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
     tail: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     passages: np.ndarray | None = None
+    adapter: str = "none"
 
     @property
     def memory_bytes(self) -> int:
@@ -106,6 +108,8 @@ class MemoryFile:
             "reading": _json(self.reading),
             "tensors_sha256": _json(_hash_tensors(tensors)),
         }
+        if self.adapter != "none":
+            metadata["adapter"] = _json(self.adapter)
         metadata["metadata_sha256"] = _json(_hash_metadata(metadata))
         data = _ordered_header(save(tensors, {PREFIX + key: value for key, value in metadata.items()}))
         write_atomically(Path(path), data)
@@ -132,6 +136,7 @@ def read_memory_file(path: str | os.PathLike[str]) -> MemoryFile:
     if _hash_tensors(tensors) != raw["tensors_sha256"]:
         raise DamagedMemoryFile(f"the tensors in '{place}' do not have their checksum; restore a copy or read again")
     memory = MemoryFile(raw["model"], raw["identity"], raw["sources"], raw["reading"])
+    memory.adapter = raw.get("adapter", memory.adapter)
     for name, tensor in tensors.items():
         if match := STATE_TENSOR.fullmatch(name):
             if not np.isfinite(tensor).all() or (match[2] in ("counts", "normalizer") and (tensor < 0).any()):
@@ -211,6 +216,7 @@ def _check_types(path: Path, parsed: dict[str, Any]) -> None:
 
     sound = {
         "model": isinstance(parsed["model"], str),
+        "adapter": isinstance(parsed.get("adapter", "none"), str),
         "identity": fits(parsed["identity"], IDENTITY_TYPES, exactly=False),
         "sources": isinstance(parsed["sources"], list) and all(fits(s, SOURCE_TYPES) for s in parsed["sources"]),
         "reading": fits(parsed["reading"], READING_TYPES) and fits(parsed["reading"]["cutter"], CUTTER_TYPES),

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .adapter import NO_ADAPTER, Adapter, load_adapter, merge_lora, set_gates
 from .attention import Attachment, InfiniCache, MemoryRule, State, attention_modules, make_rule
 from .errors import DamagedMemoryFile, InvalidSetting
 from .pretrained import DEFAULT_MODEL, load_base
@@ -79,6 +80,8 @@ class InfiniModel:
         self.name = name
         self.encoder = TextEncoder(tokenizer)
         self.segmenter = Segmenter(tokenizer, segment_length)
+        self.adapter_name = self.adapter_hash = NO_ADAPTER
+        self._base_weights: str | None = None
         self._identity: dict[str, Any] | None = None
 
     @classmethod
@@ -86,24 +89,40 @@ class InfiniModel:
         cls,
         model: str | os.PathLike[str] | None = None,
         *,
-        rule: str = DEFAULT_RULE,
+        rule: str | None = None,
         rule_settings: dict[str, Any] | None = None,
-        segment_length: int = DEFAULT_SEGMENT_LENGTH,
+        segment_length: int | None = None,
         memory_layers: Collection[int] | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         fetch: bool = True,
+        adapter: str | os.PathLike[str] | Adapter | None = None,
     ) -> InfiniModel:
         """Load a base model (None: the embedded default) and give it a memory.
 
-        device: None takes a CUDA GPU if there is one. fetch: whether a hub id may be fetched. Errors: those of
-        `pretrained.load_base`, InvalidSetting.
+        device: None takes a CUDA GPU if there is one. fetch: whether a hub id may be fetched. adapter: directory of
+        an adapter, or the name of one in the package; it is merged into the weights. None takes the one that the
+        package has for the default model, if any; "none" takes none. Rule, its settings, segment length and memory
+        layers are by default those that the adapter was trained with. Errors: those of `pretrained.load_base` and
+        `adapter.load_adapter`, AdapterMismatch, InvalidSetting.
         """
-        chosen = make_rule(rule, **(rule_settings or {}))
+        worn = load_adapter(adapter, model)
+        rule, settings, segment_length, memory_layers = _with_defaults(
+            worn, rule, rule_settings, segment_length, memory_layers
+        )
+        chosen = make_rule(rule, **settings)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         base, tokenizer, name = load_base(model, device=device, dtype=dtype, fetch=fetch)
-        return cls(base, tokenizer, chosen, segment_length=segment_length, memory_layers=memory_layers, name=name)
+        if worn is None:
+            return cls(base, tokenizer, chosen, segment_length=segment_length, memory_layers=memory_layers, name=name)
+        # Of the base, not of the sum, which rounds differently in every dtype; the adapter has a hash of its own.
+        weights = _hash_weights(base)
+        merge_lora(base, worn)
+        made = cls(base, tokenizer, chosen, segment_length=segment_length, memory_layers=memory_layers, name=name)
+        set_gates(made.attachment.modules, worn)
+        made.adapter_name, made.adapter_hash, made._base_weights = worn.name, worn.sha256, weights
+        return made
 
     @property
     def device(self) -> torch.device:
@@ -111,7 +130,7 @@ class InfiniModel:
         return self.model.device
 
     def close(self) -> None:
-        """Give the wrapped model back as it was."""
+        """Give the wrapped model back as it was; an adapter stays merged into it."""
         self.attachment.detach()
 
     def new_cache(self) -> InfiniCache:
@@ -172,12 +191,13 @@ class InfiniModel:
         attention_mask: Tensor | None = None,
         *,
         logits: bool = False,
+        hidden: bool = False,
         pad_to: int = 0,
     ) -> Tensor | None:
         """Read one segment (B, T) and write it into the memory; with `logits`, also return them, (B, T, V).
 
-        pad_to: compute on at least so many tokens; those after the T given are neither seen nor written. Gradients
-        flow if they are enabled.
+        hidden: return the last hidden states (B, T, E) instead, for `head`. pad_to: compute on at least so many tokens;
+        those after the T given are neither seen nor written. Gradients flow if they are enabled.
         """
         batch, length = tokens.shape
         skip = len(self.prefix)
@@ -196,7 +216,16 @@ class InfiniModel:
         output = network(**inputs, past_key_values=cache, use_cache=True)
         cache.end_segment(mask, written=slice(skip, skip + length))
         cache.recording(False)
-        return output.logits[:, skip : skip + length] if logits else None
+        if not logits and not hidden:
+            return None
+        found: Tensor = output.logits if logits else output.last_hidden_state
+        return found[:, skip : skip + length]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of last hidden states (..., E), as the whole model would compute them."""
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def merge_caches(self, caches: Sequence[InfiniCache]) -> InfiniCache:
         """One memory of several, by the rule's `merge`; empty ones add nothing."""
@@ -308,8 +337,8 @@ class InfiniModel:
         if self._identity is None:
             self._identity = {
                 "config": _config_subset(self.model.config.get_text_config()),
-                "weights": _hash_weights(self.model),
-                "adapter": "none",
+                "weights": self._base_weights or _hash_weights(self.model),
+                "adapter": self.adapter_hash,
                 "tokenizer": _hash_tokenizer(self.tokenizer),
                 "chat_template": _digest(str(self.tokenizer.chat_template or "").encode()),
                 "rule": self.rule.name,
@@ -328,17 +357,21 @@ _shared_lock = threading.Lock()
 def shared_model(
     name: str | os.PathLike[str] | None,
     *,
-    rule: str,
-    rule_settings: dict[str, Any] | None,
-    segment_length: int,
+    rule: str | None = None,
+    rule_settings: dict[str, Any] | None = None,
+    segment_length: int | None = None,
     memory_layers: Sequence[int] | None = None,
     device: str | None = None,
     fetch: bool = True,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> InfiniModel:
     """`InfiniModel.from_pretrained`, loaded once per process for equal arguments, as long as anything uses it."""
-    settings = make_rule(rule, **(rule_settings or {})).settings()
+    worn = load_adapter(adapter, name)
+    rule, settings, segment_length, layers = _with_defaults(worn, rule, rule_settings, segment_length, memory_layers)
+    settings = make_rule(rule, **settings).settings()
     # A missing list stands for the default layers, which the model alone knows.
-    asked = [str(name or DEFAULT_MODEL), rule, settings, segment_length, memory_layers and list(memory_layers), device]
+    asked = [str(name or DEFAULT_MODEL), rule, settings, segment_length, layers and list(layers), device]
+    asked += [worn.name, worn.sha256] if worn else []
     key = json.dumps(asked, sort_keys=True)
     with _shared_lock:
         model = _shared.get(key)
@@ -348,14 +381,34 @@ def shared_model(
                 rule=rule,
                 rule_settings=settings,
                 segment_length=segment_length,
-                memory_layers=memory_layers,
+                memory_layers=layers,
                 device=device,
                 fetch=fetch,
+                adapter=worn or NO_ADAPTER,
             )
             _shared[key] = model
             asked[4] = model.memory_layers
             _shared[json.dumps(asked, sort_keys=True)] = model
         return model
+
+
+def _with_defaults(
+    adapter: Adapter | None,
+    rule: str | None,
+    rule_settings: dict[str, Any] | None,
+    segment_length: int | None,
+    memory_layers: Collection[int] | None,
+) -> tuple[str, dict[str, Any], int, Collection[int] | None]:
+    """Rule, its settings, segment length and memory layers: as asked, else as the adapter was trained, else ours."""
+    trained = adapter.memory if adapter else {}
+    rule = rule or str(trained.get("rule", DEFAULT_RULE))
+    if segment_length is None:
+        segment_length = int(trained.get("segment_length", DEFAULT_SEGMENT_LENGTH))
+    settings = dict(rule_settings or {})
+    if rule == trained.get("rule"):
+        settings = {**trained.get("rule_settings", {}), **settings}
+        memory_layers = trained.get("memory_layers") if memory_layers is None else memory_layers
+    return rule, settings, segment_length, memory_layers
 
 
 def _choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
