@@ -392,6 +392,41 @@ def eval_perplexity(
     )
 
 
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path), metavar="CONFIG.toml")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the output directory.")
+@click.option("--device", metavar="D", help="Where to train, such as cpu or cuda:1; default: a GPU if there is one.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after so long, with a checkpoint.")
+@json_option
+def adapt(config: Path, resume: bool, device: str | None, minutes: float | None, as_json: bool) -> None:
+    """Train an adapter: LoRA and memory gates, as the configuration says.
+
+    Ctrl-C stops after the last whole step and leaves a checkpoint and the adapter as it is.
+
+    \b
+    infinimem adapt adapt.toml --minutes 60
+    infinimem adapt adapt.toml --resume
+    infinimem ask book.safetensors "Who is Ishmael?" --adapter runs/first/adapter
+    """
+    from .adapt.config import read_config
+
+    parsed = read_config(config)
+    from .adapt.log import training_progress
+    from .adapt.train import adapt as train
+
+    with contextlib.nullcontext() if as_json else training_progress() as on_step:
+        result = train(parsed, resume=resume, device=device, minutes=minutes, on_step=on_step)
+    if as_json:
+        _print_json(result)
+        return
+    state = "finished" if result["finished"] else f"stopped; go on with: infinimem adapt {config} --resume"
+    losses = ", ".join(f"{kind} {loss:.3f}" for kind, loss in result["losses"].items())
+    click.echo(
+        f"Wrote {result['adapter']} after {_count(result['steps'], 'step')}, {result['tokens']:,} tokens, "
+        f"{result['seconds'] / 60:,.1f} minutes ({losses or 'no losses yet'}); {state}."
+    )
+
+
 def _load_model(
     model: str | None, rule: str | None, slots: int | None, segment_length: int | None, adapter: str | None = None
 ) -> InfiniModel:

@@ -31,10 +31,17 @@ class Segmenter:
         if len(tokens) <= self.length:
             return None
         for end in range(self.length, self.length // 2, -1):
-            before, after = self._text(tokens[end - 1]), self._text(tokens[end])
-            if "\n" in before or (before.rstrip(CLOSING).endswith(SENTENCE_ENDS) and after[:1].isspace()):
+            if self._ends_at(tokens, end):
                 return end
         return self.length
+
+    def ends(self, tokens: Sequence[int]) -> list[int]:
+        """All places inside `tokens` where a sentence or a line ends."""
+        return [end for end in range(1, len(tokens)) if self._ends_at(tokens, end)]
+
+    def _ends_at(self, tokens: Sequence[int], end: int) -> bool:
+        before, after = self._text(tokens[end - 1]), self._text(tokens[end])
+        return "\n" in before or (before.rstrip(CLOSING).endswith(SENTENCE_ENDS) and after[:1].isspace())
 
     def split(self, tokens: Sequence[int]) -> Iterator[list[int]]:
         """All segments of `tokens`, the last, shorter one included."""

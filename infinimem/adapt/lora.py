@@ -1,0 +1,90 @@
+"""Low-rank layers (LoRA, arXiv 2106.09685) beside the frozen linear layers of a decoder.
+
+A linear layer's output becomes W x + scale * B A x. The sum is made by a forward hook, so the model's own modules stay
+as they are, and `remove` takes everything back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..adapter import Adapter
+from ..errors import AdapterMismatch, InvalidConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class LoraLayers:
+    """LoRA on every linear layer of the decoder whose name is one of `targets`.
+
+    `pairs`: module path to parameters (A (rank, in), B (out, rank)), float32 on the module's device whatever the base
+    computes in; A is Kaiming-uniform from `seed`, B zero, so at first the model is unchanged. scale: alpha / rank.
+    Raises InvalidConfig where a target is not the name of any layer.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, targets: Sequence[str], *, rank: int, alpha: float, seed: int = 0
+    ) -> None:
+        inside = {id(module) for layer in model.get_decoder().layers for module in layer.modules()}
+        linear = {
+            path: module
+            for path, module in model.named_modules()
+            if isinstance(module, nn.Linear) and id(module) in inside
+        }
+        missing = set(targets) - {path.rpartition(".")[2] for path in linear}
+        if missing:
+            known = sorted({path.rpartition(".")[2] for path in linear})
+            raise InvalidConfig(
+                f"lora.targets names {', '.join(sorted(missing))}, but the model has {', '.join(known)}"
+            )
+        self.scale = alpha / rank
+        self.pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
+        self._handles: list[Any] = []
+        generator = torch.Generator().manual_seed(seed)
+        for path, module in linear.items():
+            if path.rpartition(".")[2] in targets:
+                a = torch.empty(rank, module.in_features)
+                nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+                device = module.weight.device
+                pair = nn.Parameter(a.to(device)), nn.Parameter(torch.zeros(module.out_features, rank, device=device))
+                self.pairs[path] = pair
+                self._handles.append(module.register_forward_hook(_Sum(*pair, self.scale)))
+
+    @torch.no_grad()
+    def start_from(self, adapter: Adapter) -> None:
+        """Take over the weights of an adapter of the same layers, rank and scale. Raises AdapterMismatch."""
+        if set(adapter.lora) != set(self.pairs) or not math.isclose(adapter.scale, self.scale):
+            raise AdapterMismatch(
+                f"the adapter '{adapter.name}' has other layers or another alpha / rank; give lora.targets, rank and "
+                "alpha as it was trained with"
+            )
+        for path, pair in self.pairs.items():
+            for mine, given in zip(pair, adapter.lora[path], strict=True):
+                if mine.shape != given.shape:
+                    raise AdapterMismatch(f"the adapter '{adapter.name}' has another rank or width at '{path}'")
+                mine.copy_(given)
+
+    def remove(self) -> None:
+        """Take the hooks off; the parameters stay in `pairs`."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+class _Sum:
+    """The forward hook of one layer."""
+
+    def __init__(self, a: nn.Parameter, b: nn.Parameter, scale: float) -> None:
+        self.a, self.b, self.scale = a, b, scale
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        # The products in the dtype of the model; the parameters and their gradients in float32.
+        return output + F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype)) * self.scale

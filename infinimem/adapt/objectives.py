@@ -1,0 +1,219 @@
+"""What is trained: each objective makes samples from a data source, a mixture draws from them by weight.
+
+A sample is a pure function of the configuration's seed, the step, and its index in the step.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import TYPE_CHECKING
+
+from ..errors import TrainingDataError
+from ..prompts import encode_chat, memory_messages, recall_messages
+from .config import (
+    AdaptConfig,
+    BabiConfig,
+    LmConfig,
+    NeedlesConfig,
+    ObjectiveConfig,
+    QaConfig,
+    RepeatConfig,
+)
+from .data import SEPARATOR, Books, Document, Question, Story, read_questions, read_stories
+from .facts import invent
+from .samples import ATTEMPTS, Bench, Generator, Sample, Segment
+
+if TYPE_CHECKING:
+    from ..passages import Passage
+
+CUE_WORDS = 8
+REPEAT_REQUESTS = (
+    'How does the document go on after these words: "{cue}"?',
+    'Continue this passage of the document word for word: "{cue}"',
+    'Repeat what the document says after "{cue}".',
+)
+
+
+def lm(bench: Bench, books: Books) -> Generator:
+    """Language modelling over consecutive segments. The first one has no past and no loss."""
+
+    def make(rng: random.Random, segments: int) -> Sample:
+        parts = bench.cut(books.tokens(bench, rng, segments * bench.length))[:segments]
+        return Sample(
+            "lm",
+            [
+                Segment(part, [number > 0 and place > 0 for place in range(len(part))])
+                for number, part in enumerate(parts)
+            ],
+        )
+
+    return make
+
+
+def repeat(bench: Bench, books: Books, words: int, raw: float) -> Generator:
+    """Continue a passage of one of the segments, given its first words."""
+
+    def make(rng: random.Random, segments: int) -> Sample:
+        for _ in range(ATTEMPTS):
+            parts = bench.cut(books.tokens(bench, rng, segments * bench.length))[:segments]
+            text = bench.decode(rng.choice(parts))
+            starts = [0, *(match.end() for match in re.finditer(r"[.!?]\s+(?=\w)", text))]
+            tails = [tail for start in starts if len(tail := text[start:].split()) >= CUE_WORDS + min(words, CUE_WORDS)]
+            if tails:
+                tail = rng.choice(tails)
+                cue, rest = " ".join(tail[:CUE_WORDS]), " ".join(tail[CUE_WORDS : CUE_WORDS + words])
+                if rng.random() < raw:
+                    return bench.complete("repeat", parts, cue, rest)
+                request = rng.choice(REPEAT_REQUESTS).format(cue=cue)
+                return bench.ask("repeat", parts, memory_messages(request), rest)
+        raise TrainingDataError("the books have no passages long enough to be repeated; use longer segments")
+
+    return make
+
+
+def needles(bench: Bench, books: Books, most: int, raw: float) -> Generator:
+    """Facts hidden in prose, one of them asked for; loss on the answer alone."""
+
+    def make(rng: random.Random, segments: int) -> Sample:
+        facts = invent(rng, rng.randint(1, most))
+        parts = bench.cut(books.tokens(bench, rng, segments * bench.length))[:segments]
+        rng.shuffle(facts)
+        asked = rng.choice(facts)
+        document = bench.hide(parts, [bench.encode(f" {fact.statement}") for fact in facts], rng)
+        if document is None:
+            raise TrainingDataError("the segments are too short for the needles; use longer ones, or fewer needles")
+        if rng.random() < raw:
+            return bench.complete("needles", document, f"\n{asked.question} {asked.cue}", asked.answer)
+        return bench.ask("needles", document, memory_messages(asked.question), asked.answer)
+
+    return make
+
+
+def babi(bench: Bench, books: Books, stories: list[Story]) -> Generator:
+    """A story's sentences, in order, scattered over prose; then one of its questions."""
+
+    def make(rng: random.Random, segments: int) -> Sample:
+        parts = bench.cut(books.tokens(bench, rng, segments * bench.length))[:segments]
+        for _ in range(ATTEMPTS):
+            story = rng.choice(stories)
+            question, answer, after = rng.choice(story.questions)
+            document = bench.hide(parts, [bench.encode(f" {told}") for told in story.sentences[:after]], rng)
+            if document is not None:
+                return bench.ask("babi", document, memory_messages(question), answer)
+        raise TrainingDataError("the segments are too short for the stories; use longer ones")
+
+    return make
+
+
+class Questions:
+    """Questions about documents, from the memory alone (qa.memory) or from passages in the prompt (qa.reading)."""
+
+    def __init__(self, bench: Bench, files: list[list[Document]], config: QaConfig) -> None:
+        self.bench = bench
+        self.files = files
+        self.config = config
+
+    def __call__(self, rng: random.Random, segments: int) -> Sample:
+        """A sample; every file is as likely as any other, and so is every question of it."""
+        file = rng.choice(self.files)
+        document = rng.choices(file, [len(document.questions) for document in file])[0]
+        question = rng.choice(document.questions)
+        answer = rng.choice(question.answers)
+        if rng.random() < self.config.reading:
+            beside = rng.random() < self.config.beside
+            read = self._read(rng, file, document, question, segments) if beside else []
+            passages = self._passages(rng, file, document, question)
+            return self.bench.ask("qa.reading", read, recall_messages(question.text, passages), answer)
+        read = self._read(rng, file, document, question, segments)
+        return self.bench.ask("qa.memory", read, memory_messages(question.text), answer)
+
+    def _read(
+        self, rng: random.Random, file: list[Document], document: Document, question: Question, segments: int
+    ) -> list[list[int]]:
+        """Segments of consecutive paragraphs around those that the question is about.
+
+        Documents of one paragraph are read among others of their file.
+        """
+        budget = segments * self.bench.length
+        paragraphs, first, last = document.paragraphs, min(question.paragraphs), max(question.paragraphs)
+        if len(paragraphs) == 1:
+            texts, place = list(paragraphs), 0
+            while sum(len(self.bench.encode(text)) for text in texts) < budget and len(texts) < len(file):
+                at = rng.randint(0, len(texts))
+                texts.insert(at, rng.choice(file).paragraphs[0])
+                place += at <= place
+            if len(texts) > 1:
+                # The last one went over the budget.
+                texts.pop(-1 if place < len(texts) - 1 else 0)
+            return self.bench.cut(self.bench.encode(SEPARATOR.join(texts)))
+        sizes = [len(self.bench.encode(paragraph)) + 1 for paragraph in paragraphs]
+        used = sum(sizes[first : last + 1])
+        while True:
+            free = [(first - 1, True)] * (first > 0) + [(last + 1, False)] * (last + 1 < len(paragraphs))
+            free = [(index, before) for index, before in free if used + sizes[index] <= budget]
+            if not free:
+                break
+            index, before = rng.choice(free)
+            used += sizes[index]
+            first, last = (index, last) if before else (first, index)
+        return self.bench.cut(self.bench.encode(SEPARATOR.join(paragraphs[first : last + 1])))
+
+    def _passages(
+        self, rng: random.Random, file: list[Document], document: Document, question: Question
+    ) -> list[Passage]:
+        """What `retrieve` would show, with a passage that holds the answer among it, best first."""
+        passages, ranker = document.passages()
+        count = rng.randint(1, self.config.passages)
+        right = document.right(question)
+        chosen = [index for index, _ in ranker.rank(question.text, count)]
+        if not set(right) & set(chosen):
+            chosen = [*chosen[: count - 1], rng.choice(right)]
+        shown = [passages[index] for index in chosen]
+        if len(passages) == 1:
+            others = [rng.choice(file).passages()[0] for _ in range(count - 1)]
+            shown += [rng.choice(other) for other in others if other is not passages]
+            rng.shuffle(shown)
+        return self._fitting(shown, {passages[index] for index in right}, question)
+
+    def _fitting(self, shown: list[Passage], right: set[Passage], question: Question) -> list[Passage]:
+        model = self.bench.model
+        room = model.context_length - max(len(model.encoder.encode(answer)) for answer in question.answers) - 2
+        while len(shown) > 1 and len(encode_chat(model, recall_messages(question.text, shown))) > room:
+            wrong = [passage for passage in shown if passage not in right]
+            shown.remove(wrong[-1] if wrong else shown[-1])
+        return shown
+
+
+class Mixture:
+    """Samples of all objectives by their weights. Raises TrainingDataError where a data file cannot be used."""
+
+    def __init__(self, config: AdaptConfig, bench: Bench) -> None:
+        self.config = config
+        self._weights = [objective.weight for objective in config.objectives]
+        books: dict[str, Books] = {}
+        for objective in config.objectives:
+            name = getattr(objective, "books", None)
+            if name is not None and name not in books:
+                books[name] = Books(config.path(name))
+        self._generators = [_generator(objective, config, bench, books) for objective in config.objectives]
+
+    def sample(self, step: int, index: int) -> Sample:
+        """Sample `index` of a step (from 0)."""
+        rng = random.Random(f"{self.config.seed}/{step}/{index}")
+        generator = rng.choices(self._generators, self._weights)[0]
+        return generator(rng, self.config.stages[self.config.stage(step)].segments)
+
+
+def _generator(objective: ObjectiveConfig, config: AdaptConfig, bench: Bench, books: dict[str, Books]) -> Generator:
+    if isinstance(objective, LmConfig):
+        return lm(bench, books[objective.books])
+    if isinstance(objective, RepeatConfig):
+        return repeat(bench, books[objective.books], objective.words, objective.raw)
+    if isinstance(objective, NeedlesConfig):
+        return needles(bench, books[objective.books], objective.most, objective.raw)
+    if isinstance(objective, BabiConfig):
+        return babi(bench, books[objective.books], read_stories(config.path(objective.data), objective.tasks))
+    if isinstance(objective, QaConfig):
+        return Questions(bench, [read_questions(config.path(name)) for name in objective.data], objective)
+    raise TypeError(f"no generator for {type(objective).__name__}")

@@ -1,0 +1,287 @@
+"""The training loop: samples in, an adapter out; it can be stopped at any time and resumed to the step."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..adapter import NO_ADAPTER, load_adapter, set_gates, write_adapter
+from ..errors import InvalidSetting, RunExists, TrainingDiverged
+from ..memory_file import check_writable, write_atomically
+from ..model import InfiniModel
+from .checkpoint import NAME as CHECKPOINT
+from .checkpoint import Place, hash_file, load_checkpoint, save_checkpoint
+from .config import AdaptConfig
+from .log import Log, OnStep, card, draw_losses, hardware
+from .lora import LoraLayers
+from .objectives import Mixture
+from .recurrence import backward, groups
+from .samples import Bench
+
+
+class Stopped(Exception):
+    """The run was asked to stop; what the unfinished step has computed is dropped."""
+
+
+class Trainer:
+    """A run of a configuration on one model, which is changed while the trainer lives; `close` takes it back.
+
+    `parameters`: name to what is trained, float32: `lora.{module}.A`, `.B`, and `gates.{layer}`.
+    """
+
+    def __init__(self, config: AdaptConfig, model: InfiniModel) -> None:
+        if model.adapter_hash != NO_ADAPTER:
+            raise InvalidSetting(
+                "this model wears an adapter; train on the bare base, and name the adapter in lora.start"
+            )
+        self.config = config
+        self.model = model
+        self.mixture = Mixture(config, Bench(model, config.train.cuts))
+        self._frozen = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
+        model.model.requires_grad_(False)
+        lora = config.lora
+        self.lora = LoraLayers(model.model, lora.targets, rank=lora.rank, alpha=lora.alpha, seed=config.seed)
+        self.gates: dict[int, nn.Parameter] = {}
+        if model.rule.gated:
+            for index in model.memory_layers:
+                self.gates[index] = model.attachment.modules[index].memory_gate.beta.requires_grad_()
+        if lora.start is not None:
+            adapter = load_adapter(config.path(lora.start))
+            if adapter is not None:
+                self.lora.start_from(adapter)
+                set_gates(model.attachment.modules, adapter)
+        halves = {f"lora.{path}.{half}": p for path, pair in self.lora.pairs.items() for half, p in zip("AB", pair)}  # noqa: B905
+        self.parameters = {**halves, **{f"gates.{index}": beta for index, beta in self.gates.items()}}
+        plans = [{"params": list(halves.values()), "lr": lora.lr, "weight_decay": lora.weight_decay}]
+        if self.gates:
+            # Weight decay would pull every gate to a half.
+            plans.append({"params": list(self.gates.values()), "lr": config.gates.lr, "weight_decay": 0.0})
+        self.optimizer = torch.optim.AdamW(plans)
+        self._rates = [lora.lr, config.gates.lr][: len(plans)]
+
+    def close(self) -> None:
+        """Take LoRA off the model and let it be trained again; the trained gates stay."""
+        self.lora.remove()
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+
+    def rate(self, step: int) -> float:
+        """Share of the learning rates at a step (from 0): linear warm-up, then cosine to zero."""
+        warmup = self.config.train.warmup
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.config.steps - warmup)))
+
+    def step(self, step: int, stop: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """One step (from 0): its row for the log. `stop` may raise at any segment; then nothing has changed.
+
+        Raises TrainingDiverged.
+        """
+        started = time.perf_counter()
+        train = self.config.train
+        self.optimizer.zero_grad(set_to_none=True)
+        samples = [self.mixture.sample(step, index) for index in range(train.batch)]
+        losses: dict[str, list[float]] = {}
+        for group in groups(samples, train.rows):
+            found = backward(
+                self.model,
+                [samples[index] for index in group],
+                bptt=train.bptt,
+                checkpointing=train.checkpointing,
+                scale=1 / train.batch,
+                stop=stop,
+            )
+            for index, loss in zip(group, found, strict=True):
+                losses.setdefault(samples[index].kind, []).append(loss)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), train.clip))
+        total = sum(map(sum, losses.values())) / train.batch
+        if not math.isfinite(total) or not math.isfinite(norm):
+            raise TrainingDiverged(
+                f"the loss of step {step + 1} is {total}, its gradient {norm}; lower lora.lr or gates.lr"
+            )
+        factor = self.rate(step)
+        for plan, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            plan["lr"] = rate * factor
+        self.optimizer.step()
+        seconds = time.perf_counter() - started
+        tokens = sum(sample.tokens for sample in samples)
+        row: dict[str, Any] = {
+            "step": step + 1,
+            "stage": self.config.stage(step) + 1,
+            "loss": total,
+            "losses": {kind: sum(values) / len(values) for kind, values in sorted(losses.items())},
+            "lr": self._rates[0] * factor,
+            "grad_norm": norm,
+        }
+        if self.gates:
+            shares = torch.sigmoid(torch.stack(list(self.gates.values())).detach())
+            row["gates"] = {"mean": float(shares.mean()), "min": float(shares.min()), "max": float(shares.max())}
+        return row | {
+            "tokens": tokens,
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(tokens / seconds, 1),
+        }
+
+    def setup(self) -> dict[str, Any]:
+        """What a resumed run must have in common with this one."""
+        data = {name: hash_file(self.config.path(name)) for name in self.config.data_files()}
+        return {"config": self.config.to_dict(), "data": data, "model": self.model.identity()}
+
+    def write(self, directory: Path, run: dict[str, Any]) -> None:
+        """Write the adapter as it is now, with its card."""
+        model = self.model
+        write_adapter(
+            directory,
+            lora=self.lora.pairs,
+            alpha=self.config.lora.alpha,
+            base=model.name,
+            gates=self.gates,
+            memory={
+                "rule": model.rule.name,
+                "rule_settings": model.rule.settings(),
+                "segment_length": model.segment_length,
+                "memory_layers": model.memory_layers,
+            },
+        )
+        write_atomically(directory / "README.md", card(self.config, model, run).encode())
+
+
+def load_model(config: AdaptConfig, device: str | None = None) -> InfiniModel:
+    """The base model of a configuration, with its memory and without any adapter."""
+    wanted = config.model
+    name: str | Path | None = wanted.name
+    if wanted.name is not None and config.path(wanted.name).is_dir():
+        name = config.path(wanted.name)
+    dtype = None if wanted.dtype == "auto" else getattr(torch, wanted.dtype)
+    if device is not None:
+        _check_device(device)
+    return InfiniModel.from_pretrained(
+        name,
+        rule=wanted.rule,
+        rule_settings=wanted.rule_settings,
+        segment_length=wanted.segment_length,
+        memory_layers=wanted.memory_layers,
+        device=device,
+        dtype=dtype,
+        adapter=NO_ADAPTER,
+    )
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidSetting(f"the device '{device}' cannot be used ({str(error).splitlines()[0]})") from error
+
+
+def adapt(
+    config: AdaptConfig,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    minutes: float | None = None,
+    model: InfiniModel | None = None,
+    on_step: OnStep | None = None,
+) -> dict[str, Any]:
+    """Train an adapter; returns what was done.
+
+    Writes into `config.output`: `adapter/`, `log.jsonl`, `checkpoint.safetensors`, and `loss.png` with matplotlib.
+    SIGINT, SIGTERM and the limit of `minutes` end the run between two segments; the last whole step is kept. model:
+    use this one instead of loading the configuration's. on_step: gets each row of the log and the number of steps.
+    Raises the TrainingErrors, ModelErrors and AdapterErrors.
+    """
+    limit = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    output = config.path(config.output)
+    if not resume and (output / CHECKPOINT).exists():
+        raise RunExists(f"'{output}' holds a run already; go on with --resume, or name another output")
+    with _signals() as asked_to_stop:
+        trainer = Trainer(config, model or load_model(config, device))
+        try:
+            return _train(trainer, output, resume, limit, asked_to_stop, on_step)
+        finally:
+            trainer.close()
+
+
+def _train(
+    trainer: Trainer,
+    output: Path,
+    resume: bool,
+    limit: float,
+    asked_to_stop: Callable[[], bool],
+    on_step: OnStep | None,
+) -> dict[str, Any]:
+    config = trainer.config
+    place = Place(0, 0, 0.0, trainer.setup())
+    if resume:
+        place = load_checkpoint(output, place.setup, trainer.parameters, trainer.optimizer)
+    output.mkdir(parents=True, exist_ok=True)
+    check_writable(output / CHECKPOINT)
+    log = Log(output / "log.jsonl", place.step)
+
+    def stop() -> None:
+        if asked_to_stop() or time.monotonic() >= limit:
+            raise Stopped
+
+    def save() -> None:
+        save_checkpoint(output, place, trainer.parameters, trainer.optimizer)
+
+    saved = (place.step, time.monotonic())
+    with contextlib.suppress(Stopped):
+        while place.step < config.steps:
+            stop()
+            row = trainer.step(place.step, stop)
+            place.step, place.tokens = place.step + 1, place.tokens + row["tokens"]
+            place.seconds += row["seconds"]
+            log.add(row)
+            if on_step is not None:
+                on_step(row, config.steps)
+            since = place.step - saved[0], time.monotonic() - saved[1]
+            if since[0] >= config.train.save_steps or since[1] >= config.train.save_seconds:
+                save()
+                saved = (place.step, time.monotonic())
+    save()
+    weight = next(trainer.model.model.parameters())
+    result: dict[str, Any] = {
+        "steps": place.step,
+        "finished": place.step == config.steps,
+        "tokens": place.tokens,
+        "seconds": round(place.seconds, 1),
+        "losses": log.final_losses(),
+        "hardware": hardware(weight.device),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "output": str(output),
+        "adapter": str(output / "adapter"),
+    }
+    trainer.write(output / "adapter", result)
+    draw_losses(output / "loss.png", log.rows)
+    return result
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """A function that says whether SIGINT or SIGTERM came; a second one ends the process as usual."""
+    came: list[int] = []
+    before: dict[int, Any] = {}
+    watched: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in watched:
+            before[number] = signal.signal(number, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
