@@ -162,13 +162,15 @@ class Questions:
     def _passages(
         self, rng: random.Random, file: list[Document], document: Document, question: Question
     ) -> list[Passage]:
-        """What `retrieve` would show, with a passage that holds the answer among it, best first."""
+        """What `retrieve` would show, best first, with a passage that holds the answer and, if few fit, others."""
         passages, ranker = document.passages()
         count = rng.randint(1, self.config.passages)
         right = document.right(question)
         chosen = [index for index, _ in ranker.rank(question.text, count)]
         if not set(right) & set(chosen):
             chosen = [*chosen[: count - 1], rng.choice(right)]
+        rest = [index for index in range(len(passages)) if index not in chosen]
+        chosen += rng.sample(rest, min(len(rest), count - len(chosen)))
         shown = [passages[index] for index in chosen]
         if len(passages) == 1:
             others = [rng.choice(file).passages()[0] for _ in range(count - 1)]

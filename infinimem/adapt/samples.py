@@ -100,9 +100,10 @@ class Bench:
                 places = sorted(rng.randrange(len(segments)) for _ in pieces)
             else:
                 places = _packed(room, sizes)
-            load = [sum(n for n, place in zip(sizes, places, strict=True) if place == i) for i in range(len(segments))]
-            if len(places) == len(pieces) and all(a <= b for a, b in zip(load, room, strict=True)):
-                chosen = [[p for p, place in zip(pieces, places, strict=True) if place == i] for i in range(len(room))]
+            if len(places) < len(pieces):
+                return None
+            chosen = [[p for p, at in zip(pieces, places, strict=True) if at == i] for i in range(len(room))]
+            if all(sum(map(len, own)) <= free for own, free in zip(chosen, room, strict=True)):
                 return [self._insert(segment, own, rng) for segment, own in zip(segments, chosen, strict=True)]
         return None
 

@@ -1,0 +1,284 @@
+"""Training of an adapter: its configuration, its data, and the samples that are made of them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TEXT, MakeModel
+from training import ALL, PAPER, QA, STORY, table, write_rows, write_training_data
+
+from infinimem.adapt.config import OBJECTIVES, parse_config, read_config
+from infinimem.adapt.data import Books, read_questions, read_stories
+from infinimem.adapt.facts import FAMILIES, invent
+from infinimem.adapt.objectives import Mixture
+from infinimem.adapt.samples import Bench, Sample
+from infinimem.errors import (
+    InvalidConfig,
+    TrainingDataError,
+)
+from infinimem.model import InfiniModel
+from infinimem.prompts import encode_chat, memory_messages
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_training_data(tmp_path_factory.mktemp("training"))
+
+
+# Configuration
+
+
+def test_a_configuration_has_the_values_of_its_file_and_defaults_for_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        'output = "out"\n[lora]\nrank = 8\nlr = 1\n[[stages]]\nsegments = 2\nsteps = 10\n[[stages]]\nsegments = 4\n'
+        'steps = 5\n[[objectives]]\nkind = "lm"\nbooks = "b.jsonl"\nweight = 2\n'
+    )
+    config = read_config(tmp_path / "a.toml")
+    assert (config.lora.rank, config.lora.lr, config.lora.alpha, config.gates.lr) == (8, 1.0, 32.0, 0.01)
+    assert config.steps == 15 and [config.stage(step) for step in (0, 9, 10, 14)] == [0, 0, 1, 1]
+    assert config.path("b.jsonl") == tmp_path / "b.jsonl" and config.data_files() == ["b.jsonl"]
+    assert type(config.objectives[0]) is OBJECTIVES["lm"] and config.objectives[0].weight == 2.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lora__rnk": 3}, "lora.rnk; did you mean rank"),
+        ({"colour": 3}, "no setting colour"),
+        ({"lora__rank": 0}, "lora.rank is 0, but must be at least 1"),
+        ({"lora__rank": 1.5}, "lora.rank is 1.5, but must be a whole number"),
+        ({"lora__rank": True}, "lora.rank is True"),
+        ({"lora__lr": 0.0}, "lora.lr is 0.0, but must be more than 0"),
+        ({"lora__lr": float("nan")}, "lora.lr is nan, but must be finite"),
+        ({"lora__targets": "q_proj"}, "lora.targets is 'q_proj', but must be a list"),
+        ({"lora__targets": []}, "lora.targets is empty"),
+        ({"lora__targets": [1]}, r"lora.targets\[0\] is 1, but must be a text"),
+        ({"train__checkpointing": 1}, "train.checkpointing is 1, but must be true or false"),
+        ({"model__rule": "magic"}, "model.rule is 'magic'; choose one of slots"),
+        ({"model": 3}, "model is 3, but must be a table"),
+        ({"seed": "x"}, "seed is 'x'"),
+        ({"output": None}, "output is None"),
+        ({"stages": []}, "no stages"),
+        ({"stages": [{"segments": 2}]}, r"stages\[0\].steps is missing"),
+        ({"stages": [{"segments": 1, "steps": 1}]}, r"stages\[0\].segments is 1"),
+        ({"objectives": [{"kind": "magic"}]}, r"objectives\[0\].kind is 'magic'; choose one of lm"),
+        ({"objectives": [{"kind": "lm"}]}, r"objectives\[0\].books is missing"),
+        ({"objectives": [{"kind": "lm", "books": "b", "weight": 0}]}, r"objectives\[0\].weight is 0"),
+        ({"objectives": [{"kind": "lm", "books": "b", "words": 3}]}, r"no setting objectives\[0\].words"),
+        ({"objectives": [{"kind": "qa", "data": ["b"], "reading": 1.2}]}, "reading is 1.2, but must be at most 1"),
+    ],
+)
+def test_a_wrong_setting_is_named(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidConfig, match=says) as caught:
+        parse_config(table(**changes), Path())
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_configuration_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("output = ")
+    for path, says in ((tmp_path / "a.toml", "not TOML"), (tmp_path / "none", "no configuration"), (tmp_path, "read")):
+        with pytest.raises(InvalidConfig, match=says):
+            read_config(path)
+
+
+def test_the_example_configuration_is_valid() -> None:
+    config = read_config(Path(__file__).parents[1] / "examples" / "adapt.toml")
+    assert [stage.segments for stage in config.stages] == [2, 4, 8, 16]
+    assert {objective.kind for objective in config.objectives} == set(OBJECTIVES)
+
+
+# Data
+
+
+def test_every_layout_of_questions_points_at_the_right_paragraph(data: Path) -> None:
+    for name, expected in (("squad", [1]), ("tales", [0, 1]), ("papers", [1])):
+        (document,) = read_questions(data / f"{name}.jsonl.gz")
+        (question,) = document.questions
+        assert question.paragraphs == expected
+        right = [document.passages()[0][i].text for i in document.right(question)]
+        assert right and all(document.paragraphs[expected[0]][:9] in text for text in right)
+    assert len(read_questions(data / "singles.jsonl.gz")) == 12
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([], "no rows"),
+        ([[1]], "line 1 of .* no JSON object"),
+        ([{"paragraphs": ["a"]}], "'qas'"),
+        ([{"paragraphs": "a", "qas": []}], "'paragraphs'"),
+        ([{"paragraphs": [1], "qas": [{}]}], r"'paragraphs' \(list of str\)"),
+        ([QA, {**QA, "qas": [{"question": "Who?", "answers": []}]}], "line 2 of .* 'answers'"),
+        ([{**QA, "qas": [{"question": "Who?", "answers": ["x"], "paragraph": 7}]}], "not there: 'Who"),
+        ([{**PAPER, "qas": [{"question": "Who?", "answers": ["x"], "answer_start": [999]}]}], "not there"),
+    ],
+)
+def test_questions_in_no_known_layout_are_refused(tmp_path: Path, rows: list[Any], says: str) -> None:
+    with pytest.raises(TrainingDataError, match=says):
+        read_questions(write_rows(tmp_path / "q.jsonl.gz", *rows))
+
+
+def test_data_files_that_cannot_be_read_are_refused(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"text": \n')
+    (tmp_path / "cut.jsonl.gz").write_bytes((data / "books.jsonl.gz").read_bytes()[:200])
+    (tmp_path / "empty.jsonl").write_text("\n")
+    for name, says in (("none", "no data file"), ("broken", "JSON Lines"), ("cut", "restore"), ("empty", "no rows")):
+        with pytest.raises(TrainingDataError, match=says):
+            Books(next(tmp_path.glob(f"{name}*"), tmp_path / name))
+    with pytest.raises(TrainingDataError, match="'text'"):
+        Books(data / "squad.jsonl.gz")
+    with pytest.raises(TrainingDataError, match="tasks qa1, qa2"):
+        read_stories(data / "babi.jsonl.gz", ("qa1", "qa3"))
+    late = {**STORY, "qas": [{"question": "Who?", "answer": "x", "after": 9}]}
+    with pytest.raises(TrainingDataError, match="after 9 of 3"):
+        read_stories(write_rows(tmp_path / "late.jsonl.gz", late), ())
+
+
+def test_prose_has_as_many_tokens_as_asked_for_also_beyond_a_books_end(make_model: MakeModel, data: Path) -> None:
+    bench, books = Bench(make_model()), Books(data / "books.jsonl.gz")
+    for count in (1, 100, 30_000):
+        tokens = books.tokens(bench, random.Random(count), count)
+        assert len(tokens) == count
+    text = bench.decode(books.tokens(bench, random.Random(2), 200))
+    assert any(text in whole for whole in books.texts)
+
+
+# Samples
+
+
+def mixture(model: InfiniModel, data: Path, *objectives: dict[str, Any], segments: int = 3, **changes: Any) -> Mixture:
+    settings = {"objectives": list(objectives), "stages": [{"segments": segments, "steps": 10}], **changes}
+    config = parse_config(table(**settings), data)
+    return Mixture(config, Bench(model, config.train.cuts))
+
+
+def asked(sample: Sample, bench: Bench) -> tuple[str, str, str]:
+    """The document, the prompt and the answer of a sample, decoded; the loss is on the answer alone."""
+    *document, last = sample.segments
+    assert last.prompt and not any(any(segment.mask) or segment.prompt for segment in document)
+    start = last.mask.index(True)
+    assert all(last.mask[start:])
+    text = "".join(bench.decode(segment.tokens) for segment in document)
+    return text, bench.decode(last.tokens[:start]), bench.decode(last.tokens[start:])
+
+
+def test_lm_has_loss_from_the_second_segment_on_and_never_at_a_first_token(make_model: MakeModel, data: Path) -> None:
+    model = make_model(segment_length=64)
+    sample = mixture(model, data, ALL[0]).sample(0, 0)
+    first, *rest = sample.segments
+    assert len(rest) == 2 and not any(first.mask) and not any(segment.prompt for segment in sample.segments)
+    assert all(segment.mask == [False] + [True] * (len(segment.tokens) - 1) for segment in rest)
+    tokens = [token for segment in sample.segments for token in segment.tokens]
+    assert [segment.tokens for segment in sample.segments] == list(model.segmenter.split(tokens))[:3]
+    fixed = mixture(model, data, ALL[0], train__cuts="fixed").sample(0, 0)
+    assert [len(segment.tokens) for segment in fixed.segments] == [64, 64, 64]
+
+
+@pytest.mark.parametrize("raw", [0.0, 1.0])
+def test_repeat_asks_for_what_the_document_says(make_model: MakeModel, data: Path, raw: float) -> None:
+    model = make_model(segment_length=160)
+    drawn = mixture(model, data, {**ALL[1], "raw": raw})
+    for step in range(5):
+        document, prompt, answer = asked(drawn.sample(step, 0), Bench(model))
+        answer = answer.removesuffix("<|im_end|>").strip()
+        said = " ".join(document.split())
+        assert answer and said.count(answer) >= 1
+        cue = prompt if raw else prompt.split('"')[1]
+        assert f"{cue} {answer}" in said
+
+
+@pytest.mark.parametrize("raw", [0.0, 1.0])
+def test_needles_stand_whole_in_one_segment_and_are_asked_for(make_model: MakeModel, data: Path, raw: float) -> None:
+    model = make_model(segment_length=200)
+    bench = Bench(model)
+    drawn = mixture(model, data, {**ALL[2], "most": 3, "raw": raw})
+    for step in range(6):
+        sample = drawn.sample(step, 0)
+        document, prompt, answer = asked(sample, bench)
+        assert len(sample.segments) == 4
+        wanted = answer.removesuffix("<|im_end|>").strip()
+        parts = [bench.decode(segment.tokens) for segment in sample.segments[:-1]]
+        assert sum(wanted in part for part in parts) >= 1 and wanted in document
+        assert prompt.startswith("<|im_start|>system") is (raw == 0.0)
+        if raw == 0.0:
+            question = prompt.split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
+            assert sample.segments[-1].tokens[: sample.segments[-1].mask.index(True)] == encode_chat(
+                model, memory_messages(question)
+            )
+            assert answer.endswith("<|im_end|>")
+
+
+def test_facts_of_a_document_cannot_be_confused() -> None:
+    for seed in range(200):
+        facts = invent(random.Random(seed), 4)
+        assert len({fact.cue for fact in facts}) == len({fact.question for fact in facts}) == 4
+        assert all(fact.answer in fact.statement and fact.answer not in fact.question for fact in facts)
+    assert all("{value}" in statement for _, statements, _, _ in FAMILIES for statement in statements)
+
+
+def test_hidden_pieces_keep_their_order_and_the_lengths_of_the_segments(make_model: MakeModel) -> None:
+    bench = Bench(make_model(segment_length=64))
+    parts = bench.cut(bench.encode(TEXT * 2))
+    pieces = [[400 + n] * 9 for n in range(7)]
+    hidden = bench.hide(parts, pieces, random.Random(0))
+    assert hidden is not None and [len(part) for part in hidden] == [len(part) for part in parts]
+    assert [t for part in hidden for t in part if t in range(400, 407)] == [t for piece in pieces for t in piece]
+    assert bench.hide(parts, [[1] * 65], random.Random(0)) is None
+    full = bench.hide([[7] * 20] * 3, [[n] * 10 for n in range(100, 106)], random.Random(0))
+    assert full == [[100] * 10 + [101] * 10, [102] * 10 + [103] * 10, [104] * 10 + [105] * 10]
+
+
+def test_babi_tells_the_facts_in_order_up_to_the_question(make_model: MakeModel, data: Path) -> None:
+    model = make_model(segment_length=160)
+    for step in range(4):
+        document, prompt, answer = asked(mixture(model, data, ALL[4]).sample(step, 0), Bench(model))
+        assert document.index("Mary went home.") < document.index("John went out.") and "Mary went out" not in document
+        assert "Where is Mary?" in prompt and answer == "home<|im_end|>"
+
+
+def test_questions_to_the_memory_come_after_a_document_with_the_answer(make_model: MakeModel, data: Path) -> None:
+    model = make_model(segment_length=160)
+    for file, answer in (("squad", "Odile"), ("singles", "day "), ("papers", "old"), ("tales", "It went to sleep")):
+        drawn = mixture(model, data, {"kind": "qa", "data": [f"{file}.jsonl.gz"], "reading": 0.0})
+        for step in range(4):
+            sample = drawn.sample(step, 0)
+            document, prompt, said = asked(sample, Bench(model))
+            assert sample.kind == "qa.memory" and said.startswith(answer) and "Excerpts" not in prompt
+            assert file == "tales" or said.removesuffix("<|im_end|>") in document
+            assert 1 <= len(sample.segments) - 1 <= 4
+
+
+def test_questions_for_reading_show_the_right_passage_and_no_memory(make_model: MakeModel, data: Path) -> None:
+    model = make_model(segment_length=160)
+    for file in ("squad", "singles", "papers"):
+        drawn = mixture(model, data, {"kind": "qa", "data": [f"{file}.jsonl.gz"], "reading": 1.0})
+        shown = []
+        for step in range(8):
+            sample = drawn.sample(step, 0)
+            document, prompt, said = asked(sample, Bench(model))
+            assert sample.kind == "qa.reading" and document == "" and said.removesuffix("<|im_end|>") in prompt
+            shown.append(prompt.count("(page 1)"))
+        assert max(shown) <= 4 and (max(shown) > 1 or file == "papers")
+    both = mixture(model, data, {"kind": "qa", "data": ["squad.jsonl.gz"], "reading": 1.0, "beside": 1.0}).sample(0, 0)
+    assert len(both.segments) > 1 and "Odile" in asked(both, Bench(model))[0]
+
+
+def test_samples_depend_on_seed_step_and_index_alone(make_model: MakeModel, data: Path) -> None:
+    model = make_model(segment_length=160)
+    one, two, other = (mixture(model, data, *ALL, seed=seed) for seed in (3, 3, 4))
+    places = [(step, index) for step in range(3) for index in range(4)]
+    drawn = [one.sample(*place) for place in places]
+    assert [two.sample(*place) for place in reversed(places)] == drawn[::-1]
+    assert [other.sample(*place) for place in places] != drawn
+    assert len({str(sample) for sample in drawn}) == len(places)
+    kinds = {one.sample(step, 0).kind for step in range(60)}
+    assert kinds == {"lm", "repeat", "needles", "qa.memory", "qa.reading", "babi"}
+
+
+def test_weights_decide_how_often_an_objective_comes(make_model: MakeModel, data: Path) -> None:
+    drawn = mixture(make_model(segment_length=64), data, {**ALL[0], "weight": 9.0}, ALL[4])
+    kinds = [drawn.sample(step, 0).kind for step in range(200)]
+    assert 0.84 < kinds.count("lm") / len(kinds) < 0.96
