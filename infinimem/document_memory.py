@@ -272,7 +272,8 @@ class DocumentMemory:
         if different:
             raise ModelMismatch(
                 f"this memory was made by another model or with other settings than '{model.name}': "
-                f"{'; '.join(different)}; load it with the model that made it ('{self._file.model}')"
+                f"{'; '.join(different)}; load it with the model that made it ('{self._file.model}', adapter "
+                f"'{self._file.adapter}')"
             )
         self._reading = Reading.from_file(model, self._file)
         return self._reading

@@ -21,6 +21,7 @@ from training import ALL, BOOK, QA, table, write_rows, write_training_data
 
 from infinimem.adapt import train as train_module
 from infinimem.adapt.config import AdaptConfig, parse_config
+from infinimem.adapt.log import draw_losses
 from infinimem.adapt.train import Trainer, adapt
 from infinimem.cli import main
 from infinimem.errors import (
@@ -265,7 +266,12 @@ def test_the_card_names_data_steps_and_losses_and_no_places(configured: Callable
     assert "2 of 2 steps" in text and f"{result['tokens']:,} tokens" in text and "CPU" in text
     assert all(f"- {name}\n" in text for name in config.data_files())
     assert all(f"| {kind} | {loss} |" in text for kind, loss in result["losses"].items())
-    assert str(data) not in text and str(config.path(config.output)) not in text and '"rank": 4' in text
+    assert (
+        "# Adapter for small\n" in text
+        and str(data) not in text
+        and str(config.path(config.output)) not in text
+        and '"rank": 4' in text
+    )
 
 
 def test_the_log_has_a_full_row_a_step(configured: Callable[..., AdaptConfig]) -> None:
@@ -275,6 +281,16 @@ def test_the_log_has_a_full_row_a_step(configured: Callable[..., AdaptConfig]) -
     assert [row["stage"] for row in rows] == [1] * 5 + [2] * 3 and result["steps"] == 8
     expected = {"step", "stage", "loss", "losses", "lr", "grad_norm", "tokens", "seconds", "tokens_per_second"}
     assert all(set(row) == expected for row in rows) and result["tokens"] == sum(row["tokens"] for row in rows)
+
+
+def test_the_losses_are_drawn_where_matplotlib_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"step": 1, "losses": {"lm": 4.0}}, {"step": 2, "losses": {"lm": 3.0, "qa.memory": 6.0}}]
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "matplotlib.figure", None)
+        assert not draw_losses(tmp_path / "loss.png", rows) and not list(tmp_path.iterdir())
+    pytest.importorskip("matplotlib")
+    assert draw_losses(tmp_path / "loss.png", rows)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_command_trains_and_resumes(data: Path, small_directory: Path, tmp_path: Path) -> None:

@@ -125,7 +125,16 @@ def test_data_files_that_cannot_be_read_are_refused(tmp_path: Path, data: Path) 
     (tmp_path / "broken.jsonl").write_text('{"text": \n')
     (tmp_path / "cut.jsonl.gz").write_bytes((data / "books.jsonl.gz").read_bytes()[:200])
     (tmp_path / "empty.jsonl").write_text("\n")
-    for name, says in (("none", "no data file"), ("broken", "JSON Lines"), ("cut", "restore"), ("empty", "no rows")):
+    content = bytearray((data / "books.jsonl.gz").read_bytes())
+    content[200:260] = bytes(60)
+    (tmp_path / "flipped.jsonl.gz").write_bytes(content)
+    for name, says in (
+        ("none", "no data file"),
+        ("broken", "JSON Lines"),
+        ("cut", "restore"),
+        ("flipped", "'"),
+        ("empty", "no rows"),
+    ):
         with pytest.raises(TrainingDataError, match=says):
             Books(next(tmp_path.glob(f"{name}*"), tmp_path / name))
     with pytest.raises(TrainingDataError, match="'text'"):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield place, row
     except FileNotFoundError as error:
         raise TrainingDataError(f"no data file is at '{path}'; paths are relative to the configuration") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise TrainingDataError(f"'{path}' cannot be read ({error}); restore a copy") from error
     except ValueError as error:
         raise TrainingDataError(f"'{path}' is not JSON Lines ({error}); give one JSON object a line") from error
@@ -157,7 +158,7 @@ def _question(place: str, qa: dict[str, Any], paragraphs: list[str]) -> Question
         about = need(place, qa, "paragraphs", list, int)
     if not about or any(not 0 <= index < len(paragraphs) for index in about):
         raise TrainingDataError(f"{place} has a question about a paragraph that is not there: '{text}'")
-    return Question(text, answers, about)
+    return Question(text.strip(), [answer.strip() for answer in answers], about)
 
 
 @dataclass(frozen=True)

@@ -94,15 +94,19 @@ def card(config: AdaptConfig, model: InfiniModel, run: dict[str, Any]) -> str:
     """The adapter's README.md. run: the result of `adapt`."""
     rule = model.rule
     losses = "\n".join(f"| {kind} | {loss} |" for kind, loss in run["losses"].items())
+    settings = _named(config.to_dict())
     files = "\n".join(f"- {Path(name).name}" for name in config.data_files())
     state = "" if run["finished"] else " (stopped early)"
-    return f"""# Adapter for {model.name}
+    # A place on this machine is nobody's business.
+    base = Path(model.name).name if Path(model.name).is_dir() else model.name
+    settings["model"]["name"] = base
+    return f"""# Adapter for {base}
 
 An adapter of infinimem: LoRA in PEFT's layout, and what belongs to the memory in `memory.safetensors`.
 
     infinimem ingest book.pdf -o book.safetensors --adapter THIS_DIRECTORY
 
-- base model: {model.name}
+- base model: {base}
 - memory: rule `{rule.name}`, settings `{json.dumps(rule.settings())}`, {model.segment_length} tokens a segment,
   {len(model.memory_layers)} of {model.num_layers} layers
 - trained: {run["steps"]} of {config.steps} steps{state}, {run["tokens"]:,} tokens, {run["seconds"] / 60:,.1f} minutes
@@ -123,7 +127,7 @@ Means over the last {LAST} steps, nats a token.
 ## Configuration
 
 ```json
-{json.dumps(_named(config.to_dict()), indent=1)}
+{json.dumps(settings, indent=1)}
 ```
 """
 
@@ -132,8 +136,7 @@ def _named(value: Any) -> Any:
     """The same settings with the names of files instead of their places."""
     if isinstance(value, dict):
         return {
-            key: _base_name(item) if key in ("books", "data", "start", "name") else _named(item)
-            for key, item in value.items()
+            key: _base_name(item) if key in ("books", "data", "start") else _named(item) for key, item in value.items()
         }
     return value
 

@@ -18,6 +18,7 @@ from ..adapter import NO_ADAPTER, load_adapter, set_gates, write_adapter
 from ..errors import InvalidSetting, RunExists, TrainingDiverged
 from ..memory_file import check_writable, write_atomically
 from ..model import InfiniModel
+from ..pretrained import DEFAULT_HUB_ID, DEFAULT_MODEL
 from .checkpoint import NAME as CHECKPOINT
 from .checkpoint import Place, hash_file, load_checkpoint, save_checkpoint
 from .config import AdaptConfig
@@ -143,7 +144,7 @@ class Trainer:
             directory,
             lora=self.lora.pairs,
             alpha=self.config.lora.alpha,
-            base=model.name,
+            base=DEFAULT_HUB_ID if model.name == DEFAULT_MODEL else self.config.model.name or model.name,
             gates=self.gates,
             memory={
                 "rule": model.rule.name,
