@@ -247,7 +247,7 @@ def inspect(file: Path, as_json: bool, html: Path | None) -> None:
     if as_json:
         _print_json(described)
         return
-    for key in ("file", "file_bytes", "format", "model", "rule", "settings", "tokens", "pages", "passages"):
+    for key in ("file", "file_bytes", "format", "model", "adapter", "rule", "settings", "tokens", "pages", "passages"):
         click.echo(f"{key.replace('_', ' '):<12} {_plain(described[key])}")
     click.echo(f"{'memory':<12} {_size(described['memory_bytes'])} in {len(described['layers'])} layers")
     for source in described["sources"]:

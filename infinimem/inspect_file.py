@@ -22,6 +22,7 @@ def describe(path: Path) -> dict[str, Any]:
         "file_bytes": path.stat().st_size,
         "format": FORMAT,
         "model": file.model,
+        "adapter": file.adapter,
         "rule": identity["rule"],
         "settings": {**identity["rule_settings"], "segment_length": identity["segment_length"]},
         "tokens": file.reading["tokens"],
@@ -49,7 +50,18 @@ def html_report(described: dict[str, Any]) -> str:
     """The description as one HTML page without scripts or outside resources."""
     rows = [
         _row(name.replace("_", " "), described[name])
-        for name in ("file", "file_bytes", "format", "model", "rule", "settings", "tokens", "pages", "passages")
+        for name in (
+            "file",
+            "file_bytes",
+            "format",
+            "model",
+            "adapter",
+            "rule",
+            "settings",
+            "tokens",
+            "pages",
+            "passages",
+        )
     ]
     rows += [_row("memory bytes", described["memory_bytes"]), _row("fingerprint", described["fingerprint"])]
     return (

@@ -313,6 +313,7 @@ def test_the_commands_take_an_adapter(tiny_directory: Path, slots_adapter: Path,
     assert DocumentMemory.load(target).info()["segment_length"] == 32
     run("ask", target, "Who counted the ships?", "--max-new-tokens", 3)
     run("ask", target, "Who counted the ships?", "--max-new-tokens", 3, "--adapter", slots_adapter)
+    assert run("inspect", target)["adapter"] == str(slots_adapter)
     assert "model" in run("verify", target, "-m", "default", "--adapter", slots_adapter)["checked"]
     refused = run("ask", target, "Who counted the ships?", "--adapter", "none", expect=1)["error"]
     assert refused.startswith("Error: ") and "adapter" in refused and refused.count("\n") == 1
