@@ -136,7 +136,7 @@ def test_bfloat16_stays_near_float32(rule: str, make_model: MakeModel) -> None:
 @torch.no_grad()
 def test_slots_without_merging_and_distance_see_the_past_exactly(make_model: MakeModel) -> None:
     """All of the past in slots is full attention in which the past lies `distance` tokens back."""
-    model = make_model("Llama", "slots", slots=64, distance=5, memory_layers=range(4))
+    model = make_model("Llama", "slots", slots=64, distance=5, memory_heads=range(4))
     network, past, now = model.model, random_tokens(1, 16), random_tokens(1, 4, seed=1)
     cache = model.new_cache()
     model.read(past, cache)
