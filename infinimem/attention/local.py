@@ -40,9 +40,11 @@ def attention_with_mass(
     if causal:
         ahead = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
         logits = logits.masked_fill(ahead, float("-inf"))
-    mass = logits.logsumexp(dim=-1)
-    floor = mass.masked_fill(mass.isneginf(), 0).unsqueeze(-1)
-    return (logits - floor).exp().to(values.dtype) @ values, mass
+    # The gradient of a softmax over nothing is not a number: a query that sees no key leaves the graph.
+    blind = logits.isneginf().all(dim=-1, keepdim=True)
+    floor = logits.masked_fill(blind, 0).logsumexp(dim=-1, keepdim=True)
+    weights = (logits - floor).exp().to(values.dtype)
+    return weights @ values, floor.masked_fill(blind, float("-inf")).squeeze(-1)
 
 
 def _fused(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, softcap: float | None) -> bool:
