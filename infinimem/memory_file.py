@@ -1,7 +1,7 @@
 """The memory file: one safetensors file, written whole or not at all, refused if a byte of it changed.
 
 Tensors
-    layers.{i}.{name}   the state of layer i, float32, (G, ...) for G KV heads
+    layers.{i}.{name}   the state of layer i, (R, ...) for its R KV heads with a memory
     tail.tokens         tokens of the unfinished segment, int32
     passages.zlib       the passages, compressed, uint8 (only if there are passages)
 Metadata: JSON strings under the prefix `infinimem.`
@@ -40,13 +40,15 @@ PREFIX = "infinimem."
 HEADER_STEP = 1 << 14  # bytes
 FORMAT = 1
 # What a reader of the file relies on. Its hash is stored: a file whose layout differs cannot pass for this version.
-LAYOUT = {
+LAYOUT: dict[str, Any] = {
     "tensors": {
-        "layers.*.matrix": ["F32", "KV heads", "key width", "value width"],
-        "layers.*.normalizer": ["F32", "KV heads", "key width"],
-        "layers.*.keys": ["F32", "KV heads", "slots", "key width"],
-        "layers.*.values": ["F32", "KV heads", "slots", "value width"],
-        "layers.*.counts": ["F32", "KV heads", "slots"],
+        "layers.*.matrix": ["F32", "memory heads", "key width", "value width"],
+        "layers.*.normalizer": ["F32", "memory heads", "key width"],
+        "layers.*.keys": ["F32 F16 I8", "memory heads", "slots", "key width"],
+        "layers.*.keys_scale": ["F16", "memory heads", "slots; times a step of int8 keys"],
+        "layers.*.values": ["F32 F16 I8", "memory heads", "slots", "value width"],
+        "layers.*.values_scale": ["F16", "memory heads", "slots; times a step of int8 values"],
+        "layers.*.counts": ["F32", "memory heads", "slots"],
         "tail.tokens": ["I32", "segment length; -1 after the last token"],
         "passages.zlib": ["U8", "bytes of zlib: JSON rows of source, page, title, start, end, text"],
     },
@@ -54,7 +56,8 @@ LAYOUT = {
     "reading": ["tokens", "seen", "pending_text", "cutter"],
 }
 LAYOUT_HASH = hashlib.sha256(json.dumps(LAYOUT, sort_keys=True).encode()).hexdigest()[:16]
-STATE_TENSOR = re.compile(r"layers\.(\d{1,4})\.(matrix|normalizer|keys|values|counts)")
+STATE_TENSOR = re.compile(r"layers\.(\d{1,4})\.(matrix|normalizer|keys|values|keys_scale|values_scale|counts)")
+NEVER_NEGATIVE = ("counts", "normalizer", "keys_scale", "values_scale")
 
 
 @dataclass
@@ -134,7 +137,7 @@ def read_memory_file(path: str | os.PathLike[str]) -> MemoryFile:
     memory = MemoryFile(raw["model"], raw["identity"], raw["sources"], raw["reading"])
     for name, tensor in tensors.items():
         if match := STATE_TENSOR.fullmatch(name):
-            if not np.isfinite(tensor).all() or (match[2] in ("counts", "normalizer") and (tensor < 0).any()):
+            if not np.isfinite(tensor).all() or (match[2] in NEVER_NEGATIVE and (tensor < 0).any()):
                 raise DamagedMemoryFile(f"'{name}' in '{place}' has values that no memory can have; read again")
             memory.states.setdefault(int(match[1]), {})[match[2]] = tensor
     memory.states = dict(sorted(memory.states.items()))
@@ -225,8 +228,8 @@ def _check_types(path: Path, parsed: dict[str, Any]) -> None:
 
 
 def _check_name(path: Path, name: str, dtype: str) -> None:
-    expected = "F32" if STATE_TENSOR.fullmatch(name) else {"tail.tokens": "I32", "passages.zlib": "U8"}.get(name)
-    if dtype != expected:
+    kind = "layers.*." + match[2] if (match := STATE_TENSOR.fullmatch(name)) else name
+    if dtype not in LAYOUT["tensors"].get(kind, [""])[0].split():
         raise DamagedMemoryFile(
             f"'{path}' holds a tensor '{name}' of type {dtype}, which format {FORMAT} does not have"
         )

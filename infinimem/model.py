@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,7 +30,6 @@ from .tokens import TextEncoder
 if TYPE_CHECKING:
     import os
 
-    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_RULE = "slots"
@@ -134,16 +134,22 @@ class InfiniModel:
                 f"the memory file has states for layers {sorted(states)}, not {list(self.memory_heads)}"
             )
         width = self.attachment.modules[0].head_dim
-        expected = self.rule.shapes(width, width)
+        layout = self.rule.layout(width, width)
         loaded: dict[int, State] = {}
         for index, state in states.items():
             if len({tensor.shape[1] for tensor in state.values() if tensor.ndim > 1 and self.rule.name == "slots"}) > 1:
                 raise DamagedMemoryFile(f"the tensors of layer {index} have different numbers of slots")
-            for name in {*state, *expected}:
-                shape = (len(self.memory_heads[index]), *expected.get(name, ()))
-                found = state[name].shape if name in state else ()
-                if len(found) != len(shape) or any(a != b for a, b in zip(found, shape, strict=True) if b is not None):
-                    raise DamagedMemoryFile(f"layers.{index}.{name} has the shape {found}, but the model needs {shape}")
+            for name in {*state, *layout}:
+                dtype, sizes = layout.get(name, (None, ()))
+                shape = (len(self.memory_heads[index]), *sizes)
+                found = state.get(name, np.zeros(()))
+                fits = len(found.shape) == len(shape) and all(
+                    need is None or have == need for have, need in zip(found.shape, shape, strict=True)
+                )
+                if not fits or str(found.dtype) != str(dtype).removeprefix("torch."):
+                    raise DamagedMemoryFile(
+                        f"layers.{index}.{name} is {found.dtype} {found.shape}, but the model needs {dtype} {shape}"
+                    )
             loaded[index] = {name: torch.from_numpy(t.copy())[None].to(self.device) for name, t in state.items()}
         cache.set_states(loaded, torch.tensor([seen], device=self.device))
         return cache
