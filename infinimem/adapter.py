@@ -3,7 +3,7 @@
     adapter_config.json        peft_type LORA, r, lora_alpha, target_modules, base_model_name_or_path, ...
     adapter_model.safetensors  base_model.model.{module}.lora_A.weight (r, in) and .lora_B.weight (out, r)
     memory.safetensors         layers.{i}.gate (H,) float32, equation 10's beta; metadata `infinimem.trained`, JSON:
-                               rule, rule_settings, segment_length, memory_layers that it was trained with
+                               rule, rule_settings, segment_length, memory_heads that it was trained with
 
 An adapter is merged into the base weights when it is loaded, W += scale * B A with scale = lora_alpha / r. The third
 file may be missing: then it is a plain PEFT adapter. Nothing but safetensors and JSON is ever read.
@@ -38,7 +38,7 @@ TRAINED = f"{PREFIX}trained"
 MAX_CONFIG_BYTES = 1 << 20
 LORA_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 GATE_TENSOR = re.compile(r"layers\.(\d{1,4})\.gate")
-MEMORY_TYPES = {"rule": str, "rule_settings": dict, "segment_length": int, "memory_layers": list}
+MEMORY_TYPES = {"rule": str, "rule_settings": dict, "segment_length": int, "memory_heads": dict}
 # Variants of LoRA whose merge is not W += scale * B A with one scale.
 VARIANTS = (
     "use_dora",
@@ -204,7 +204,7 @@ def _memory_part(directory: Path, data: bytes | None) -> tuple[dict[int, Tensor]
     if (
         not isinstance(memory, dict)
         or any(type(memory.get(key)) is not kind for key, kind in MEMORY_TYPES.items())
-        or not all(type(index) is int for index in memory["memory_layers"])
+        or not all(layer.isdecimal() and isinstance(heads, list) for layer, heads in memory["memory_heads"].items())
     ):
         raise DamagedAdapter(f"{MEMORY_FILE} in '{directory}' has fields of the wrong type; restore a copy")
     return dict(sorted(gates.items())), memory

@@ -1,7 +1,7 @@
 """The memory file: one safetensors file, written whole or not at all, refused if a byte of it changed.
 
 Tensors
-    layers.{i}.{name}   the state of layer i, float32, (G, ...) for G KV heads
+    layers.{i}.{name}   the state of layer i, (R, ...) for its R KV heads with a memory
     tail.tokens         tokens of the unfinished segment, int32
     passages.zlib       the passages, compressed, uint8 (only if there are passages)
 Metadata: JSON strings under the prefix `infinimem.`
@@ -41,13 +41,15 @@ PREFIX = "infinimem."
 HEADER_STEP = 1 << 14  # bytes
 FORMAT = 1
 # What a reader of the file relies on. Its hash is stored: a file whose layout differs cannot pass for this version.
-LAYOUT = {
+LAYOUT: dict[str, Any] = {
     "tensors": {
-        "layers.*.matrix": ["F32", "KV heads", "key width", "value width"],
-        "layers.*.normalizer": ["F32", "KV heads", "key width"],
-        "layers.*.keys": ["F32", "KV heads", "slots", "key width"],
-        "layers.*.values": ["F32", "KV heads", "slots", "value width"],
-        "layers.*.counts": ["F32", "KV heads", "slots"],
+        "layers.*.matrix": ["F32", "memory heads", "key width", "value width"],
+        "layers.*.normalizer": ["F32", "memory heads", "key width"],
+        "layers.*.keys": ["F32 F16 I8", "memory heads", "slots", "key width"],
+        "layers.*.keys_scale": ["F16", "memory heads", "slots; times a step of int8 keys"],
+        "layers.*.values": ["F32 F16 I8", "memory heads", "slots", "value width"],
+        "layers.*.values_scale": ["F16", "memory heads", "slots; times a step of int8 values"],
+        "layers.*.counts": ["F32", "memory heads", "slots"],
         "tail.tokens": ["I32", "segment length; -1 after the last token"],
         "passages.zlib": ["U8", "bytes of zlib: JSON rows of source, page, title, start, end, text"],
     },
@@ -55,7 +57,8 @@ LAYOUT = {
     "reading": ["tokens", "seen", "pending_text", "cutter"],
 }
 LAYOUT_HASH = hashlib.sha256(json.dumps(LAYOUT, sort_keys=True).encode()).hexdigest()[:16]
-STATE_TENSOR = re.compile(r"layers\.(\d{1,4})\.(matrix|normalizer|keys|values|counts)")
+STATE_TENSOR = re.compile(r"layers\.(\d{1,4})\.(matrix|normalizer|keys|values|keys_scale|values_scale|counts)")
+NEVER_NEGATIVE = ("counts", "normalizer", "keys_scale", "values_scale")
 
 
 @dataclass
@@ -139,7 +142,7 @@ def read_memory_file(path: str | os.PathLike[str]) -> MemoryFile:
     memory.adapter = raw.get("adapter", memory.adapter)
     for name, tensor in tensors.items():
         if match := STATE_TENSOR.fullmatch(name):
-            if not np.isfinite(tensor).all() or (match[2] in ("counts", "normalizer") and (tensor < 0).any()):
+            if not np.isfinite(tensor).all() or (match[2] in NEVER_NEGATIVE and (tensor < 0).any()):
                 raise DamagedMemoryFile(f"'{name}' in '{place}' has values that no memory can have; read again")
             memory.states.setdefault(int(match[1]), {})[match[2]] = tensor
     memory.states = dict(sorted(memory.states.items()))
@@ -198,7 +201,7 @@ IDENTITY_TYPES = {
     "rule": str,
     "rule_settings": dict,
     "segment_length": int,
-    "memory_layers": list,
+    "memory_heads": dict,
 }
 SOURCE_TYPES = {"name": str, "kind": str, "sha256": (str, type(None)), "pages": int, "characters": int}
 READING_TYPES = {"tokens": int, "seen": int, "pending_text": str, "cutter": dict}
@@ -217,7 +220,11 @@ def _check_types(path: Path, parsed: dict[str, Any]) -> None:
     sound = {
         "model": isinstance(parsed["model"], str),
         "adapter": isinstance(parsed.get("adapter", "none"), str),
-        "identity": fits(parsed["identity"], IDENTITY_TYPES, exactly=False),
+        "identity": fits(parsed["identity"], IDENTITY_TYPES, exactly=False)
+        and all(
+            layer.isdecimal() and isinstance(heads, list) and all(type(head) is int for head in heads)
+            for layer, heads in parsed["identity"]["memory_heads"].items()
+        ),
         "sources": isinstance(parsed["sources"], list) and all(fits(s, SOURCE_TYPES) for s in parsed["sources"]),
         "reading": fits(parsed["reading"], READING_TYPES) and fits(parsed["reading"]["cutter"], CUTTER_TYPES),
     }
@@ -227,8 +234,8 @@ def _check_types(path: Path, parsed: dict[str, Any]) -> None:
 
 
 def _check_name(path: Path, name: str, dtype: str) -> None:
-    expected = "F32" if STATE_TENSOR.fullmatch(name) else {"tail.tokens": "I32", "passages.zlib": "U8"}.get(name)
-    if dtype != expected:
+    kind = "layers.*." + match[2] if (match := STATE_TENSOR.fullmatch(name)) else name
+    if dtype not in LAYOUT["tensors"].get(kind, [""])[0].split():
         raise DamagedMemoryFile(
             f"'{path}' holds a tensor '{name}' of type {dtype}, which format {FORMAT} does not have"
         )

@@ -217,6 +217,19 @@ def test_a_run_goes_on_only_as_it_was_begun(configured: Callable[..., AdaptConfi
             adapt(configured(**small), resume=True)
 
 
+@pytest.mark.parametrize("packing", ["float16", "int8"])
+def test_states_are_not_packed_in_training_but_as_asked_in_use(
+    configured: Callable[..., AdaptConfig], small_directory: Path, packing: str
+) -> None:
+    settings = {"slots": 24, "distance": 16, "packing": packing}
+    config = configured(model__rule_settings=settings, stages=[{"segments": 2, "steps": 1}], train__batch=1)
+    model = train_module.load_model(config)
+    assert model.rule.settings()["packing"] == "float32"
+    adapt(config, model=model)
+    worn = InfiniModel.from_pretrained(small_directory, adapter=config.path(config.output) / "adapter")
+    assert worn.rule.settings() == {**worn.rule.settings(), **settings}
+
+
 def test_a_loss_that_is_no_number_ends_the_run(configured: Callable[..., AdaptConfig], make_model: MakeModel) -> None:
     model = make_model(segment_length=160)
     model.model.model.norm.weight.data.fill_(float("inf"))
@@ -248,7 +261,7 @@ def test_what_was_trained_is_what_an_adapter_gives(
 
     beside = last_logits(model)
     worn = InfiniModel.from_pretrained(small_directory, adapter=output, dtype=torch.float32)
-    assert (worn.rule.name, worn.memory_layers, worn.segment_length) == ("linear", [1], 160)
+    assert (worn.rule.name, worn.memory_heads, worn.segment_length) == ("linear", {1: [0, 1]}, 160)
     torch.testing.assert_close(last_logits(worn), beside, rtol=1e-4, atol=1e-4)
     bare = InfiniModel.from_pretrained(small_directory, adapter="none", rule="linear", dtype=torch.float32)
     assert not torch.allclose(last_logits(bare), beside, atol=1e-2)

@@ -16,6 +16,9 @@ from infinimem.errors import (
 )
 from infinimem.model import InfiniModel
 
+# As in training: rounding states lets no gradient through, or small ones vanish.
+UNPACKED: dict[str, dict[str, Any]] = {"slots": {"packing": "float32"}, "linear": {}, "delta": {}}
+
 
 def sample_of(*lengths: int, seed: int = 0, loss: str = "last", prompt: bool = True) -> Sample:
     """Segments of random tokens; loss on the last four tokens of the last segment, or of all."""
@@ -38,7 +41,7 @@ def trained(model: InfiniModel, rank: int = 4) -> dict[str, torch.nn.Parameter]:
         b.data.copy_(torch.randn(b.shape, generator=random) * 0.1)
         found |= {f"{path}.A": a, f"{path}.B": b}
     if model.rule.gated:
-        for index in model.memory_layers:
+        for index in model.memory_heads:
             found[f"gate.{index}"] = model.attachment.modules[index].memory_gate.beta.requires_grad_()
     return found
 
@@ -89,7 +92,7 @@ def test_the_loss_is_that_of_the_whole_logits_at_the_masked_places(
 def test_gradients_flow_from_an_answer_through_the_memory_into_an_earlier_segment(
     make_model: MakeModel, rule: str
 ) -> None:
-    model = make_model(rule=rule, memory_layers=[1, 2, 3])
+    model = make_model(rule=rule, **UNPACKED[rule], memory_heads=[1, 2, 3])
     model.model.requires_grad_(False)
     lora = LoraLayers(model.model, ("k_proj", "v_proj"), rank=4, alpha=8.0)
     first, middle, last = blocks(model, [sample_of(20, 20, 8)])
@@ -107,7 +110,7 @@ def test_gradients_flow_from_an_answer_through_the_memory_into_an_earlier_segmen
 
 @pytest.mark.parametrize("rule", ["linear", "delta"])
 def test_gradients_reach_every_gate_of_a_layer_with_memory(make_model: MakeModel, rule: str) -> None:
-    model = make_model(rule=rule, memory_layers=[1, 3])
+    model = make_model(rule=rule, **UNPACKED[rule], memory_heads=[1, 3])
     _, found = gradients(model, trained(model), [sample_of(16, 16, 8)])
     gates = {name: gradient for name, gradient in found.items() if name.startswith("gate")}
     assert set(gates) == {"gate.1", "gate.3"} and all(bool((g != 0).all()) for g in gates.values())
@@ -135,7 +138,7 @@ def test_a_gradient_through_the_memory_is_the_slope_of_the_loss(make_model: Make
 @pytest.mark.parametrize("rule", ["slots", "delta"])
 @pytest.mark.parametrize("bptt", [0, 2])
 def test_checkpointing_changes_neither_losses_nor_gradients(make_model: MakeModel, rule: str, bptt: int) -> None:
-    model = make_model(rule=rule)
+    model = make_model(rule=rule, **UNPACKED[rule])
     parameters = trained(model)
     samples = [sample_of(16, 14, 16, 12, loss="all")]
     plain = gradients(model, parameters, samples, checkpointing=False, bptt=bptt)
@@ -146,7 +149,7 @@ def test_checkpointing_changes_neither_losses_nor_gradients(make_model: MakeMode
 
 
 def test_truncation_cuts_gradients_but_not_the_loss(make_model: MakeModel) -> None:
-    model = make_model()
+    model = make_model(packing="float32")
     parameters = trained(model)
     samples = [sample_of(16, 16, 16, 8)]
     whole = gradients(model, parameters, samples)
@@ -172,7 +175,7 @@ def test_truncation_cuts_gradients_but_not_the_loss(make_model: MakeModel) -> No
 @pytest.mark.parametrize("rule", ["slots", "linear"])
 @pytest.mark.parametrize("prompt", [True, False])
 def test_rows_side_by_side_are_worth_as_much_as_one_by_one(make_model: MakeModel, rule: str, prompt: bool) -> None:
-    model = make_model(rule=rule)
+    model = make_model(rule=rule, **UNPACKED[rule])
     parameters = trained(model)
     loss = "last" if prompt else "all"
     samples = [
@@ -192,7 +195,7 @@ def test_groups_hold_samples_of_one_shape() -> None:
 
 
 def test_lora_can_be_taken_off_and_its_sum_is_what_merging_gives(make_model: MakeModel) -> None:
-    model = make_model()
+    model = make_model(packing="float32")
     tokens = random_tokens(1, 12)
     with torch.no_grad():
         before = model.model(input_ids=tokens).logits

@@ -58,6 +58,8 @@ def test_a_configuration_has_the_values_of_its_file_and_defaults_for_the_rest(tm
         ({"lora__targets": [1]}, r"lora.targets\[0\] is 1, but must be a text"),
         ({"train__checkpointing": 1}, "train.checkpointing is 1, but must be true or false"),
         ({"model__rule": "magic"}, "model.rule is 'magic'; choose one of slots"),
+        ({"model__memory_heads": {"1": 3}}, "model.memory_heads.1 is 3"),
+        ({"model__memory_heads": {"1": [0]}, "model__memory_layers": [1]}, "give one"),
         ({"model": 3}, "model is 3, but must be a table"),
         ({"seed": "x"}, "seed is 'x'"),
         ({"output": None}, "output is None"),

@@ -20,8 +20,9 @@ from infinimem.cli import main
 from infinimem.errors import AdapterMismatch, AdapterNotFound, DamagedAdapter, ModelMismatch, UnsupportedAdapter
 from infinimem.model import InfiniModel
 
+HEADS = {str(layer): [0, 1] for layer in (1, 2, 3)}
 SHAPES = {"self_attn.q_proj": (64, 64), "self_attn.k_proj": (32, 64), "mlp.down_proj": (64, 96)}
-TRAINED = {"rule": "linear", "rule_settings": {"gate": -3.0}, "segment_length": 40, "memory_layers": [1, 2, 3]}
+TRAINED = {"rule": "linear", "rule_settings": {"gate": -3.0}, "segment_length": 40, "memory_heads": HEADS}
 
 
 def make_adapter(directory: Path, seed: int = 0, **trained: Any) -> Path:
@@ -37,7 +38,7 @@ def make_adapter(directory: Path, seed: int = 0, **trained: Any) -> Path:
         for path, (height, width) in SHAPES.items()
     }
     memory = {**TRAINED, **trained}
-    gates = {i: normal(4) for i in memory["memory_layers"]} if memory["rule"] != "slots" else {}
+    gates = {i: normal(4) for i in map(int, memory["memory_heads"])} if memory["rule"] != "slots" else {}
     write_adapter(directory, lora=lora, alpha=6.0, base="tiny", gates=gates, memory=memory)
     return directory
 
@@ -49,7 +50,7 @@ def adapter(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def slots_adapter(tmp_path: Path) -> Path:
-    settings = {"slots": 24, "distance": 16, "balance": 1.0}
+    settings = {"slots": 24, "distance": 16, "balance": 1.0, "packing": "float16"}
     return make_adapter(tmp_path / "slots", rule="slots", rule_settings=settings, segment_length=32)
 
 
@@ -124,16 +125,16 @@ def test_an_adapter_that_peft_wrote_is_read(tmp_path: Path) -> None:
 def test_a_model_takes_rule_and_settings_from_its_adapter(tiny_directory: Path, adapter: Path) -> None:
     model = InfiniModel.from_pretrained(tiny_directory, adapter=adapter)
     assert (model.rule.name, model.rule.settings()) == ("linear", {"gate": -3.0})
-    assert (model.segment_length, model.memory_layers) == (40, [1, 2, 3])
+    assert (model.segment_length, list(model.memory_heads)) == (40, [1, 2, 3])
     gates = read_adapter(adapter).gates
     assert torch.equal(model.attachment.modules[2].memory_gate.beta.detach(), gates[2])
     other = InfiniModel.from_pretrained(tiny_directory, adapter=adapter, rule="delta", segment_length=20)
-    assert other.rule.name == "delta" and other.segment_length == 20 and other.memory_layers == [0, 1, 2, 3]
+    assert other.rule.name == "delta" and other.segment_length == 20 and list(other.memory_heads) == [0, 1, 2, 3]
 
 
 def test_an_adapter_enters_the_identity_beside_the_weights_of_the_base(tiny_directory: Path, adapter: Path) -> None:
     settings: dict[str, Any] = {"rule": "linear", "rule_settings": {"gate": -3.0}}
-    layout: dict[str, Any] = {"segment_length": 40, "memory_layers": [1, 2, 3]}
+    layout: dict[str, Any] = {"segment_length": 40, "memory_heads": [1, 2, 3]}
     bare = InfiniModel.from_pretrained(tiny_directory, **settings, **layout).identity()
     worn = InfiniModel.from_pretrained(tiny_directory, adapter=adapter).identity()
     assert bare["adapter"] == "none" and worn["adapter"] == read_adapter(adapter).sha256

@@ -30,7 +30,10 @@ def setting(default: Any = MISSING, **limits: Any) -> Any:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is adapted. name: as for `--model`, None for the embedded default. dtype: of the frozen base weights."""
+    """What is adapted. name: as for `--model`, None for the embedded default. dtype: of the frozen base weights.
+
+    memory_layers, or memory_heads (layer to KV heads): what has a memory; neither for the rule's default.
+    """
 
     name: str | None = None
     dtype: str = setting("auto", choices=("auto", "bfloat16", "float32"))
@@ -38,6 +41,19 @@ class ModelConfig:
     rule_settings: dict[str, Any] = field(default_factory=dict)
     segment_length: int = setting(512, least=8)
     memory_layers: tuple[int, ...] | None = setting(None, least=1)
+    memory_heads: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for layer, heads in self.memory_heads.items():
+            if not layer.isdecimal() or not isinstance(heads, list) or any(type(head) is not int for head in heads):
+                raise InvalidConfig(f"model.memory_heads.{layer} is {heads!r}; give layer = [KV heads]")
+        if self.memory_heads and self.memory_layers is not None:
+            raise InvalidConfig("model.memory_layers and model.memory_heads both say what has a memory; give one")
+
+    @property
+    def heads(self) -> tuple[int, ...] | dict[int, list[int]] | None:
+        """What has a memory, as InfiniModel takes it."""
+        return {int(layer): heads for layer, heads in self.memory_heads.items()} or self.memory_layers
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..attention import make_rule
 from ..memory_file import write_atomically
 from .config import AdaptConfig
 
@@ -92,7 +93,7 @@ def hardware(device: torch.device) -> str:
 
 def card(config: AdaptConfig, model: InfiniModel, run: dict[str, Any]) -> str:
     """The adapter's README.md. run: the result of `adapt`."""
-    rule = model.rule
+    rule = make_rule(config.model.rule, **config.model.rule_settings)
     losses = "\n".join(f"| {kind} | {loss} |" for kind, loss in run["losses"].items())
     settings = _named(config.to_dict())
     files = "\n".join(f"- {Path(name).name}" for name in config.data_files())
@@ -108,7 +109,7 @@ An adapter of infinimem: LoRA in PEFT's layout, and what belongs to the memory i
 
 - base model: {base}
 - memory: rule `{rule.name}`, settings `{json.dumps(rule.settings())}`, {model.segment_length} tokens a segment,
-  {len(model.memory_layers)} of {model.num_layers} layers
+  {len(model.memory_heads)} of {model.num_layers} layers
 - trained: {run["steps"]} of {config.steps} steps{state}, {run["tokens"]:,} tokens, {run["seconds"] / 60:,.1f} minutes
 - hardware: {run["hardware"]}, base weights in {run["dtype"]}
 

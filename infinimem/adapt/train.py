@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..adapter import NO_ADAPTER, load_adapter, set_gates, write_adapter
+from ..attention import MemoryRule, make_rule
 from ..errors import InvalidSetting, RunExists, TrainingDiverged
 from ..memory_file import check_writable, write_atomically
 from ..model import InfiniModel
@@ -53,7 +54,7 @@ class Trainer:
         self.lora = LoraLayers(model.model, lora.targets, rank=lora.rank, alpha=lora.alpha, seed=config.seed)
         self.gates: dict[int, nn.Parameter] = {}
         if model.rule.gated:
-            for index in model.memory_layers:
+            for index in model.memory_heads:
                 self.gates[index] = model.attachment.modules[index].memory_gate.beta.requires_grad_()
         if lora.start is not None:
             adapter = load_adapter(config.path(lora.start))
@@ -148,12 +149,26 @@ class Trainer:
             gates=self.gates,
             memory={
                 "rule": model.rule.name,
-                "rule_settings": model.rule.settings(),
+                "rule_settings": used_rule(self.config).settings(),
                 "segment_length": model.segment_length,
-                "memory_layers": model.memory_layers,
+                "memory_heads": {str(layer): heads for layer, heads in model.memory_heads.items()},
             },
         )
         write_atomically(directory / "README.md", card(self.config, model, run).encode())
+
+
+def used_rule(config: AdaptConfig) -> MemoryRule:
+    """The rule that the adapter is for."""
+    return make_rule(config.model.rule, **config.model.rule_settings)
+
+
+def trained_settings(config: AdaptConfig) -> dict[str, Any]:
+    """Settings of the rule while it is trained: of `used_rule`, but with states that are never packed.
+
+    Rounding to int8 lets no gradient through, and small gradients vanish in float16.
+    """
+    settings = used_rule(config).settings()
+    return settings | ({"packing": "float32"} if "packing" in settings else {})
 
 
 def load_model(config: AdaptConfig, device: str | None = None) -> InfiniModel:
@@ -168,9 +183,9 @@ def load_model(config: AdaptConfig, device: str | None = None) -> InfiniModel:
     return InfiniModel.from_pretrained(
         name,
         rule=wanted.rule,
-        rule_settings=wanted.rule_settings,
+        rule_settings=trained_settings(config),
         segment_length=wanted.segment_length,
-        memory_layers=wanted.memory_layers,
+        memory_heads=wanted.heads,
         device=device,
         dtype=dtype,
         adapter=NO_ADAPTER,

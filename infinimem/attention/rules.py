@@ -1,6 +1,6 @@
 """Memory rules: how keys and values of past segments are compressed, and how queries read them.
 
-- one interface, `MemoryRule`; a state is a plain dict of float32 tensors, one memory per *KV* head
+- one interface, `MemoryRule`; a state is a plain dict of tensors, one memory per *KV* head
 - functional: `write` returns a new state and never changes the old one, so states can be shared between threads and
   questions, and gradients flow through any number of writes
 - `linear` and `delta` are the paper's (arXiv 2404.07143, equations 7 to 10); `slots` is in slots.py
@@ -11,7 +11,7 @@ What the paper leaves open, and our choice:
 - epsilon: 1e-6 is added to the denominator of equation 7 (and of the same fraction in equation 9)
 - grouped-query attention: one memory per KV head; its query heads read it with their own queries and gates
 - padding: padded keys add nothing to M and z
-- dtype: states and their arithmetic are float32, whatever the model computes in
+- dtype: the arithmetic of states is float32, whatever the model computes in, and so are the states of the paper's rules
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from ..errors import InvalidSetting
 
 State = dict[str, Tensor]
+Layout = dict[str, tuple[torch.dtype, tuple[int | None, ...]]]
 
 EPSILON = 1e-6
 
@@ -51,7 +52,6 @@ class MemoryRule(ABC):
 
     name: ClassVar[str]
     gated: ClassVar[bool]
-    tensor_names: ClassVar[tuple[str, ...]]
     #: Queries are turned as if all of the past lay this many tokens back; None reads without any position.
     distance: int | None = None
 
@@ -60,8 +60,8 @@ class MemoryRule(ABC):
         """Everything that must be equal for two states of this rule to mean the same; JSON values only."""
 
     @abstractmethod
-    def shapes(self, key_width: int, value_width: int) -> dict[str, tuple[int | None, ...]]:
-        """Trailing shapes of the state tensors after (B, G); None marks a dimension that may be smaller."""
+    def layout(self, key_width: int, value_width: int) -> Layout:
+        """The state tensors: dtypes, and shapes after (B, G), in which None marks a dimension that may be smaller."""
 
     @abstractmethod
     def write(self, state: State | None, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> State:
@@ -101,7 +101,6 @@ class LinearRule(MemoryRule):
 
     name = "linear"
     gated = True
-    tensor_names = ("matrix", "normalizer")
 
     def __init__(self, gate: float = -4.0) -> None:
         self.gate = float(gate)
@@ -111,8 +110,8 @@ class LinearRule(MemoryRule):
     def settings(self) -> dict[str, Any]:
         return {"gate": self.gate}
 
-    def shapes(self, key_width: int, value_width: int) -> dict[str, tuple[int | None, ...]]:
-        return {"matrix": (key_width, value_width), "normalizer": (key_width,)}
+    def layout(self, key_width: int, value_width: int) -> Layout:
+        return {"matrix": (torch.float32, (key_width, value_width)), "normalizer": (torch.float32, (key_width,))}
 
     def _features(self, keys: Tensor, mask: Tensor | None) -> Tensor:
         features = feature_map(keys)
@@ -140,7 +139,7 @@ class LinearRule(MemoryRule):
         return Reading(values.reshape(batch, heads, tokens, -1), None)
 
     def merge(self, a: State, b: State) -> State:
-        return {name: a[name] + b[name] for name in self.tensor_names}
+        return {name: a[name] + b[name] for name in a}
 
 
 class DeltaRule(LinearRule):

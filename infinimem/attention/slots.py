@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..errors import InvalidSetting
 from .local import attention_with_mass
-from .rules import MemoryRule, Reading, State
+from .packing import PACKINGS, pack, packed_layout, unpack
+from .rules import Layout, MemoryRule, Reading, State
 
 # Pair costs of one chunk of heads stay below this many entries, so that they are worked on inside the CPU's cache.
 CHUNK_ENTRIES = 1 << 21
@@ -30,7 +31,8 @@ class SlotsRule(MemoryRule):
     """Bounded slots with Ward merging.
 
     slots: capacity per KV head. distance: the virtual distance in tokens. balance: weight of value distance against
-    key distance in the merge cost, both in units of their own spread.
+    key distance in the merge cost, both in units of their own spread. packing: how keys and values are kept between
+    segments, "float32", "float16" or "int8" (one scale a slot and tensor).
 
     `merge` pools the slots of both memories and merges down to capacity: the same operation as a write, so an
     approximation of having read both in one go (the order of merging differs).
@@ -38,22 +40,25 @@ class SlotsRule(MemoryRule):
 
     name = "slots"
     gated = False
-    tensor_names = ("keys", "values", "counts")
 
-    def __init__(self, slots: int = 256, distance: int = 512, balance: float = 1.0) -> None:
+    def __init__(self, slots: int = 256, distance: int = 512, balance: float = 1.0, packing: str = "float16") -> None:
         self.slots = int(slots)
         self.distance = int(distance)
         self.balance = float(balance)
+        self.packing = packing
+        if packing not in PACKINGS:
+            raise InvalidSetting(f"there is no packing {packing!r} of slots; choose one of {', '.join(PACKINGS)}")
         if self.slots < 2 or self.distance < 0 or not 0 <= self.balance < float("inf"):
             raise InvalidSetting(
                 f"slots ({slots}) must be at least 2, distance ({distance}) and balance ({balance}) at least 0"
             )
 
     def settings(self) -> dict[str, Any]:
-        return {"slots": self.slots, "distance": self.distance, "balance": self.balance}
+        return {"slots": self.slots, "distance": self.distance, "balance": self.balance, "packing": self.packing}
 
-    def shapes(self, key_width: int, value_width: int) -> dict[str, tuple[int | None, ...]]:
-        return {"keys": (None, key_width), "values": (None, value_width), "counts": (None,)}
+    def layout(self, key_width: int, value_width: int) -> Layout:
+        widths = {"keys": (key_width,), "values": (value_width,)}
+        return {name: (dtype, (None, *widths.get(name, ()))) for name, dtype in packed_layout(self.packing).items()}
 
     def write(self, state: State | None, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> State:
         batch, groups, tokens, _ = keys.shape
@@ -63,10 +68,10 @@ class SlotsRule(MemoryRule):
             "values": values.float(),
             "counts": counts.unsqueeze(1).expand(-1, groups, -1),
         }
-        return self._pool(new if state is None else concatenate(state, new))
+        return pack(self._pool(new if state is None else concatenate(unpack(state), new)), self.packing)
 
     def merge(self, a: State, b: State) -> State:
-        return self._pool(concatenate(a, b))
+        return pack(self._pool(concatenate(unpack(a), unpack(b))), self.packing)
 
     def _pool(self, state: State) -> State:
         """Merge down to capacity, each row without its empty slots, so that it is treated as if alone."""
@@ -78,9 +83,10 @@ class SlotsRule(MemoryRule):
             for row in range(filled.shape[0])
         ]
         size = max(row["counts"].shape[-1] for row in rows)
-        return {name: torch.cat([pad_slots(row[name], size) for row in rows]) for name in self.tensor_names}
+        return {name: torch.cat([pad_slots(row[name], size) for row in rows]) for name in rows[0]}
 
     def prepare(self, state: State, dtype: torch.dtype) -> State:
+        state = unpack(state)
         return {
             "keys": state["keys"].to(dtype),
             "values": state["values"].to(dtype),

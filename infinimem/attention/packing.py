@@ -1,0 +1,55 @@
+"""Keys and values of slots in fewer bytes: float32, float16, or int8 with one scale a slot.
+
+- packing what was unpacked gives the same bytes, so a slot that nothing merges with never drifts, however often the
+  memory is written
+- counts stay float32: they are exact numbers of tokens
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .rules import State
+
+FLOATS = {"float32": torch.float32, "float16": torch.float16}
+PACKINGS = (*FLOATS, "int8")
+# The largest finite float16.
+LIMIT = 65504.0
+STEPS = 127
+
+
+def pack(state: State, packing: str) -> State:
+    """Keys (B, G, M, D) and values (B, G, M, Dv) of a float32 state in the packed type; counts as they are."""
+    if packing in FLOATS:
+        dtype = FLOATS[packing]
+        clamped = {name: state[name] if packing == "float32" else state[name].clamp(-LIMIT, LIMIT) for name in state}
+        return {**state, "keys": clamped["keys"].to(dtype), "values": clamped["values"].to(dtype)}
+    packed = {"counts": state["counts"]}
+    for name in ("keys", "values"):
+        scale = (state[name].abs().amax(dim=-1) / STEPS).clamp(max=LIMIT).half()  # (B, G, M)
+        steps = state[name] / scale.float().clamp_min(torch.finfo(torch.float16).tiny).unsqueeze(-1)
+        packed[name] = steps.round().clamp(-STEPS, STEPS).to(torch.int8)
+        packed[f"{name}_scale"] = scale
+    return packed
+
+
+def unpack(state: State) -> State:
+    """The float32 state that `pack` made this of."""
+    unpacked = {"counts": state["counts"]}
+    for name in ("keys", "values"):
+        x = state[name].float()
+        unpacked[name] = x * state[f"{name}_scale"].float().unsqueeze(-1) if f"{name}_scale" in state else x
+    return unpacked
+
+
+def packed_layout(packing: str) -> dict[str, torch.dtype]:
+    """Names and dtypes of the packed tensors."""
+    if packing in FLOATS:
+        return {"keys": FLOATS[packing], "values": FLOATS[packing], "counts": torch.float32}
+    return {
+        "keys": torch.int8,
+        "values": torch.int8,
+        "keys_scale": torch.float16,
+        "values_scale": torch.float16,
+        "counts": torch.float32,
+    }
