@@ -144,6 +144,15 @@ def test_eval_passkey_has_the_documented_keys(tiny_directory: Path, story: Path)
     assert "depth 0.5: " in out
 
 
+def test_eval_passkey_asks_for_many_needles_from_any_rule(tiny_directory: Path, story: Path) -> None:
+    arguments = ["eval", "passkey", "--tokens", 1200, "-m", tiny_directory, "--needles", 4, "--filler", story]
+    shown = as_json(*arguments, "--kind", "names", "--rule", "recent", "--slots", 64, "--memory", "other")
+    assert list(shown["accuracy"]) == list(shown["interval"]) == ["0.125", "0.375", "0.625", "0.875"]
+    assert set(shown["overall"]) == {"accuracy", "interval", "exact", "exact_interval", "needles"}
+    assert shown["rule_settings"]["tokens"] == 64 and shown["memory"] == "other" and shown["kind"] == "names"
+    assert "all 4: " in infinimem(*arguments).stdout
+
+
 def test_eval_perplexity_has_the_documented_keys(tiny_directory: Path, story: Path) -> None:
     arguments = ["eval", "perplexity", story, "-m", tiny_directory, "--segment-length", 32]
     shown = as_json(*arguments)
@@ -169,6 +178,9 @@ def test_eval_perplexity_has_the_documented_keys(tiny_directory: Path, story: Pa
         ["merge", "{file}", "{missing}", "-o", "{out}"],
         ["eval", "perplexity", "{missing}"],
         ["eval", "passkey", "--depths", "2", "-m", "{model}"],
+        ["eval", "passkey", "--needles", "999", "-m", "{model}"],
+        ["eval", "passkey", "--needles", "80", "--tokens", "900", "-m", "{model}"],
+        ["eval", "passkey", "--filler", "{missing}", "-m", "{model}"],
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_1(
@@ -201,6 +213,8 @@ def test_bad_input_is_one_line_and_exit_status_1(
         ["ingest", "a", "-o", "b", "--rule", "magic"],
         ["eval", "passkey", "--depths", "deep"],
         ["eval", "passkey", "--tokens", "3"],
+        ["eval", "passkey", "--kind", "songs"],
+        ["eval", "passkey", "--rule", "delta", "--slots", "8"],
         ["nonsense"],
     ],
 )

@@ -1,0 +1,117 @@
+"""The `eval` commands. All measuring is done in `evaluate/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .cli_options import Group, LoadModel, counter, json_option, model_options, print_json, size
+
+path_type = click.Path(path_type=Path)
+seed_option = click.option("--seed", type=int, default=0, show_default=True)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+@click.group("eval", cls=Group)
+def evaluate() -> None:
+    """Measure the memory."""
+
+
+@evaluate.command("passkey")
+@click.option("--tokens", type=click.IntRange(min=128), default=4096, show_default=True, help="Document length.")
+@click.option("--depths", default="0,0.5,1", show_default=True, help="Where the one key hides: 0 start, 1 end.")
+@click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Documents; with one needle, documents per depth.")  # fmt: skip
+@click.option("--filler", type=path_type, help="A document, or a .jsonl(.gz) of books, to hide the keys in.")
+@click.option("--needles", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Facts in one document, spread evenly.")  # fmt: skip
+@click.option("--kind", type=click.Choice(["digits", "names"]), default="digits", show_default=True,
+              help="What the facts tell: pass keys, or words.")  # fmt: skip
+@click.option("--memory", type=click.Choice(["own", "emptied", "other"]), default="own", show_default=True,
+              help="Controls: emptied before the question, or of a document with other values.")  # fmt: skip
+@seed_option
+@model_options
+@json_option
+def eval_passkey(
+    tokens: int,
+    depths: str,
+    samples: int,
+    filler: Path | None,
+    needles: int,
+    kind: str,
+    memory: str,
+    seed: int,
+    load_model: LoadModel,
+    as_json: bool,
+) -> None:
+    """Hide facts in a long text, read it into the memory, and ask for them.
+
+    \b
+    infinimem eval passkey --tokens 32768
+    infinimem eval passkey --tokens 8192 --filler novel.txt --slots 1024
+    infinimem eval passkey --tokens 8192 --filler novel.txt --needles 16 --kind names
+    """
+    from .evaluate.data import text_of
+    from .evaluate.passkey import passkey
+
+    try:
+        places = [float(depth) for depth in depths.split(",")]
+    except ValueError:
+        raise click.BadParameter("give numbers between 0 and 1, such as 0,0.5,1", param_hint="--depths") from None
+    text = None if filler is None else text_of(filler)
+    loaded = load_model()
+    with counter("needles", as_json) as count:
+        result = passkey(
+            loaded,
+            tokens,
+            depths=places,
+            samples=samples,
+            filler=text,
+            needles=needles,
+            kind=kind,
+            memory=memory,
+            seed=seed,
+            on_sample=count,
+        )
+    if as_json:
+        print_json(result)
+        return
+    click.echo(
+        f"{result['rule']} {result['rule_settings']}: {tokens:,} tokens, {result['segments']} segments, "
+        f"{size(result['memory_bytes'])} of memory ({memory})"
+    )
+    part, whole = ("digits", "keys") if kind == "digits" else ("answers", "answers")
+    for depth, share in result["accuracy"].items():
+        click.echo(f"depth {depth}: {share:.0%} of {part}, {result['exact'][depth]:.0%} of {whole}")
+    low, high = result["overall"]["exact_interval"]
+    click.echo(
+        f"all {result['overall']['needles']}: {result['overall']['exact']:.0%} of {whole} ({low:.0%} to {high:.0%})"
+    )
+
+
+@evaluate.command("perplexity")
+@click.argument("textfile", type=path_type)
+@click.option("--limit", type=click.IntRange(min=1), help="Tokens of the text to use.")
+@model_options
+@json_option
+def eval_perplexity(textfile: Path, limit: int | None, load_model: LoadModel, as_json: bool) -> None:
+    """Perplexity of a document with the memory, and with the local window alone (lower is better)."""
+    from .evaluate.data import text_of
+    from .evaluate.perplexity import perplexity
+
+    text = text_of(textfile)
+    loaded = load_model()
+    with counter("segments", as_json) as count:
+        result = perplexity(loaded, text, limit=limit, on_segment=count)
+    if as_json:
+        print_json(result)
+        return
+    change = result["memory"] / result["window"] - 1
+    click.echo(
+        f"{result['rule']}: {result['scored_tokens']:,} tokens scored; perplexity {result['memory']:.3f} with the "
+        f"memory, {result['window']:.3f} with the window alone ({change:+.1%})"
+    )
