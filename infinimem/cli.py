@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from . import __version__
 from .cli_eval import evaluate
-from .cli_options import Group, LoadModel, json_option, model_option, model_options, print_json, size
+from .cli_options import Group, LoadModel, json_option, model_option, model_options, plain, print_json, size
 from .errors import InfinimemError
 
 if TYPE_CHECKING:
@@ -203,10 +202,10 @@ def inspect(file: Path, as_json: bool, html: Path | None) -> None:
         print_json(described)
         return
     for key in ("file", "file_bytes", "format", "model", "rule", "settings", "tokens", "pages", "passages"):
-        click.echo(f"{key.replace('_', ' '):<12} {_plain(described[key])}")
+        click.echo(f"{key.replace('_', ' '):<12} {plain(described[key])}")
     click.echo(f"{'memory':<12} {size(described['memory_bytes'])} in {len(described['layers'])} layers")
     for source in described["sources"]:
-        click.echo(f"{'source':<12} {_plain(source['name'])} ({source['kind']}, {_count(source['pages'], 'page')})")
+        click.echo(f"{'source':<12} {plain(source['name'])} ({source['kind']}, {_count(source['pages'], 'page')})")
     click.echo(f"{'fingerprint':<12} {described['fingerprint']}")
 
 
@@ -256,15 +255,9 @@ def merge(files: tuple[Path, ...], output: Path, as_json: bool) -> None:
 main.add_command(evaluate)
 
 
-def _plain(value: Any) -> str:
-    """Text for a terminal: no control characters, whatever a document's name holds."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
 def _place(passage: Passage) -> str:
-    title = f", {_plain(passage.title)}" if passage.title else ""
-    return f"{_plain(passage.source)}, page {passage.page}{title}"
+    title = f", {plain(passage.title)}" if passage.title else ""
+    return f"{plain(passage.source)}, page {passage.page}{title}"
 
 
 def _print_citations(passages: list[Passage]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .cli_options import Group, LoadModel, counter, json_option, model_options, print_json, size
+from .cli_options import Group, LoadModel, counter, json_option, model_options, plain, print_json, size
 
 path_type = click.Path(path_type=Path)
 seed_option = click.option("--seed", type=int, default=0, show_default=True)
@@ -95,23 +95,71 @@ def eval_passkey(
 
 @evaluate.command("perplexity")
 @click.argument("textfile", type=path_type)
-@click.option("--limit", type=click.IntRange(min=1), help="Tokens of the text to use.")
+@click.option("--limit", type=click.IntRange(min=1), help="Tokens of each text to use.")
+@click.option("--skip", type=click.IntRange(min=0), default=0, help="Tokens of each text to leave out at its start.")
+@click.option("--systems", default="memory,window", show_default=True,
+              help="From memory, window, sliding (two segments of plain attention), exact (the past kept as it is), "
+              "recent (the memory's bytes of last tokens).")  # fmt: skip
 @model_options
 @json_option
-def eval_perplexity(textfile: Path, limit: int | None, load_model: LoadModel, as_json: bool) -> None:
-    """Perplexity of a document with the memory, and with the local window alone (lower is better)."""
-    from .evaluate.data import text_of
-    from .evaluate.perplexity import perplexity
+def eval_perplexity(
+    textfile: Path, limit: int | None, skip: int, systems: str, load_model: LoadModel, as_json: bool
+) -> None:
+    """Perplexity of a document, or of a .jsonl(.gz) of books, with the memory and without (lower is better)."""
+    from .evaluate.data import books
+    from .evaluate.perplexity import SYSTEMS, perplexity
 
-    text = text_of(textfile)
+    texts = books(textfile)
     loaded = load_model()
     with counter("segments", as_json) as count:
-        result = perplexity(loaded, text, limit=limit, on_segment=count)
+        result = perplexity(loaded, texts, limit=limit, skip=skip, systems=_names(systems), on_segment=count)
     if as_json:
         print_json(result)
         return
-    change = result["memory"] / result["window"] - 1
-    click.echo(
-        f"{result['rule']}: {result['scored_tokens']:,} tokens scored; perplexity {result['memory']:.3f} with the "
-        f"memory, {result['window']:.3f} with the window alone ({change:+.1%})"
-    )
+    click.echo(f"{result['rule']} {result['rule_settings']}: {result['scored_tokens']:,} tokens scored")
+    for row in [*result["documents"], {"title": "all", **result}] if len(texts) > 1 else [{"title": "all", **result}]:
+        figures = ", ".join(f"{name} {row[name]:.3f}" for name in SYSTEMS if name in row)
+        change = f" ({row['memory'] / row['window'] - 1:+.1%})" if {"memory", "window"} <= set(row) else ""
+        click.echo(f"{plain(row['title'])}: {figures}{change}")
+
+
+@evaluate.command("babi")
+@click.argument("file", type=path_type)
+@click.option("--noise", required=True, type=path_type, help="A document, or a .jsonl(.gz) of books, to hide facts in.")
+@click.option("--tokens", type=click.IntRange(min=128), default=4096, show_default=True, help="Document length.")
+@click.option("--tasks", help="Tasks to ask, such as qa1,qa2; default: all in the file.")
+@click.option("--limit", type=click.IntRange(min=2), default=20, show_default=True, help="Stories per task.")
+@click.option("--shots", type=click.IntRange(min=0), default=2, show_default=True, help="Worked examples per question.")
+@seed_option
+@model_options
+@json_option
+def eval_babi(
+    file: Path,
+    noise: Path,
+    tokens: int,
+    tasks: str | None,
+    limit: int,
+    shots: int,
+    seed: int,
+    load_model: LoadModel,
+    as_json: bool,
+) -> None:
+    """Ask about bAbI stories whose sentences are scattered through a book, with the memory and with controls."""
+    from .evaluate.babi import babi, load_stories
+    from .evaluate.data import text_of
+
+    stories = load_stories(file, None if tasks is None else _names(tasks))
+    text = text_of(noise)
+    loaded = load_model()
+    with counter("stories", as_json) as count:
+        result = babi(loaded, stories, text, tokens, limit=limit, shots=shots, seed=seed, on_story=count)
+    if as_json:
+        print_json(result)
+        return
+    click.echo(f"{result['rule']} {result['rule_settings']}: {tokens:,} tokens a document")
+    for task, scores in [*result["tasks"].items(), ("all", result["overall"])]:
+        low, high = scores["differences"]["own-emptied"]["interval"]
+        click.echo(
+            f"{plain(task)}: {scores['own']:.0%} of {scores['questions']} right, memory emptied "
+            f"{scores['emptied']:.0%}, other memory {scores['other']:.0%}; own - emptied {low:+.0%} to {high:+.0%}"
+        )

@@ -99,3 +99,9 @@ def print_json(value: dict[str, Any]) -> None:
 def size(count: int) -> str:
     """Bytes for people."""
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} KB"
+
+
+def plain(value: Any) -> str:
+    """Text for a terminal: no control characters, whatever a document's name holds."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -160,6 +160,17 @@ def test_eval_perplexity_has_the_documented_keys(tiny_directory: Path, story: Pa
     assert "%" in infinimem(*arguments).stdout
 
 
+def test_eval_perplexity_of_books_by_all_systems(tiny_directory: Path, tmp_path: Path) -> None:
+    path = tmp_path / "books.jsonl"
+    path.write_text("".join(json.dumps({"title": title, "text": STORY}) + "\n" for title in ("One", "Two")))
+    arguments = ["eval", "perplexity", path, "-m", tiny_directory, "--segment-length", 32, "--limit", 120, "--skip", 5]
+    shown = as_json(*arguments, "--systems", "memory,window,sliding,exact,recent")
+    assert {"memory", "window", "sliding", "exact", "recent", "mean_change", "worst_change"} <= set(shown)
+    assert [row["title"] for row in shown["documents"]] == ["One", "Two"] and shown["tokens"] == 240
+    out = infinimem(*arguments).stdout
+    assert "One: memory" in out and "all: memory" in out
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -177,6 +188,9 @@ def test_eval_perplexity_has_the_documented_keys(tiny_directory: Path, story: Pa
         ["verify", "{story}"],
         ["merge", "{file}", "{missing}", "-o", "{out}"],
         ["eval", "perplexity", "{missing}"],
+        ["eval", "perplexity", "{missing}.jsonl.gz"],
+        ["eval", "perplexity", "{story}", "-m", "{model}", "--systems", "magic"],
+        ["eval", "perplexity", "{story}", "-m", "{model}", "--skip", "100000"],
         ["eval", "passkey", "--depths", "2", "-m", "{model}"],
         ["eval", "passkey", "--needles", "999", "-m", "{model}"],
         ["eval", "passkey", "--needles", "80", "--tokens", "900", "-m", "{model}"],

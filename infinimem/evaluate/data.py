@@ -22,7 +22,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises SourceNotFound, SourceUnreadable, UnsupportedSource for a line that is no JSON object, EmptySource.
     """
-    number = 0
+    number = found = 0
     try:
         with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
@@ -30,6 +30,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                     row = json.loads(line)
                     if not isinstance(row, dict):
                         raise UnsupportedSource(f"line {number} of {path} is no JSON object; give one object a line")
+                    found += 1
                     yield row
     except FileNotFoundError as error:
         raise SourceNotFound(f"there is no file {path}; check the path") from error
@@ -41,7 +42,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         raise SourceUnreadable(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise UnsupportedSource(f"line {number} of {path} is no JSON ({error}); give one object a line") from error
-    if not number:
+    if not found:
         raise EmptySource(f"{path} is empty; give JSON Lines, one object a line")
 
 
