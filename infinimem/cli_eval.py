@@ -163,3 +163,57 @@ def eval_babi(
             f"{plain(task)}: {scores['own']:.0%} of {scores['questions']} right, memory emptied "
             f"{scores['emptied']:.0%}, other memory {scores['other']:.0%}; own - emptied {low:+.0%} to {high:+.0%}"
         )
+
+
+@evaluate.command("qa")
+@click.argument("data", type=path_type)
+@click.option("--limit", type=click.IntRange(min=1), help="Questions in all, spread evenly over the documents.")
+@click.option("--documents", type=click.IntRange(min=1), help="Documents to use, the first in the file; default: all.")
+@click.option("--modes", default="none,memory,other,recall,gold", show_default=True,
+              help="none: no document; memory: the memory alone; other: another document's memory; recall: from the "
+              "best passages; gold: from the right paragraph.")  # fmt: skip
+@click.option("-k", type=click.IntRange(min=1), default=4, show_default=True, help="Passages for recall.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=32, show_default=True)
+@seed_option
+@model_options
+@json_option
+def eval_qa(
+    data: Path,
+    limit: int | None,
+    documents: int | None,
+    modes: str,
+    k: int,
+    max_new_tokens: int,
+    seed: int,
+    load_model: LoadModel,
+    as_json: bool,
+) -> None:
+    """Answer questions about the documents of a .jsonl(.gz), with the memory and with controls (F1, exact match)."""
+    from .evaluate.qa import load_documents, qa
+
+    found = load_documents(data)[:documents]
+    loaded = load_model()
+    with counter("questions", as_json) as count:
+        result = qa(
+            loaded,
+            found,
+            modes=_names(modes),
+            limit=limit,
+            k=k,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            on_question=count,
+        )
+    if as_json:
+        print_json(result)
+        return
+    click.echo(
+        f"{result['rule']} {result['rule_settings']}: {result['questions']:,} questions about "
+        f"{result['documents']:,} documents"
+    )
+    for mode, scores in result["modes"].items():
+        low, high = scores["interval"]
+        click.echo(f"{mode:<6} F1 {scores['f1']:.3f} ({low:.3f} to {high:.3f}), exact match {scores['em']:.3f}")
+    for pair, difference in result["differences"].items():
+        low, high = difference["interval"]
+        click.echo(f"{pair.replace('-', ' - ')}: F1 {difference['f1']:+.3f} ({low:+.3f} to {high:+.3f})")

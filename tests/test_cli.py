@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -171,6 +172,39 @@ def test_eval_perplexity_of_books_by_all_systems(tiny_directory: Path, tmp_path:
     assert "One: memory" in out and "all: memory" in out
 
 
+def test_eval_babi_has_own_and_control_memories(tiny_directory: Path, story: Path, tmp_path: Path) -> None:
+    rooms = ["kitchen", "garden", "office", "hallway"]
+    rows = [
+        {
+            "task": "qa1",
+            "sentences": [f"Mary went to the {room}."],
+            "qas": [{"question": "Where is Mary?", "answer": room, "after": 1}],
+        }
+        for room in rooms
+    ]
+    path = tmp_path / "babi.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["eval", "babi", path, "--noise", story, "--tokens", 150, "-m", tiny_directory, "--tasks", "qa1"]
+    shown = as_json(*arguments)
+    assert {"own", "emptied", "other", "questions", "interval", "differences"} <= set(shown["tasks"]["qa1"])
+    assert shown["overall"]["questions"] == 2 and shown["tokens"] == 150
+    assert "qa1: " in infinimem(*arguments, "--shots", 1).stdout
+    infinimem(*arguments[:-1], "qa7", expect=1)
+
+
+def test_eval_qa_has_the_documented_keys(tiny_directory: Path, tmp_path: Path) -> None:
+    row = {"paragraphs": [STORY], "qas": [{"question": "Who is the captain?", "answers": ["Odile"], "paragraph": 0}]}
+    path = tmp_path / "qa.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps({"title": t, **row}) + "\n" for t in "ABC").encode()))
+    arguments = ["eval", "qa", path, "-m", tiny_directory, "--documents", 2, "--max-new-tokens", 4]
+    shown = as_json(*arguments)
+    assert list(shown["modes"]) == ["none", "memory", "other", "recall", "gold"] and shown["questions"] == 2
+    assert all({"f1", "em", "interval"} <= set(scores) for scores in shown["modes"].values())
+    assert set(shown["differences"]) == {"memory-none", "memory-other"}
+    out = infinimem(*arguments, "--modes", "none,memory").stdout
+    assert "none   F1" in out and "memory - none: F1" in out and "gold" not in out
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -189,6 +223,10 @@ def test_eval_perplexity_of_books_by_all_systems(tiny_directory: Path, tmp_path:
         ["merge", "{file}", "{missing}", "-o", "{out}"],
         ["eval", "perplexity", "{missing}"],
         ["eval", "perplexity", "{missing}.jsonl.gz"],
+        ["eval", "babi", "{missing}.jsonl", "--noise", "{story}"],
+        ["eval", "babi", "{story}", "--noise", "{story}"],
+        ["eval", "qa", "{missing}.jsonl.gz"],
+        ["eval", "qa", "{story}"],
         ["eval", "perplexity", "{story}", "-m", "{model}", "--systems", "magic"],
         ["eval", "perplexity", "{story}", "-m", "{model}", "--skip", "100000"],
         ["eval", "passkey", "--depths", "2", "-m", "{model}"],
@@ -228,6 +266,8 @@ def test_bad_input_is_one_line_and_exit_status_1(
         ["eval", "passkey", "--depths", "deep"],
         ["eval", "passkey", "--tokens", "3"],
         ["eval", "passkey", "--kind", "songs"],
+        ["eval", "babi", "a"],
+        ["eval", "qa", "a", "--limit", "0"],
         ["eval", "passkey", "--rule", "delta", "--slots", "8"],
         ["nonsense"],
     ],
