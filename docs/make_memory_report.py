@@ -107,16 +107,17 @@ def measure(measurement: Measurement, data: Path | None, target: Path) -> str | 
     )
     if done.returncode:
         return done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit status {done.returncode}"
-    kept = {
-        "command": written(measurement),
-        "seconds": round(time.perf_counter() - started, 1),
-        "result": without_answers(json.loads(done.stdout)),
-    }
+    keep(measurement, json.loads(done.stdout), time.perf_counter() - started, target)
+    return None
+
+
+def keep(measurement: Measurement, result: dict[str, Any], seconds: float, target: Path) -> None:
+    """Write a result to its file, whole or not at all."""
+    kept = {"command": written(measurement), "seconds": round(seconds, 1), "result": without_answers(result)}
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     partial.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(target)
-    return None
 
 
 def written(measurement: Measurement) -> str:
@@ -322,7 +323,7 @@ def plot(found: Sequence[Result], x: str, label: str, title: str, target: Path) 
         1, len(fillers), figsize=(5.2 * len(fillers) + 1.8, 4.4), sharey=True, squeeze=False, layout="constrained"
     )
     for panel, filler in zip(panels[0], fillers, strict=True):
-        for system, (_, color, line) in SYSTEMS.items():
+        for place, (system, (_, color, line)) in enumerate(SYSTEMS.items()):
             points = sorted(
                 (one[x], one["overall"]["exact"], *one["overall"]["exact_interval"])
                 for one in found
@@ -332,10 +333,15 @@ def plot(found: Sequence[Result], x: str, label: str, title: str, target: Path) 
                 at, share, low, high = (list(column) for column in zip(*points, strict=True))
                 below = [max(0.0, s - edge) for s, edge in zip(share, low, strict=True)]
                 above = [max(0.0, edge - s) for s, edge in zip(share, high, strict=True)]
+                # A little apart, so that intervals do not hide each other.
+                beside = [value * 2 ** (0.02 * (place - len(SYSTEMS) / 2)) for value in at]
                 panel.errorbar(
-                    at, share, yerr=[below, above], label=system, color=color, linestyle=line, marker="o", capsize=3
+                    beside, share, yerr=[below, above], label=system, color=color, linestyle=line, marker="o", capsize=3
                 )
-        ticks = sorted({one[x] for one in found})
+        ticks: list[int] = []
+        for value in sorted({one[x] for one in found}):
+            if not ticks or value > 1.3 * ticks[-1]:  # numbers that are closer would be printed over each other
+                ticks.append(value)
         panel.set_xscale("log", base=2)
         panel.set_xticks(ticks)
         panel.xaxis.set_minor_locator(NullLocator())

@@ -11,7 +11,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import TEXT
+from conftest import TEXT, MakeModel
+
+from infinimem.evaluate.passkey import passkey
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "make_memory_report.py"
 
@@ -70,14 +72,25 @@ def tiny(report: ModuleType, model: Path) -> list[Any]:
 
 
 def test_all_measurements_run_and_fill_the_page(
-    report: ModuleType, docs: Path, data: Path, tiny_directory: Path, capsys: pytest.CaptureFixture[str]
+    report: ModuleType,
+    docs: Path,
+    data: Path,
+    tiny_directory: Path,
+    make_model: MakeModel,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("matplotlib")
     rows = tiny(report, tiny_directory)
+    # Two of the six are there already, so four commands run.
+    there = {"compressions-tiny": "own", "controls-tiny": "emptied"}
+    for row in rows:
+        if row.name in there:
+            result = passkey(make_model(segment_length=64), 700, needles=3, memory=there[row.name])
+            report.keep(row, result, 1.0, docs / "results" / f"{row.name}.json")
     arguments = ["--docs", str(docs), "--data", str(data)]
     report.main(arguments, rows)
     page = (docs / "memory.md").read_text()
-    assert "1 of 6: length-tiny" in capsys.readouterr().err
+    assert "1 of 4: length-tiny" in capsys.readouterr().err
     for name in report.TABLES:
         between = page.split(f"<!-- begin {name} -->\n")[1].split(f"<!-- end {name} -->")[0]
         widths = {line.count("|") for line in between.strip().splitlines()}
