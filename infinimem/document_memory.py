@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .answer import Answer
-from .errors import EmptyQuestion, EmptySource, InvalidSetting, MergeMismatch, ModelMismatch, NoPassages
+from .asking import Prompt, checked_question, fit_prompt, pieces_async
+from .errors import EmptySource, InvalidSetting, MergeMismatch, ModelMismatch, NoPassages
 from .memory_file import MemoryFile, differences, read_memory_file
 from .passages import Passage
 from .readers import find_sources, open_source
@@ -38,7 +39,7 @@ from .recall import LexicalRanker, Ranker, central_passages
 if TYPE_CHECKING:
     from .attention import InfiniCache
     from .model import InfiniModel
-    from .prompts import History, Message
+    from .prompts import History
 
 MODES = ("recall", "memory")
 PathLike = str | os.PathLike[str]
@@ -246,7 +247,7 @@ class DocumentMemory:
             rule=identity["rule"],
             rule_settings=identity["rule_settings"],
             segment_length=identity["segment_length"],
-            memory_layers=identity["memory_layers"],
+            memory_heads={int(layer): heads for layer, heads in identity["memory_heads"].items()},
             device=self._device,
             # A file from elsewhere must not decide what is fetched from a network.
             fetch=name is not None,
@@ -324,7 +325,7 @@ class DocumentMemory:
         return [passages[index].scored(score) for index, score in ranked]
 
     def _rank(self, query: str, k: int) -> tuple[Sequence[Passage], list[tuple[int, float]]]:
-        query = _question(query)
+        query = checked_question(query)
         if k < 1:
             raise InvalidSetting(f"k is {k}; ask for at least one passage")
         if not self._record.keep_passages:
@@ -355,9 +356,9 @@ class DocumentMemory:
         mode: "recall" shows the model the k best passages, or lets it read its memory if no passage fits; "memory"
         relies on the compressive memory alone. history: earlier (question, answer) pairs. temperature 0 is greedy.
         """
-        prepared = self._prepare(question, k, mode, history, max_new_tokens)
-        text = "".join(self._generate(prepared, max_new_tokens, temperature, top_p, seed))
-        return Answer(text.strip(), mode, prepared[1], question)
+        prompt = self._prompt(question, k, mode, history, max_new_tokens)
+        text = "".join(self._generate(prompt, max_new_tokens, temperature, top_p, seed))
+        return Answer(text.strip(), mode, prompt.passages, question)
 
     def stream(
         self,
@@ -372,8 +373,8 @@ class DocumentMemory:
         seed: int | None = None,
     ) -> Iterator[str]:
         """Like `ask`, piece by piece as the model writes; closing the iterator stops the model."""
-        prepared = self._prepare(question, k, mode, history, max_new_tokens)
-        return self._generate(prepared, max_new_tokens, temperature, top_p, seed)
+        prompt = self._prompt(question, k, mode, history, max_new_tokens)
+        return self._generate(prompt, max_new_tokens, temperature, top_p, seed)
 
     def ask_many(
         self, questions: Sequence[str], *, k: int = 4, mode: str = "recall", max_new_tokens: int = 64
@@ -381,20 +382,19 @@ class DocumentMemory:
         """Answer several questions, decoded as one batch, greedily."""
         from .generation import continue_texts
 
-        prepared = [self._prepare(question, k, mode, (), max_new_tokens) for question in questions]
-        texts = [""] * len(prepared)
+        prompts = [self._prompt(question, k, mode, (), max_new_tokens) for question in questions]
+        texts = [""] * len(prompts)
         for shown in (True, False):
-            rows = [row for row, (_, passages) in enumerate(prepared) if bool(passages) is shown]
+            rows = [row for row, prompt in enumerate(prompts) if bool(prompt.passages) is shown]
             if rows:
-                view = self._memory_in_view(prepared[rows[0]][1])
-                prompts = [prepared[row][0] for row in rows]
-                for row, text in zip(
-                    rows, continue_texts(self.model, prompts, view, max_new_tokens=max_new_tokens), strict=True
-                ):
+                view = self._memory_in_view(prompts[rows[0]])
+                encoded = [prompts[row].tokens for row in rows]
+                answers = continue_texts(self.model, encoded, view, max_new_tokens=max_new_tokens)
+                for row, text in zip(rows, answers, strict=True):
                     texts[row] = text
         return [
-            Answer(text.strip(), mode, passages, question)
-            for text, (_, passages), question in zip(texts, prepared, questions, strict=True)
+            Answer(text.strip(), mode, prompt.passages, question)
+            for text, prompt, question in zip(texts, prompts, questions, strict=True)
         ]
 
     async def aask(self, question: str, **settings: Any) -> Answer:
@@ -403,25 +403,9 @@ class DocumentMemory:
 
         return await asyncio.to_thread(self.ask, question, **settings)
 
-    async def astream(self, question: str, **settings: Any) -> AsyncIterator[str]:
+    def astream(self, question: str, **settings: Any) -> AsyncIterator[str]:
         """`stream` without blocking the event loop; leaving the loop stops the model."""
-        import asyncio
-
-        stream: Any = await asyncio.to_thread(self.stream, question, **settings)
-        step: asyncio.Future[str | None] | None = None
-        try:
-            while True:
-                step = asyncio.ensure_future(asyncio.to_thread(next, stream, None))
-                # Cancelling the caller must not close the stream under a step that is still computing.
-                piece = await asyncio.shield(step)
-                if piece is None:
-                    return
-                yield piece
-        finally:
-            if step is not None and not step.done():
-                step.add_done_callback(lambda _: stream.close())
-            else:
-                stream.close()
+        return pieces_async(lambda: self.stream(question, **settings))
 
     def summarize(self, focus: str | None = None, *, max_new_tokens: int = 300, k: int = 6) -> Answer:
         """Summarize the document, or what it says about `focus`, from k passages in reading order.
@@ -439,55 +423,35 @@ class DocumentMemory:
             chosen = [passages[index].scored(score) for index, score in sorted(ranked)]
         else:
             chosen = []
-        prompt, shown = self._fit(lambda passages: summary_messages(passages, focus), chosen, max_new_tokens)
-        text = "".join(self._generate((prompt, shown), max_new_tokens, 0.0, 1.0, None))
-        return Answer(text.strip(), "recall" if shown else "memory", shown, focus)
+        prompt = fit_prompt(self.model, lambda shown: summary_messages(shown, focus), chosen, max_new_tokens)
+        text = "".join(self._generate(prompt, max_new_tokens, 0.0, 1.0, None))
+        return Answer(text.strip(), "recall" if prompt.passages else "memory", prompt.passages, focus)
 
-    # Inside: a prepared question is (prompt, passages in it); without passages the model reads the memory.
+    # Inside
 
-    def _prepare(
-        self, question: str, k: int, mode: str, history: History, max_new_tokens: int
-    ) -> tuple[list[int], list[Passage]]:
-        """The prompt, and the passages in it."""
+    def _prompt(self, question: str, k: int, mode: str, history: History, max_new_tokens: int) -> Prompt:
         from .prompts import memory_messages, recall_messages
 
-        question = _question(question)
+        question = checked_question(question)
         if mode not in MODES:
             raise InvalidSetting(f"there is no mode {mode!r}; choose one of {', '.join(MODES)}")
         if mode == "memory":
-            return self._fit(lambda _: memory_messages(question, history), [], max_new_tokens)
+            return fit_prompt(self.model, lambda _: memory_messages(question, history), [], max_new_tokens)
         found = self.retrieve(question, k)
-        return self._fit(lambda passages: recall_messages(question, passages, history), found, max_new_tokens)
+        return fit_prompt(
+            self.model, lambda passages: recall_messages(question, passages, history), found, max_new_tokens
+        )
 
-    def _fit(
-        self, messages: Callable[[Sequence[Passage]], list[Message]], passages: list[Passage], max_new_tokens: int
-    ) -> tuple[list[int], list[Passage]]:
-        """The encoded prompt with as many of the passages, from the front, as fit beside the answer."""
-        from .prompts import encode_chat
-
-        limit = self.model.context_length - max_new_tokens
-        if limit < 1:
-            raise InvalidSetting(
-                f"max_new_tokens is {max_new_tokens}, but the model's context has {self.model.context_length} tokens"
-            )
-        while True:
-            prompt = encode_chat(self.model, messages(passages))
-            if len(prompt) <= limit:
-                return prompt, passages
-            if not passages:
-                raise InvalidSetting(f"the question has {len(prompt)} tokens, but the model takes {limit}; shorten it")
-            passages = passages[:-1]
-
-    def _memory_in_view(self, passages: Sequence[Passage]) -> InfiniCache | None:
+    def _memory_in_view(self, prompt: Prompt) -> InfiniCache | None:
         # Beside passages, an untrained memory of a whole book draws the model away from them (docs/decisions.md).
-        if passages:
+        if prompt.passages:
             return None
         with self._lock:
             return self._open().complete()
 
     def _generate(
         self,
-        prepared: tuple[list[int], list[Passage]],
+        prompt: Prompt,
         max_new_tokens: int,
         temperature: float,
         top_p: float,
@@ -497,20 +461,13 @@ class DocumentMemory:
 
         return continue_text(
             self.model,
-            prepared[0],
-            self._memory_in_view(prepared[1]),
+            prompt.tokens,
+            self._memory_in_view(prompt),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
             seed=seed,
         )
-
-
-def _question(text: str) -> str:
-    text = as_unicode(text).strip()
-    if not any(character.isalnum() for character in text):
-        raise EmptyQuestion("the question has no words in it; ask something about the document")
-    return text
 
 
 def _paths(sources: PathLike | Iterable[PathLike]) -> str | Path | list[str | Path]:

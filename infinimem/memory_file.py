@@ -193,7 +193,7 @@ IDENTITY_TYPES = {
     "rule": str,
     "rule_settings": dict,
     "segment_length": int,
-    "memory_layers": list,
+    "memory_heads": dict,
 }
 SOURCE_TYPES = {"name": str, "kind": str, "sha256": (str, type(None)), "pages": int, "characters": int}
 READING_TYPES = {"tokens": int, "seen": int, "pending_text": str, "cutter": dict}
@@ -211,7 +211,11 @@ def _check_types(path: Path, parsed: dict[str, Any]) -> None:
 
     sound = {
         "model": isinstance(parsed["model"], str),
-        "identity": fits(parsed["identity"], IDENTITY_TYPES, exactly=False),
+        "identity": fits(parsed["identity"], IDENTITY_TYPES, exactly=False)
+        and all(
+            layer.isdecimal() and isinstance(heads, list) and all(type(head) is int for head in heads)
+            for layer, heads in parsed["identity"]["memory_heads"].items()
+        ),
         "sources": isinstance(parsed["sources"], list) and all(fits(s, SOURCE_TYPES) for s in parsed["sources"]),
         "reading": fits(parsed["reading"], READING_TYPES) and fits(parsed["reading"]["cutter"], CUTTER_TYPES),
     }

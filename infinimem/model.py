@@ -41,12 +41,16 @@ LAYERS_WITHOUT_SLOTS = 1
 SAMPLED_WEIGHTS = 4096
 
 
+# Layers, or layer to KV heads.
+MemoryHeads = Collection[int] | Mapping[int, Collection[int]]
+
+
 class InfiniModel:
     """A causal language model with a compressive memory in its attention layers.
 
     model, tokenizer: from transformers; the model is changed in place (`close` undoes it). rule: a MemoryRule.
-    segment_length: most tokens per segment. memory_layers: indices of the layers that get a memory; None
-    for all of them, or all but the lowest under `slots`. name: what files call the model.
+    segment_length: most tokens per segment. memory_heads: layers that get a memory, or layer to KV heads that get one;
+    None for all of them, or all but the lowest layer under `slots`. name: what files call the model.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class InfiniModel:
         rule: MemoryRule,
         *,
         segment_length: int = DEFAULT_SEGMENT_LENGTH,
-        memory_layers: Collection[int] | None = None,
+        memory_heads: MemoryHeads | None = None,
         name: str = "custom",
     ) -> None:
         if segment_length < 1:
@@ -66,11 +70,10 @@ class InfiniModel:
         if segment_length + len(self.prefix) > context:
             raise InvalidSetting(f"segment_length is {segment_length}, but the model's context has {context} tokens")
         layers = len(attention_modules(model))
-        if memory_layers is None:
-            memory_layers = range(0 if rule.gated else min(LAYERS_WITHOUT_SLOTS, layers - 1), layers)
-        self.memory_layers = sorted(set(memory_layers))
-        if not self.memory_layers or not 0 <= self.memory_layers[0] <= self.memory_layers[-1] < layers:
-            raise InvalidSetting(f"memory_layers must name layers from 0 to {layers - 1}")
+        heads = int(model.config.get_text_config().num_key_value_heads)
+        if memory_heads is None:
+            memory_heads = range(0 if rule.gated else min(LAYERS_WITHOUT_SLOTS, layers - 1), layers)
+        self.memory_heads = _checked_heads(memory_heads, layers, heads)
         self.attachment = Attachment(model, rule)
         self.model = model
         self.tokenizer = tokenizer
@@ -90,7 +93,7 @@ class InfiniModel:
         rule: str = DEFAULT_RULE,
         rule_settings: dict[str, Any] | None = None,
         segment_length: int = DEFAULT_SEGMENT_LENGTH,
-        memory_layers: Collection[int] | None = None,
+        memory_heads: MemoryHeads | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         fetch: bool = True,
@@ -104,7 +107,7 @@ class InfiniModel:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         base, tokenizer, name = load_base(model, device=device, dtype=dtype, fetch=fetch)
-        return cls(base, tokenizer, chosen, segment_length=segment_length, memory_layers=memory_layers, name=name)
+        return cls(base, tokenizer, chosen, segment_length=segment_length, memory_heads=memory_heads, name=name)
 
     @property
     def device(self) -> torch.device:
@@ -128,7 +131,7 @@ class InfiniModel:
 
     def new_cache(self) -> InfiniCache:
         """An empty memory."""
-        return InfiniCache(self.rule, self.num_layers, self.memory_layers)
+        return InfiniCache(self.rule, self.num_layers, self.memory_heads)
 
     def cache_from(self, states: Mapping[int, Mapping[str, np.ndarray]], seen: int) -> InfiniCache:
         """A memory from the state tensors of a file, (G, ...) each, into which `seen` tokens went.
@@ -138,9 +141,10 @@ class InfiniModel:
         cache = self.new_cache()
         if not states and seen == 0:
             return cache
-        if sorted(states) != self.memory_layers or seen < 1:
-            raise DamagedMemoryFile(f"the memory file has states for layers {sorted(states)}, not {self.memory_layers}")
-        config = self.model.config.get_text_config()
+        if sorted(states) != list(self.memory_heads) or seen < 1:
+            raise DamagedMemoryFile(
+                f"the memory file has states for layers {sorted(states)}, not {list(self.memory_heads)}"
+            )
         width = self.attachment.modules[0].head_dim
         expected = self.rule.shapes(width, width)
         loaded: dict[int, State] = {}
@@ -148,7 +152,7 @@ class InfiniModel:
             if len({tensor.shape[1] for tensor in state.values() if tensor.ndim > 1 and not self.rule.gated}) > 1:
                 raise DamagedMemoryFile(f"the tensors of layer {index} have different numbers of slots")
             for name in {*state, *expected}:
-                shape = (config.num_key_value_heads, *expected.get(name, ()))
+                shape = (len(self.memory_heads[index]), *expected.get(name, ()))
                 found = state[name].shape if name in state else ()
                 if len(found) != len(shape) or any(a != b for a, b in zip(found, shape, strict=True) if b is not None):
                     raise DamagedMemoryFile(f"layers.{index}.{name} has the shape {found}, but the model needs {shape}")
@@ -327,7 +331,7 @@ class InfiniModel:
                 "rule": self.rule.name,
                 "rule_settings": self.rule.settings(),
                 "segment_length": self.segment_length,
-                "memory_layers": self.memory_layers,
+                "memory_heads": {str(layer): heads for layer, heads in self.memory_heads.items()},
                 "prefix": self.prefix,
             }
         return self._identity
@@ -343,14 +347,18 @@ def shared_model(
     rule: str,
     rule_settings: dict[str, Any] | None,
     segment_length: int,
-    memory_layers: Sequence[int] | None = None,
+    memory_heads: MemoryHeads | None = None,
     device: str | None = None,
     fetch: bool = True,
 ) -> InfiniModel:
     """`InfiniModel.from_pretrained`, loaded once per process for equal arguments, as long as anything uses it."""
     settings = make_rule(rule, **(rule_settings or {})).settings()
-    # A missing list stands for the default layers, which the model alone knows.
-    asked = [str(name or DEFAULT_MODEL), rule, settings, segment_length, memory_layers and list(memory_layers), device]
+    if isinstance(memory_heads, Mapping):
+        memory_heads = {int(layer): list(heads) for layer, heads in memory_heads.items()}
+    elif memory_heads is not None:
+        memory_heads = list(memory_heads)
+    # Missing heads stand for the default ones, which the model alone knows.
+    asked = [str(name or DEFAULT_MODEL), rule, settings, segment_length, memory_heads, device]
     key = json.dumps(asked, sort_keys=True)
     with _shared_lock:
         model = _shared.get(key)
@@ -360,14 +368,26 @@ def shared_model(
                 rule=rule,
                 rule_settings=settings,
                 segment_length=segment_length,
-                memory_layers=memory_layers,
+                memory_heads=memory_heads,
                 device=device,
                 fetch=fetch,
             )
             _shared[key] = model
-            asked[4] = model.memory_layers
+            asked[4] = model.memory_heads
             _shared[json.dumps(asked, sort_keys=True)] = model
         return model
+
+
+def _checked_heads(chosen: MemoryHeads, layers: int, heads: int) -> dict[int, list[int]]:
+    """Layer to KV heads, both in order. Raises InvalidSetting."""
+    named = chosen if isinstance(chosen, Mapping) else {layer: range(heads) for layer in chosen}
+    result = {layer: sorted(set(named[layer])) for layer in sorted(named)}
+    if not result or not set(result) <= set(range(layers)):
+        raise InvalidSetting(f"memory_heads must name layers from 0 to {layers - 1}")
+    for layer, members in result.items():
+        if not members or not set(members) <= set(range(heads)):
+            raise InvalidSetting(f"memory_heads must name KV heads from 0 to {heads - 1} of layer {layer}")
+    return result
 
 
 def _choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:

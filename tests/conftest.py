@@ -86,14 +86,14 @@ MakeModel = Callable[..., InfiniModel]
 
 @pytest.fixture
 def make_model(tokenizer: transformers.PreTrainedTokenizerFast) -> MakeModel:
-    """Builds a tiny InfiniModel: make_model(family, rule, segment_length=..., memory_layers=..., **rule settings)."""
+    """Builds a tiny InfiniModel: make_model(family, rule, segment_length=..., memory_heads=..., **rule settings)."""
 
     def make(
         family: str = "Llama",
         rule: str = "slots",
         *,
         segment_length: int = 16,
-        memory_layers: Any = None,
+        memory_heads: Any = None,
         dtype: torch.dtype = torch.float32,
         **settings: Any,
     ) -> InfiniModel:
@@ -105,7 +105,7 @@ def make_model(tokenizer: transformers.PreTrainedTokenizerFast) -> MakeModel:
             tokenizer,
             make_rule(rule, **settings),
             segment_length=segment_length,
-            memory_layers=memory_layers,
+            memory_heads=memory_heads,
             name="tiny",
         )
 

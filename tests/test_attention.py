@@ -136,7 +136,7 @@ def test_bfloat16_stays_near_float32(rule: str, make_model: MakeModel) -> None:
 @torch.no_grad()
 def test_slots_without_merging_and_distance_see_the_past_exactly(make_model: MakeModel) -> None:
     """All of the past in slots is full attention in which the past lies `distance` tokens back."""
-    model = make_model("Llama", "slots", slots=64, distance=5, memory_layers=range(4))
+    model = make_model("Llama", "slots", slots=64, distance=5, memory_heads=range(4))
     network, past, now = model.model, random_tokens(1, 16), random_tokens(1, 4, seed=1)
     cache = model.new_cache()
     model.read(past, cache)
@@ -334,3 +334,45 @@ def test_gradients_reach_the_first_segment_through_the_memory(rule: str, make_mo
 def test_bad_rules_and_settings_are_refused(name: str, settings: dict) -> None:
     with pytest.raises(InvalidSetting):
         make_rule(name, **settings)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", RULES)
+def test_heads_without_a_memory_attend_as_if_it_were_not_there(rule: str, make_model: MakeModel) -> None:
+    chosen = {1: [1], 2: [0], 3: [0, 1]}
+    some, all_heads = make_model("Llama", rule, memory_heads=chosen), make_model("Llama", rule, memory_heads=range(4))
+    past, now = random_tokens(2, 32), random_tokens(2, 9, seed=1)
+    cache = some.new_cache()
+    some.read(past, cache)
+    states = cache.states()
+    assert {layer: state[next(iter(state))].shape[1] for layer, state in states.items()} == {1: 1, 2: 1, 3: 2}
+    padded = {}
+    for layer in range(4):
+        heads = chosen.get(layer, [])
+        padded[layer] = {
+            name: torch.zeros(2, 2, *tensor.shape[2:]).index_copy(1, torch.tensor(heads, dtype=torch.long), part)
+            for name, tensor in states[3].items()
+            for part in [states[layer][name] if heads else tensor[:, :0]]
+        }
+        if rule != "slots":
+            shut = [head * 2 + member for head in {0, 1} - set(heads) for member in range(2)]
+            all_heads.attachment.modules[layer].memory_gate.beta[shut] = float("-inf")
+    whole = all_heads.new_cache()
+    whole.set_states(padded, cache.seen)
+    expected = all_heads.model(input_ids=now, past_key_values=whole).logits
+    got = some.model(input_ids=now, past_key_values=cache).logits
+    assert torch.allclose(got, expected, atol=1e-5)
+    assert not torch.allclose(got, some.model(input_ids=now).logits, atol=1e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", RULES)
+def test_a_heads_memory_does_not_depend_on_which_others_have_one(rule: str, make_model: MakeModel) -> None:
+    """In the lowest layer that remembers, where nothing that differs has been read yet."""
+    one, both = make_model(rule=rule, memory_heads={2: [1]}), make_model(rule=rule, memory_heads={2: [0, 1], 3: [0]})
+    tokens, caches = random_tokens(1, 16), []
+    for model in (one, both):
+        caches.append(model.new_cache())
+        model.read(tokens, caches[-1])
+    alone, beside = (cache.states()[2] for cache in caches)
+    assert all(torch.equal(alone[name], beside[name][:, 1:]) for name in alone)

@@ -172,7 +172,7 @@ def test_memories_of_different_settings_are_not_merged(make_model: MakeModel) ->
         ({"rule": "linear"}, "rule"),
         ({"slots": 20}, "rule_settings.slots"),
         ({"segment_length": 8}, "segment_length"),
-        ({"memory_layers": [1, 2]}, "memory_layers"),
+        ({"memory_heads": [1, 2]}, "memory_heads"),
     ],
 )
 def test_another_model_is_refused_with_what_differs(

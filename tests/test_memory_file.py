@@ -43,7 +43,12 @@ def sample() -> MemoryFile:
     }
     return MemoryFile(
         model="tiny",
-        identity={"rule": "slots", "rule_settings": {"slots": 5}, "segment_length": 16, "memory_layers": [0, 3]},
+        identity={
+            "rule": "slots",
+            "rule_settings": {"slots": 5},
+            "segment_length": 16,
+            "memory_heads": {"0": [0, 1], "3": [1]},
+        },
         sources=[{"name": "book é.txt", "kind": "text", "sha256": "00", "pages": 2, "characters": 10}],
         reading={"tokens": 12, "seen": 10, "pending_text": "tail ☂", "cutter": CUTTER},
         states=states,

@@ -202,6 +202,13 @@ def test_wrong_segment_lengths_and_layers_are_refused(tokenizer: Any) -> None:
     from infinimem.attention import make_rule
     from infinimem.errors import InvalidSetting
 
-    for settings in ({"segment_length": 0}, {"memory_layers": [9]}, {"memory_layers": []}, {"memory_layers": [-1]}):
+    for settings in (
+        {"segment_length": 0},
+        {"memory_heads": [9]},
+        {"memory_heads": []},
+        {"memory_heads": [-1]},
+        {"memory_heads": {1: [5]}},
+        {"memory_heads": {1: []}},
+    ):
         with pytest.raises(InvalidSetting):
             InfiniModel(tiny_network("Llama"), tokenizer, make_rule("slots"), **settings)

@@ -134,3 +134,26 @@ def test_a_query_that_sees_nothing_gets_zeros_and_no_mass(grad: bool) -> None:
     values, mass = attention_with_mass(q.requires_grad_(grad), k, v, bias, 1.0)
     assert (values[0, 0, 1] == 0).all() and mass[0, 0, 1] == float("-inf")
     assert torch.isfinite(values).all()
+
+
+def test_a_query_that_sees_nothing_leaves_the_gradients_of_the_others_alone() -> None:
+    q, k, v = torch.randn(3, 1, 1, 4, 8, generator=torch.Generator().manual_seed(3))
+    blind = torch.zeros(1, 1, 4, 4)
+    blind[:, :, 1] = float("-inf")
+    seeing = [0, 2, 3]
+    gradients = []
+    for queries, bias in ((q, blind), (q[:, :, seeing], blind[:, :, seeing])):
+        k_leaf = k.clone().requires_grad_()
+        values, mass = attention_with_mass(queries, k_leaf, v, bias, 1.0)
+        # As in the joint softmax with a memory: the share of a query that sees nothing locally is 1.
+        (values * torch.sigmoid(-mass).unsqueeze(-1)).sum().backward()
+        gradients.append(k_leaf.grad)
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
+
+
+def test_gradients_reach_the_counts() -> None:
+    q, k, v = torch.randn(3, 1, 1, 4, 8, generator=torch.Generator().manual_seed(4))
+    counts = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
+    values, mass = attention_with_mass(q, k, v, counts.log()[None, None, None], 1.0)
+    (values.sum() + mass.sum()).backward()
+    assert counts.grad is not None and (counts.grad != 0).all()

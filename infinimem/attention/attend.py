@@ -78,7 +78,7 @@ def attend(
     layer, rule = forward.layer, forward.layer.rule
     undo = None if forward.tables is None else inverse(forward.tables)
     if layer.recording:
-        new = key[:, :, -query.shape[2] :]
+        new = layer.of_heads(key[:, :, -query.shape[2] :])
         layer.record(new.float() if undo is None else rotate(new, *undo))
     if layer.state is None or layer.seen is None:
         return base(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
@@ -86,20 +86,21 @@ def attend(
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     softcap = kwargs.get("softcap")
     written = (layer.seen > 0)[:, None, None, None]  # (B, 1, 1, 1)
+    group = query.shape[1] // key.shape[1]  # query heads per KV head
+    asking = layer.of_heads(query, group)  # (B, R * group, T, D)
     if rule.gated:
-        content = query.float() if undo is None else rotate(query, *undo)
+        content = asking.float() if undo is None else rotate(asking, *undo)
         state = layer.prepared(torch.float32)
-        memory = rule.read(state, content, scaling, softcap).values.transpose(1, 2)  # (B, T, H, Dv)
+        memory = rule.read(state, content, scaling, softcap).values  # (B, R * group, T, Dv)
         local, weights = base(module, query, key, value, attention_mask, **kwargs)
-        share = module.memory_gate()[None, None, :, None] * written  # (B, 1, H, 1)
-        return (share * memory + (1 - share) * local.float()).to(local.dtype), weights
+        share = layer.of_heads(module.memory_gate()[None, :, None, None], group) * written
+        return _join(layer, local.transpose(1, 2), memory, share, group).transpose(1, 2), weights
 
     # The CPU's fused kernel is faster in float32 than in bfloat16, products of such small heads included.
     dtype = torch.float32 if query.device.type == "cpu" else query.dtype
-    far_query = query
     if undo is not None and forward.far is not None:
-        far_query = rotate(query, *compose(undo, forward.far))
-    far, far_mass = rule.read(layer.prepared(dtype), far_query.to(dtype), scaling, softcap)
+        asking = rotate(asking, *compose(undo, forward.far))
+    far, far_mass = rule.read(layer.prepared(dtype), asking.to(dtype), scaling, softcap)
     if far_mass is None:
         raise TypeError(f"rule {rule.name!r} has neither a gate nor a mass")
     local, local_mass = attention_with_mass(
@@ -111,9 +112,17 @@ def attend(
         softcap,
         causal=attention_mask is None and query.shape[2] > 1,
     )
-    share = torch.sigmoid(far_mass - local_mass).unsqueeze(-1)  # (B, H, T, 1): the memory's part of one softmax
-    joined = torch.lerp(local, far, torch.where(written, share, 0.0).to(dtype))
-    return joined.transpose(1, 2).to(query.dtype), None
+    # The memory's part of one softmax over both, (B, R * group, T, 1).
+    share = torch.sigmoid(far_mass - layer.of_heads(local_mass, group)).unsqueeze(-1)
+    share = torch.where(written, share, 0.0)
+    return _join(layer, local, far, share, group).transpose(1, 2).to(query.dtype), None
+
+
+def _join(layer: InfiniLayer, local: Tensor, memory: Tensor, share: Tensor, group: int) -> Tensor:
+    """`local` (B, H, T, Dv) with `share` of `memory` (B, R * group, T, Dv) mixed into the remembering heads."""
+    part = layer.of_heads(local, group)
+    mixed = torch.lerp(part.to(memory.dtype), memory, share.to(memory.dtype)).to(local.dtype)
+    return layer.put_heads(local, mixed, group)
 
 
 def _per_query_head(x: Tensor, query: Tensor) -> Tensor:

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,21 +21,45 @@ from .rules import MemoryRule, State
 
 
 class InfiniLayer(DynamicLayer):
-    """Window and memory of one attention layer; `remembers` is False for layers that have a window alone."""
+    """Window and memory of one attention layer.
+
+    heads: the KV heads that have a memory; None for all of them, empty for a layer that has a window alone.
+    """
 
     is_croppable = False
     keys: Any  # (B, G, S, D); None while the window is empty
     values: Any  # (B, G, S, Dv)
 
-    def __init__(self, rule: MemoryRule, remembers: bool = True) -> None:
+    def __init__(self, rule: MemoryRule, heads: Sequence[int] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rule = rule
-        self.remembers = remembers
+        self.heads = None if heads is None else tuple(heads)
         self.recording = False
-        self.state: State | None = None
+        self.state: State | None = None  # of the remembering heads, (B, R, ...) each
         self.seen: Tensor | None = None  # (B,) tokens in the memory
-        self.content_keys: list[Tensor] = []  # position-free keys of the window, (B, G, T, D) each
+        self.content_keys: list[Tensor] = []  # position-free keys of the window, (B, R, T, D) each
         self._prepared: tuple[torch.dtype, State] | None = None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether any head has a memory."""
+        return self.heads is None or bool(self.heads)
+
+    def of_heads(self, x: Tensor, group: int = 1) -> Tensor:
+        """The part of x (B, G * group, ...) that belongs to the remembering heads: (B, R * group, ...)."""
+        if self.heads is None or len(self.heads) * group == x.shape[1]:
+            return x
+        return x[:, self._places(group)]
+
+    def put_heads(self, x: Tensor, part: Tensor, group: int = 1) -> Tensor:
+        """x with `part`, as `of_heads` gives it, in the place of the remembering heads."""
+        if part.shape == x.shape:
+            return part
+        places = torch.tensor(self._places(group), device=x.device)
+        return x.index_copy(1, places, part)
+
+    def _places(self, group: int) -> list[int]:
+        return [head * group + member for head in self.heads or () for member in range(group)]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -51,7 +75,7 @@ class InfiniLayer(DynamicLayer):
         return self.keys, self.values
 
     def record(self, content_keys: Tensor) -> None:
-        """Keep position-free keys (B, G, T, D) of new tokens for the next write."""
+        """Keep position-free keys (B, R, T, D) of new tokens for the next write."""
         self.content_keys.append(content_keys)
 
     def prepared(self, dtype: torch.dtype) -> State:
@@ -96,7 +120,7 @@ class InfiniLayer(DynamicLayer):
 
     def clone(self) -> InfiniLayer:
         """Same memory (shared, never changed in place), own window."""
-        other = InfiniLayer(self.rule, self.remembers)
+        other = InfiniLayer(self.rule, self.heads)
         other.recording = self.recording
         other.state, other.seen, other._prepared = self.state, self.seen, self._prepared
         other.content_keys = list(self.content_keys)
@@ -108,21 +132,18 @@ class InfiniLayer(DynamicLayer):
 class InfiniCache(Cache):
     """One `InfiniLayer` per decoder layer.
 
-    rule: how the memory is written and read. num_layers: layers of the model. memory_layers: indices of the layers
-    that have a memory; all of them by default.
+    rule: how the memory is written and read. num_layers: layers of the model. memory_heads: layer to the KV heads that
+    have a memory; None for all heads of all layers.
     """
 
     layers: list[InfiniLayer]  # type: ignore[assignment]
 
-    def __init__(self, rule: MemoryRule, num_layers: int, memory_layers: Collection[int] | None = None) -> None:
-        chosen = range(num_layers) if memory_layers is None else memory_layers
-        super().__init__(layers=[InfiniLayer(rule, index in chosen) for index in range(num_layers)])
+    def __init__(
+        self, rule: MemoryRule, num_layers: int, memory_heads: Mapping[int, Sequence[int]] | None = None
+    ) -> None:
+        chosen = [None if memory_heads is None else memory_heads.get(index, ()) for index in range(num_layers)]
+        super().__init__(layers=[InfiniLayer(rule, heads) for heads in chosen])
         self.rule = rule
-
-    @property
-    def memory_layers(self) -> list[int]:
-        """Indices of the layers that have a memory."""
-        return [index for index, layer in enumerate(self.layers) if layer.remembers]
 
     @property
     def seen(self) -> Tensor | None:
@@ -169,26 +190,27 @@ class InfiniCache(Cache):
 
 
 def _equal_shapes(layers: Sequence[InfiniLayer]) -> list[list[InfiniLayer]]:
-    """Layers that can be written together: equal key and value shapes on one device."""
+    """Layers that can be written together: equal widths of keys and values on one device."""
     groups: dict[object, list[InfiniLayer]] = {}
     for layer in layers:
-        groups.setdefault((layer.keys.shape, layer.values.shape, layer.keys.device), []).append(layer)
+        groups.setdefault((layer.keys.shape[-1], layer.values.shape[-1], layer.keys.device), []).append(layer)
     return list(groups.values())
 
 
 def _write(layers: Sequence[InfiniLayer], mask: Tensor | None, written: slice) -> None:
+    """Write the windows of several layers in one call, their heads side by side."""
     rule, batch = layers[0].rule, layers[0].keys.shape[0]
-    keys = torch.cat([torch.cat(layer.content_keys, dim=-2)[:, :, written] for layer in layers])  # (L*B, G, T, D)
-    values = torch.cat([layer.values[:, :, written] for layer in layers])  # (L*B, G, T, Dv)
+    keys = torch.cat([torch.cat(layer.content_keys, dim=-2)[:, :, written] for layer in layers], dim=1)
+    values = torch.cat([layer.of_heads(layer.values)[:, :, written] for layer in layers], dim=1)  # (B, sum of R, T, Dv)
     states = [layer.state for layer in layers if layer.state is not None]
-    stacked = {name: torch.cat([state[name] for state in states]) for name in rule.tensor_names} if states else None
-    rows = None if mask is None else mask.repeat(len(layers), 1)
-    states_after = rule.write(stacked, keys, values, rows)
+    stacked = {name: torch.cat([state[name] for state in states], dim=1) for name in states[0]} if states else None
+    state = rule.write(stacked, keys, values, mask)
     if mask is None:
         added = torch.full((batch,), keys.shape[-2], dtype=torch.int64, device=keys.device)
     else:
         added = mask.sum(dim=-1)
     seen = added if layers[0].seen is None else layers[0].seen + added
+    sizes = [layer.content_keys[0].shape[1] for layer in layers]
+    parts = {name: tensor.split(sizes, dim=1) for name, tensor in state.items()}
     for index, layer in enumerate(layers):
-        rows_of = slice(index * batch, (index + 1) * batch)
-        layer.set_memory({name: tensor[rows_of] for name, tensor in states_after.items()}, seen)
+        layer.set_memory({name: tensors[index] for name, tensors in parts.items()}, seen)

@@ -22,7 +22,7 @@ def attention_with_mass(
     (B, H, T, Dv) in the dtype of the queries and the mass (B, H, T) in float32. A query that sees no key gets zeros
     and a mass of -inf.
     """
-    if _fused(queries, keys, values, softcap):
+    if _fused(queries, keys, values, bias, softcap):
         spread = None if bias is None else bias.expand(*queries.shape[:-1], keys.shape[2])
         out, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             queries, keys, values, 0.0, causal, attn_mask=spread, scale=scaling
@@ -40,17 +40,21 @@ def attention_with_mass(
     if causal:
         ahead = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
         logits = logits.masked_fill(ahead, float("-inf"))
-    mass = logits.logsumexp(dim=-1)
-    floor = mass.masked_fill(mass.isneginf(), 0).unsqueeze(-1)
-    return (logits - floor).exp().to(values.dtype) @ values, mass
+    # The gradient of a softmax over nothing is not a number: a query that sees no key leaves the graph.
+    blind = logits.isneginf().all(dim=-1, keepdim=True)
+    floor = logits.masked_fill(blind, 0).logsumexp(dim=-1, keepdim=True)
+    weights = (logits - floor).exp().to(values.dtype)
+    return weights @ values, floor.masked_fill(blind, float("-inf")).squeeze(-1)
 
 
-def _fused(queries: Tensor, keys: Tensor, values: Tensor, softcap: float | None) -> bool:
+def _fused(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, softcap: float | None) -> bool:
     """Whether torch's flash attention for the CPU, which returns the mass, does this case."""
     return (
         queries.device.type == "cpu"
         and softcap is None
         and values.shape[-1] == keys.shape[-1]
         and keys.shape[2] > 0
-        and not (torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad or values.requires_grad))
+        and not (
+            torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (queries, keys, values, bias))
+        )
     )

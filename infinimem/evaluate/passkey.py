@@ -113,7 +113,7 @@ def passkey(
         "segments": segments,
         "rule": model.rule.name,
         "rule_settings": model.rule.settings(),
-        "memory_layers": len(model.memory_layers),
+        "memory_heads": sum(map(len, model.memory_heads.values())),
         "memory_bytes": memory_bytes,
         "memory": memory,
         "samples": samples,
