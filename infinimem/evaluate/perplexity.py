@@ -101,11 +101,13 @@ def perplexity(
 
 
 def recent_tokens(model: InfiniModel, memory_bytes: int) -> int:
-    """How many tokens' keys, values and counts, in all memory layers, have these bytes together; at least 2."""
-    width: int = model.attachment.modules[0].head_dim
-    groups: int = model.model.config.get_text_config().num_key_value_heads
-    one = (2 * width + 1) * groups * len(model.memory_layers) * 4  # float32
-    return max(2, memory_bytes // one)
+    """How many tokens' keys, values and counts, in all heads with a memory, have these bytes together; at least 2."""
+    from ..attention import RecentRule
+
+    one = torch.zeros(1, 1, 1, model.attachment.modules[0].head_dim)  # key or value of a token, (B, G, T, D)
+    state = RecentRule().write(None, one, one)
+    token_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    return max(2, memory_bytes // (token_bytes * sum(map(len, model.memory_heads.values()))))
 
 
 def _order(chosen: Sequence[str]) -> list[str]:
