@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from . import __version__
+from .cli_eval import evaluate
+from .cli_options import (
+    Group,
+    LoadModel,
+    adapter_option,
+    json_option,
+    model_option,
+    model_options,
+    plain,
+    print_json,
+    size,
+)
 from .errors import InfinimemError
 
 if TYPE_CHECKING:
-    from .model import InfiniModel
     from .passages import Passage
 
-RULE_NAMES = ("slots", "linear", "delta")
 
-
-class _Group(click.Group):
-    """Shows commands in the order of use, and turns errors of the library into one line and exit status 1."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except InfinimemError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="infinimem")
 def main() -> None:
     """Read a document once, keep one small memory file, ask it later.
@@ -46,12 +39,6 @@ def main() -> None:
     """
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-model_option = click.option("--model", "-m", metavar="M", help="Directory or hub id of the model; default: embedded.")
-adapter_option = click.option("--adapter", metavar="A", help="Directory of an adapter; 'none': the bare model.")
-rule_option = click.option("--rule", type=click.Choice(RULE_NAMES), default=None, help="Memory rule; default: slots.")
-slots_option = click.option("--slots", type=click.IntRange(min=2), help="Slots per KV head (rule slots).")
-segment_option = click.option("--segment-length", type=click.IntRange(min=1), help="Tokens per segment; default: 512.")
 k_option = click.option("-k", type=click.IntRange(min=1), default=4, show_default=True, help="Passages to use.")
 file_argument = click.argument("file", type=click.Path(path_type=Path))
 
@@ -59,21 +46,13 @@ file_argument = click.argument("file", type=click.Path(path_type=Path))
 @main.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The memory file to write.")
-@model_option
-@adapter_option
-@rule_option
-@slots_option
-@segment_option
+@model_options
 @click.option("--no-passages", is_flag=True, help="Keep the compressive memory alone, no text.")
 @json_option
 def ingest(
     sources: tuple[str, ...],
     output: Path,
-    model: str | None,
-    rule: str | None,
-    slots: int | None,
-    segment_length: int | None,
-    adapter: str | None,
+    load_model: LoadModel,
     no_passages: bool,
     as_json: bool,
 ) -> None:
@@ -92,7 +71,7 @@ def ingest(
     check_writable(output)
     for path in find_sources(sources):
         open_source(path)
-    loaded = _load_model(model, rule, slots, segment_length, adapter)
+    loaded = load_model()
     started = time.perf_counter()
     memory = DocumentMemory.ingest(sources, model=loaded, passages=not no_passages, progress=not as_json)
     seconds = time.perf_counter() - started
@@ -110,12 +89,12 @@ def ingest(
         "model": info["model"],
     }
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     click.echo(
         f"Read {result['tokens']:,} tokens of {_count(result['pages'], 'page')} in {seconds:,.1f} s "
         f"({result['tokens_per_second']:,.0f} tokens/s).\n"
-        f"Wrote {output}: {_size(file_bytes)}, of which {_size(result['memory_bytes'])} are memory "
+        f"Wrote {output}: {size(file_bytes)}, of which {size(result['memory_bytes'])} are memory "
         f"(rule {result['rule']}, model {result['model']})."
     )
 
@@ -151,7 +130,7 @@ def ask(
     memory = DocumentMemory.load(file, model=model, adapter=adapter)
     answer = memory.ask(question, k=k, mode=mode, max_new_tokens=max_new_tokens)
     if as_json:
-        _print_json(answer.to_dict())
+        print_json(answer.to_dict())
         return
     click.echo(answer.text)
     _print_citations(answer.passages)
@@ -205,7 +184,7 @@ def summarize(
     answer = DocumentMemory.load(file, model=model, adapter=adapter).summarize(focus, max_new_tokens=max_new_tokens)
     if as_json:
         shown = answer.to_dict()
-        _print_json({"summary": shown.pop("answer"), "focus": focus, **shown})
+        print_json({"summary": shown.pop("answer"), "focus": focus, **shown})
         return
     click.echo(answer.text)
     _print_citations(answer.passages)
@@ -222,7 +201,7 @@ def retrieve(file: Path, query: str, k: int, as_json: bool) -> None:
 
     found = DocumentMemory.load(file).retrieve(query, k)
     if as_json:
-        _print_json({"query": query, "passages": [passage.to_dict() for passage in found]})
+        print_json({"query": query, "passages": [passage.to_dict() for passage in found]})
         return
     if not found:
         click.echo("No passage has any of these words.")
@@ -245,13 +224,13 @@ def inspect(file: Path, as_json: bool, html: Path | None) -> None:
 
         write_atomically(html, html_report(described).encode())
     if as_json:
-        _print_json(described)
+        print_json(described)
         return
     for key in ("file", "file_bytes", "format", "model", "adapter", "rule", "settings", "tokens", "pages", "passages"):
-        click.echo(f"{key.replace('_', ' '):<12} {_plain(described[key])}")
-    click.echo(f"{'memory':<12} {_size(described['memory_bytes'])} in {len(described['layers'])} layers")
+        click.echo(f"{key.replace('_', ' '):<12} {plain(described[key])}")
+    click.echo(f"{'memory':<12} {size(described['memory_bytes'])} in {len(described['layers'])} layers")
     for source in described["sources"]:
-        click.echo(f"{'source':<12} {_plain(source['name'])} ({source['kind']}, {_count(source['pages'], 'page')})")
+        click.echo(f"{'source':<12} {plain(source['name'])} ({source['kind']}, {_count(source['pages'], 'page')})")
     click.echo(f"{'fingerprint':<12} {described['fingerprint']}")
 
 
@@ -271,7 +250,7 @@ def verify(file: Path, model: str | None, adapter: str | None, as_json: bool) ->
         memory.open()
         checks.append("model")
     if as_json:
-        _print_json({"file": str(file), "ok": True, "checked": checks})
+        print_json({"file": str(file), "ok": True, "checked": checks})
     else:
         click.echo(f"{file} is sound: {', '.join(checks)}.")
 
@@ -292,104 +271,11 @@ def merge(files: tuple[Path, ...], output: Path, as_json: bool) -> None:
     file_bytes = merged.save(output)
     info = merged.info()
     if as_json:
-        _print_json({"file": str(output), "file_bytes": file_bytes, **info})
+        print_json({"file": str(output), "file_bytes": file_bytes, **info})
     else:
         click.echo(
-            f"Wrote {output}: {_count(len(info['sources']), 'source')}, {info['tokens']:,} tokens, {_size(file_bytes)}."
+            f"Wrote {output}: {_count(len(info['sources']), 'source')}, {info['tokens']:,} tokens, {size(file_bytes)}."
         )
-
-
-@main.group("eval", cls=_Group)
-def evaluate() -> None:
-    """Measure the memory."""
-
-
-@evaluate.command("passkey")
-@click.option("--tokens", type=click.IntRange(min=128), default=4096, show_default=True, help="Document length.")
-@click.option("--depths", default="0,0.5,1", show_default=True, help="Where the key hides: 0 start, 1 end.")
-@click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Keys per depth.")
-@click.option("--filler", type=click.Path(exists=True, path_type=Path), help="A document to hide the keys in.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@rule_option
-@slots_option
-@segment_option
-@model_option
-@adapter_option
-@json_option
-def eval_passkey(
-    tokens: int,
-    depths: str,
-    samples: int,
-    filler: Path | None,
-    seed: int,
-    rule: str | None,
-    slots: int | None,
-    segment_length: int | None,
-    model: str | None,
-    adapter: str | None,
-    as_json: bool,
-) -> None:
-    """Hide five digits in a long text, read it into the memory, and ask for them.
-
-    \b
-    infinimem eval passkey --tokens 32768
-    infinimem eval passkey --tokens 8192 --filler novel.txt --slots 1024
-    """
-    from .evaluate.passkey import passkey
-
-    try:
-        places = [float(depth) for depth in depths.split(",")]
-    except ValueError:
-        raise click.BadParameter("give numbers between 0 and 1, such as 0,0.5,1", param_hint="--depths") from None
-    text = None if filler is None else _text_of(filler)
-    loaded = _load_model(model, rule, slots, segment_length, adapter)
-    with _counter("keys", as_json) as count:
-        result = passkey(loaded, tokens, depths=places, samples=samples, filler=text, seed=seed, on_sample=count)
-    if as_json:
-        _print_json(result)
-        return
-    click.echo(
-        f"{result['rule']} {result['rule_settings']}: {tokens:,} tokens, {result['segments']} segments, "
-        f"{_size(result['memory_bytes'])} of memory"
-    )
-    for depth, share in result["accuracy"].items():
-        click.echo(f"depth {depth}: {share:.0%} of digits, {result['exact'][depth]:.0%} of keys")
-
-
-@evaluate.command("perplexity")
-@click.argument("textfile", type=click.Path(path_type=Path))
-@click.option("--limit", type=click.IntRange(min=1), help="Tokens of the text to use.")
-@rule_option
-@slots_option
-@segment_option
-@model_option
-@adapter_option
-@json_option
-def eval_perplexity(
-    textfile: Path,
-    limit: int | None,
-    rule: str | None,
-    slots: int | None,
-    segment_length: int | None,
-    model: str | None,
-    adapter: str | None,
-    as_json: bool,
-) -> None:
-    """Perplexity of a document with the memory, and with the local window alone (lower is better)."""
-    from .evaluate.perplexity import perplexity
-
-    text = _text_of(textfile)
-    loaded = _load_model(model, rule, slots, segment_length, adapter)
-    with _counter("segments", as_json) as count:
-        result = perplexity(loaded, text, limit=limit, on_segment=count)
-    if as_json:
-        _print_json(result)
-        return
-    change = result["memory"] / result["window"] - 1
-    click.echo(
-        f"{result['rule']}: {result['scored_tokens']:,} tokens scored; perplexity {result['memory']:.3f} with the "
-        f"memory, {result['window']:.3f} with the window alone ({change:+.1%})"
-    )
 
 
 @main.command()
@@ -417,7 +303,7 @@ def adapt(config: Path, resume: bool, device: str | None, minutes: float | None,
     with contextlib.nullcontext() if as_json else training_progress() as on_step:
         result = train(parsed, resume=resume, device=device, minutes=minutes, on_step=on_step)
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     state = "finished" if result["finished"] else f"stopped; go on with: infinimem adapt {config} --resume"
     losses = ", ".join(f"{kind} {loss:.3f}" for kind, loss in result["losses"].items())
@@ -427,55 +313,12 @@ def adapt(config: Path, resume: bool, device: str | None, minutes: float | None,
     )
 
 
-def _load_model(
-    model: str | None, rule: str | None, slots: int | None, segment_length: int | None, adapter: str | None = None
-) -> InfiniModel:
-    from .model import InfiniModel
-
-    if slots is not None and rule not in (None, "slots"):
-        raise click.UsageError(f"--slots belongs to the rule slots, not {rule}.")
-    return InfiniModel.from_pretrained(
-        model,
-        rule=rule,
-        rule_settings=None if slots is None else {"slots": slots},
-        segment_length=segment_length,
-        adapter=adapter,
-    )
-
-
-def _text_of(path: Path) -> str:
-    from .readers import open_source, read_pages
-
-    return "\n\n".join(page.text for page in read_pages(open_source(path)))
-
-
-@contextlib.contextmanager
-def _counter(what: str, silent: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on standard error for things that are counted; None where no one watches."""
-    if silent or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
-
-
-def _plain(value: Any) -> str:
-    """Text for a terminal: no control characters, whatever a document's name holds."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+main.add_command(evaluate)
 
 
 def _place(passage: Passage) -> str:
-    title = f", {_plain(passage.title)}" if passage.title else ""
-    return f"{_plain(passage.source)}, page {passage.page}{title}"
+    title = f", {plain(passage.title)}" if passage.title else ""
+    return f"{plain(passage.source)}, page {passage.page}{title}"
 
 
 def _print_citations(passages: list[Passage]) -> None:
@@ -487,7 +330,3 @@ def _print_citations(passages: list[Passage]) -> None:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} KB"

@@ -14,6 +14,7 @@ import json
 import threading
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,6 +137,17 @@ class InfiniModel:
         """Give the wrapped model back as it was; an adapter stays merged into it."""
         self.attachment.detach()
 
+    def with_rule(self, rule: MemoryRule) -> InfiniModel:
+        """This model with another rule, over the same weights and hooks: nothing is loaded, both can be used.
+
+        Close the original alone. Raises InvalidSetting where a rule needs gates that this model does not have.
+        """
+        if rule.gated and not self.rule.gated:
+            raise InvalidSetting(f"rule {rule.name!r} needs gates; load the model with it instead")
+        other = copy(self)
+        other.rule, other._identity = rule, None
+        return other
+
     def new_cache(self) -> InfiniCache:
         """An empty memory."""
         return InfiniCache(self.rule, self.num_layers, self.memory_heads)
@@ -156,7 +168,7 @@ class InfiniModel:
         layout = self.rule.layout(width, width)
         loaded: dict[int, State] = {}
         for index, state in states.items():
-            if len({tensor.shape[1] for tensor in state.values() if tensor.ndim > 1 and self.rule.name == "slots"}) > 1:
+            if len({tensor.shape[1] for tensor in state.values() if tensor.ndim > 1 and not self.rule.gated}) > 1:
                 raise DamagedMemoryFile(f"the tensors of layer {index} have different numbers of slots")
             for name in {*state, *layout}:
                 dtype, sizes = layout.get(name, (None, ()))

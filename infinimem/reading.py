@@ -182,7 +182,7 @@ class Reading:
     def write_to(self, file: MemoryFile, record: Record) -> None:
         """Put the reading's state into a memory file."""
         file.states = {
-            index: {name: tensor[0].float().cpu().numpy() for name, tensor in state.items()}
+            index: {name: tensor[0].cpu().numpy() for name, tensor in state.items()}
             for index, state in self.cache.states().items()
         }
         file.tail = np.asarray(self.tail, dtype=np.int32)

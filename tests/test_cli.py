@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -144,11 +145,64 @@ def test_eval_passkey_has_the_documented_keys(tiny_directory: Path, story: Path)
     assert "depth 0.5: " in out
 
 
+def test_eval_passkey_asks_for_many_needles_from_any_rule(tiny_directory: Path, story: Path) -> None:
+    arguments = ["eval", "passkey", "--tokens", 1200, "-m", tiny_directory, "--needles", 4, "--filler", story]
+    shown = as_json(*arguments, "--kind", "names", "--rule", "recent", "--slots", 64, "--memory", "other")
+    assert list(shown["accuracy"]) == list(shown["interval"]) == ["0.125", "0.375", "0.625", "0.875"]
+    assert set(shown["overall"]) == {"accuracy", "interval", "exact", "exact_interval", "needles"}
+    assert shown["rule_settings"]["tokens"] == 64 and shown["memory"] == "other" and shown["kind"] == "names"
+    assert "all 4: " in infinimem(*arguments).stdout
+
+
 def test_eval_perplexity_has_the_documented_keys(tiny_directory: Path, story: Path) -> None:
     arguments = ["eval", "perplexity", story, "-m", tiny_directory, "--segment-length", 32]
     shown = as_json(*arguments)
     assert {"tokens", "memory", "window"} <= set(shown) and shown["memory"] != shown["window"] > 1
     assert "%" in infinimem(*arguments).stdout
+
+
+def test_eval_perplexity_of_books_by_all_systems(tiny_directory: Path, tmp_path: Path) -> None:
+    path = tmp_path / "books.jsonl"
+    path.write_text("".join(json.dumps({"title": title, "text": STORY}) + "\n" for title in ("One", "Two")))
+    arguments = ["eval", "perplexity", path, "-m", tiny_directory, "--segment-length", 32, "--limit", 120, "--skip", 5]
+    shown = as_json(*arguments, "--systems", "memory,window,sliding,exact,recent")
+    assert {"memory", "window", "sliding", "exact", "recent", "mean_change", "worst_change"} <= set(shown)
+    assert [row["title"] for row in shown["documents"]] == ["One", "Two"] and shown["tokens"] == 240
+    out = infinimem(*arguments).stdout
+    assert "One: memory" in out and "all: memory" in out
+
+
+def test_eval_babi_has_own_and_control_memories(tiny_directory: Path, story: Path, tmp_path: Path) -> None:
+    rooms = ["kitchen", "garden", "office", "hallway"]
+    rows = [
+        {
+            "task": "qa1",
+            "sentences": [f"Mary went to the {room}."],
+            "qas": [{"question": "Where is Mary?", "answer": room, "after": 1}],
+        }
+        for room in rooms
+    ]
+    path = tmp_path / "babi.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["eval", "babi", path, "--noise", story, "--tokens", 150, "-m", tiny_directory, "--tasks", "qa1"]
+    shown = as_json(*arguments)
+    assert {"own", "emptied", "other", "questions", "interval", "differences"} <= set(shown["tasks"]["qa1"])
+    assert shown["overall"]["questions"] == 2 and shown["tokens"] == 150
+    assert "qa1: " in infinimem(*arguments, "--shots", 1).stdout
+    infinimem(*arguments[:-1], "qa7", expect=1)
+
+
+def test_eval_qa_has_the_documented_keys(tiny_directory: Path, tmp_path: Path) -> None:
+    row = {"paragraphs": [STORY], "qas": [{"question": "Who is the captain?", "answers": ["Odile"], "paragraph": 0}]}
+    path = tmp_path / "qa.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps({"title": t, **row}) + "\n" for t in "ABC").encode()))
+    arguments = ["eval", "qa", path, "-m", tiny_directory, "--documents", 2, "--max-new-tokens", 4]
+    shown = as_json(*arguments)
+    assert list(shown["modes"]) == ["none", "memory", "other", "recall", "gold"] and shown["questions"] == 2
+    assert all({"f1", "em", "interval"} <= set(scores) for scores in shown["modes"].values())
+    assert set(shown["differences"]) == {"memory-none", "memory-other"}
+    out = infinimem(*arguments, "--modes", "none,memory").stdout
+    assert "none   F1" in out and "memory - none: F1" in out and "gold" not in out
 
 
 @pytest.mark.parametrize(
@@ -168,7 +222,17 @@ def test_eval_perplexity_has_the_documented_keys(tiny_directory: Path, story: Pa
         ["verify", "{story}"],
         ["merge", "{file}", "{missing}", "-o", "{out}"],
         ["eval", "perplexity", "{missing}"],
+        ["eval", "perplexity", "{missing}.jsonl.gz"],
+        ["eval", "babi", "{missing}.jsonl", "--noise", "{story}"],
+        ["eval", "babi", "{story}", "--noise", "{story}"],
+        ["eval", "qa", "{missing}.jsonl.gz"],
+        ["eval", "qa", "{story}"],
+        ["eval", "perplexity", "{story}", "-m", "{model}", "--systems", "magic"],
+        ["eval", "perplexity", "{story}", "-m", "{model}", "--skip", "100000"],
         ["eval", "passkey", "--depths", "2", "-m", "{model}"],
+        ["eval", "passkey", "--needles", "999", "-m", "{model}"],
+        ["eval", "passkey", "--needles", "80", "--tokens", "900", "-m", "{model}"],
+        ["eval", "passkey", "--filler", "{missing}", "-m", "{model}"],
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_1(
@@ -201,6 +265,10 @@ def test_bad_input_is_one_line_and_exit_status_1(
         ["ingest", "a", "-o", "b", "--rule", "magic"],
         ["eval", "passkey", "--depths", "deep"],
         ["eval", "passkey", "--tokens", "3"],
+        ["eval", "passkey", "--kind", "songs"],
+        ["eval", "babi", "a"],
+        ["eval", "qa", "a", "--limit", "0"],
+        ["eval", "passkey", "--rule", "delta", "--slots", "8"],
         ["nonsense"],
     ],
 )

@@ -20,7 +20,7 @@ def segment(seed: int, tokens: int, rows: int = 1) -> tuple[Tensor, Tensor]:
 @settings(max_examples=40, deadline=None)
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), slots=st.integers(2, 32), seed=st.integers(0, 99))
 def test_merging_keeps_counts_and_means_within_capacity(lengths: list[int], slots: int, seed: int) -> None:
-    rule, state = SlotsRule(slots=slots), None
+    rule, state = SlotsRule(slots=slots, packing="float32"), None
     written = [segment(seed + i, length) for i, length in enumerate(lengths)]
     for keys, values in written:
         state = rule.write(state, keys, values)
@@ -37,7 +37,7 @@ def test_equal_tokens_are_merged_before_different_ones() -> None:
     keys, values = segment(0, 12)
     keys = torch.cat((keys, keys[:, :, :1].expand(-1, -1, 36, -1)), 2)
     values = torch.cat((values, values[:, :, :1].expand(-1, -1, 36, -1)), 2)
-    state = SlotsRule(slots=30).write(None, keys, values)
+    state = SlotsRule(slots=30, packing="float32").write(None, keys, values)
     kept = {tuple(row.tolist()) for row in state["keys"][0, 0]}
     assert all(tuple(row.tolist()) in kept for row in keys[0, 0, 1:12])
 
@@ -89,7 +89,7 @@ def test_a_row_with_empty_slots_can_be_written_again_and_loses_nothing() -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_read_is_exact_attention_while_nothing_is_merged(dtype: torch.dtype) -> None:
-    rule = SlotsRule(slots=64)
+    rule = SlotsRule(slots=64, packing="float32")
     keys, values = segment(2, 20)
     queries = torch.randn(1, 4, 5, 8, generator=torch.Generator().manual_seed(9))
     state = rule.prepare(rule.write(None, keys, values), dtype)

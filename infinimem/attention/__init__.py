@@ -7,10 +7,11 @@ from typing import Any
 from ..errors import InvalidSetting
 from .attend import Attachment, MemoryGate, attention_modules
 from .cache import InfiniCache, InfiniLayer
+from .recent import RecentRule
 from .rules import DeltaRule, LinearRule, MemoryRule, Reading, State
 from .slots import SlotsRule
 
-RULES: dict[str, type[MemoryRule]] = {rule.name: rule for rule in (SlotsRule, LinearRule, DeltaRule)}
+RULES: dict[str, type[MemoryRule]] = {rule.name: rule for rule in (SlotsRule, LinearRule, DeltaRule, RecentRule)}
 
 
 def make_rule(name: str, **settings: Any) -> MemoryRule:
@@ -39,6 +40,7 @@ __all__ = [
     "MemoryGate",
     "MemoryRule",
     "Reading",
+    "RecentRule",
     "SlotsRule",
     "State",
     "attention_modules",

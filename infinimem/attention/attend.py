@@ -164,7 +164,7 @@ class Attachment:
                 f"attention '{self._base}' has no memory; load the model with attn_implementation='sdpa'"
             )
         self._handles: list[Any] = []
-        self._far: dict[int, Tables] = {}
+        self._far: dict[tuple[int, int], Tables] = {}
         self._switch_on()
 
     def _switch_on(self) -> None:
@@ -192,14 +192,13 @@ class Attachment:
         if isinstance(cache, InfiniCache):
             index = module.layer_idx
             tables = kwargs.get("position_embeddings") if rotates(module) else None
-            _active.forward = _Forward(cache.layers[index], tables, self._far_tables(module))
+            _active.forward = _Forward(cache.layers[index], tables, self._far_tables(module, cache.rule.distance))
 
-    def _far_tables(self, module: Any) -> Tables | None:
+    def _far_tables(self, module: Any, distance: int | None) -> Tables | None:
         """Tables of the rotation by the virtual distance, scaled as keys at position 0 would be too."""
-        distance = self.rule.distance
         if distance is None or not rotates(module):
             return None
-        key = id(module)
+        key = (id(module), distance)
         if key not in self._far:
             rotary = self.model.get_decoder().rotary_emb
             device = next(module.parameters()).device

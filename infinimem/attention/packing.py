@@ -26,8 +26,9 @@ def pack(state: State, packing: str) -> State:
         return {**state, "keys": clamped["keys"].to(dtype), "values": clamped["values"].to(dtype)}
     packed = {"counts": state["counts"]}
     for name in ("keys", "values"):
-        scale = (state[name].abs().amax(dim=-1) / STEPS).clamp(max=LIMIT).half()  # (B, G, M)
-        steps = state[name] / scale.float().clamp_min(torch.finfo(torch.float16).tiny).unsqueeze(-1)
+        # A scale of few bits: its products with steps are exact, so packing again finds the same scale and steps.
+        scale = (state[name].abs().amax(dim=-1) / STEPS).bfloat16().float()  # (B, G, M)
+        steps = state[name] / scale.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1)
         packed[name] = steps.round().clamp(-STEPS, STEPS).to(torch.int8)
         packed[f"{name}_scale"] = scale
     return packed
@@ -38,7 +39,7 @@ def unpack(state: State) -> State:
     unpacked = {"counts": state["counts"]}
     for name in ("keys", "values"):
         x = state[name].float()
-        unpacked[name] = x * state[f"{name}_scale"].float().unsqueeze(-1) if f"{name}_scale" in state else x
+        unpacked[name] = x * state[f"{name}_scale"].unsqueeze(-1) if f"{name}_scale" in state else x
     return unpacked
 
 
@@ -49,7 +50,7 @@ def packed_layout(packing: str) -> dict[str, torch.dtype]:
     return {
         "keys": torch.int8,
         "values": torch.int8,
-        "keys_scale": torch.float16,
-        "values_scale": torch.float16,
+        "keys_scale": torch.float32,
+        "values_scale": torch.float32,
         "counts": torch.float32,
     }

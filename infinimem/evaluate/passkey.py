@@ -1,16 +1,21 @@
-"""Passkey retrieval: five digits hidden in filler, asked for after everything went through the memory.
+"""Passkey retrieval: facts hidden in filler, asked for after everything went through the memory.
 
-The paper's task (arXiv 2404.07143, section 4.2 and appendix B), with its filler and its wording.
+- one needle of digits: the paper's task (arXiv 2404.07143, section 4.2 and appendix B), with its filler and its wording
+- several needles, or words: named facts spread evenly over one text, each asked for from the same memory
+- controls: the same questions to an emptied memory, or to the memory of a text with other values
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EmptySource, InvalidSetting
+from .continuations import continuations, state_bytes
+from .intervals import bootstrap, mean, wilson
+from .needles import DIGITS, Needle, draw_digits, draw_needles
 
 if TYPE_CHECKING:
     from ..attention import InfiniCache
@@ -20,10 +25,15 @@ INTRODUCTION = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. "
     "I will quiz you about the important information there.\n"
 )
+INTRODUCTION_TO_MANY = (
+    "There are important facts hidden inside a lot of irrelevant text. Find them and memorize them. "
+    "I will quiz you about the important facts there.\n"
+)
 FILLER = " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-NEEDLE = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
-QUESTION = "\nWhat is the pass key? The pass key is"
-DIGITS = 5
+MEMORIES = ("own", "emptied", "other")
+MIN_TOKENS = 128
+ANSWER_TOKENS = DIGITS + 3
+SCORES = ("accuracy", "interval", "exact", "exact_interval")
 
 
 def passkey(
@@ -33,54 +43,71 @@ def passkey(
     depths: Sequence[float] = (0.0, 0.5, 1.0),
     samples: int = 1,
     filler: str | None = None,
+    needles: int = 1,
+    kind: str = "digits",
+    memory: str = "own",
     seed: int = 0,
     on_sample: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Hide keys at `depths` (0 start, 1 end) of a text of `tokens` tokens that ends with the question.
+    """Hide facts in a text of `tokens` tokens, read it, and ask for them; answers are decoded greedily.
 
-    As in the paper, text and question are one: all segments but the last go through the memory, the last one, with
-    the question, is the local window; so depth 1 asks the window, smaller depths the memory. The answer is decoded
-    greedily. accuracy: share of digits right at
-    their place; exact: share of keys right in all digits; both by depth. filler: text to hide the keys in, repeated
-    if too short; None for the paper's. samples: keys per depth.
+    With one needle of kind "digits", at `depths` (0 start, 1 end), text and question are one, as in the paper: all
+    segments but the last go through the memory, the last one, with the question, is the local window; so depth 1 asks
+    the window, smaller depths the memory. Otherwise (several needles, or kind "names", whose values are words) the
+    whole text goes through the memory and the question stands in the window alone; of N > 1 needles, number i lies at
+    depth (i + 0.5) / N and `depths` is not used.
+
+    samples: texts, per depth where there is one needle. filler: text to hide the needles in, repeated if too short,
+    begun at another place in each sample; None for the paper's. memory: "own", "emptied" before the questions, or
+    that of "other" facts read the same way.
+
+    Result, by depth: accuracy, share of digits right at their place (words: of answers that begin with the value),
+    with interval; exact, share of values right as a whole, with exact_interval. Intervals are 95 %: Wilson's for
+    shares of whole values, bootstrap over needles for digits. overall: the same over all needles. Raises
+    InvalidSetting, and EmptySource for a filler without text.
     """
-    minimum = 128
-    if tokens < minimum:
-        raise InvalidSetting(f"a passkey document has at least {minimum} tokens, not {tokens}")
+    if tokens < MIN_TOKENS:
+        raise InvalidSetting(f"a passkey document has at least {MIN_TOKENS} tokens, not {tokens}")
     if samples < 1 or any(not 0 <= depth <= 1 for depth in depths) or not depths:
         raise InvalidSetting("depths lie between 0 and 1, and there is at least one sample")
+    if memory not in MEMORIES:
+        raise InvalidSetting(f"there is no memory {memory!r} to ask; choose one of {', '.join(MEMORIES)}")
     around = model.encoder.encode(FILLER if filler is None else filler)
     if not around:
         raise EmptySource("the filler has no text in it")
-    keys = random.Random(seed)
-    accuracy: dict[str, float] = {}
-    exact: dict[str, float] = {}
-    answers: dict[str, list[dict[str, str]]] = {}
-    memory_bytes = segments = 0
-    for at, depth in enumerate(depths):
-        right = whole = 0
-        given = answers.setdefault(str(float(depth)), [])
-        for sample in range(samples):
-            key = "".join(keys.choice("0123456789") for _ in range(DIGITS))
-            cache = model.new_cache()
-            window: list[int] = []
-            segments = 1
-            for token in _document(model, around, key, tokens, depth):
-                window.append(token)
-                if (end := model.segmenter.end(window)) is not None:
-                    model.read_tokens(window[:end], cache)
-                    del window[:end]
-                    segments += 1
-            said = _answer(model, cache, window)
-            digits = "".join(character for character in said if character.isdigit())[:DIGITS]
-            right += sum(a == b for a, b in zip(digits, key, strict=False))
-            whole += digits == key
-            given.append({"key": key, "answer": said.strip()})
-            memory_bytes = sum(t.numel() * t.element_size() for s in cache.states().values() for t in s.values())
-            if on_sample is not None:
-                on_sample(at * samples + sample + 1, len(depths) * samples)
-        accuracy[str(float(depth))] = right / (samples * DIGITS)
-        exact[str(float(depth))] = whole / samples
+    paper = needles == 1 and kind == "digits"
+    spread = [(i + 0.5) / needles for i in range(needles)]
+    texts = [spread] * samples if needles != 1 else [[depth] for depth in depths for _ in range(samples)]
+    keys, starts, others = (random.Random(seed), random.Random(f"start {seed}"), random.Random(f"other {seed}"))
+    rows: dict[str, list[tuple[Needle, str]]] = {}
+    memory_bytes = segments = asked = 0
+    for places in texts:
+        hidden = [Needle(kind, draw_digits(keys))] if paper else draw_needles(needles, kind, keys)
+        # The paper's filler is one phrase over and over; where it begins makes no other text.
+        start = 0 if filler is None else starts.randrange(len(around))
+        cache = model.new_cache()
+        text = _document(model, around, hidden, tokens, places, start, with_question=paper)
+        window, segments = _read(model, text, cache if memory == "own" else None)
+        rest = window
+        if memory == "other":
+            told = [needle.changed(others) for needle in hidden]
+            text = _document(model, around, told, tokens, places, start, with_question=paper)
+            rest, _ = _read(model, text, cache)
+        if paper:
+            said = continuations(model, [window], cache, ANSWER_TOKENS)
+        else:
+            if memory != "emptied":
+                model.read_tokens(rest, cache)
+            questions = [model.encoder.encode(needle.question) for needle in hidden]
+            said = continuations(model, questions, cache, ANSWER_TOKENS)
+        memory_bytes = state_bytes(cache)
+        for depth, needle, answer in zip(places, hidden, said, strict=True):
+            rows.setdefault(str(round(float(depth), 6)), []).append((needle, answer))
+        asked += len(hidden)
+        if on_sample is not None:
+            on_sample(asked, len(texts) * needles)
+    by_depth = {depth: _scores(row, kind, seed) for depth, row in rows.items()}
+    overall = _scores([item for row in rows.values() for item in row], kind, seed)
     return {
         "tokens": tokens,
         "segments": segments,
@@ -88,28 +115,78 @@ def passkey(
         "rule_settings": model.rule.settings(),
         "memory_heads": sum(map(len, model.memory_heads.values())),
         "memory_bytes": memory_bytes,
+        "memory": memory,
         "samples": samples,
+        "needles": needles,
+        "kind": kind,
         "filler": "repeated" if filler is None else "text",
-        "accuracy": accuracy,
-        "exact": exact,
-        "answers": answers,
+        **{name: {depth: scores[name] for depth, scores in by_depth.items()} for name in SCORES},
+        "overall": {**{name: overall[name] for name in SCORES}, "needles": asked},
+        "answers": {depth: [_answer_row(needle, said) for needle, said in row] for depth, row in rows.items()},
     }
 
 
-def _document(model: InfiniModel, around: list[int], key: str, tokens: int, depth: float) -> Iterator[int]:
-    """The text's tokens one after the other, so that its length costs no memory."""
-    needle = model.encoder.encode(NEEDLE.format(key=key))
-    opening, question = model.encoder.encode(INTRODUCTION), model.encoder.encode(QUESTION)
-    room = tokens - len(opening) - len(needle) - len(question)
-    before = int(room * depth)
-    filler = cycle(around)
-    yield from opening
-    yield from islice(filler, before)
-    yield from needle
-    yield from islice(filler, room - before)
-    yield from question
+def _scores(rows: Sequence[tuple[Needle, str]], kind: str, seed: int) -> dict[str, Any]:
+    scores = [needle.score(said) for needle, said in rows]
+    right = sum(score == 1 for score in scores)
+    whole = wilson(right, len(scores))
+    return {
+        "accuracy": mean(scores),
+        "interval": whole if kind == "names" else bootstrap(scores, seed),
+        "exact": right / len(scores),
+        "exact_interval": whole,
+    }
 
 
-def _answer(model: InfiniModel, cache: InfiniCache, window: list[int]) -> str:
-    steps = model.generate([[*model.prefix, *window]], cache, max_new_tokens=DIGITS + 3, stop_at_eos=False)
-    return str(model.tokenizer.decode([token for (token,) in steps if token is not None]))
+def _answer_row(needle: Needle, said: str) -> dict[str, str]:
+    named = {} if needle.name is None else {"question": needle.question.strip()}
+    return {**named, "key": needle.value, "answer": said.strip()}
+
+
+def _document(
+    model: InfiniModel,
+    around: Sequence[int],
+    needles: Sequence[Needle],
+    tokens: int,
+    depths: Sequence[float],
+    start: int = 0,
+    *,
+    with_question: bool,
+) -> Iterator[int]:
+    """The text's tokens one after the other, so that its length costs no memory.
+
+    Needles stand at their `depths` (ascending) of the filler, which begins with its token `start`.
+    """
+    opening = model.encoder.encode(INTRODUCTION if len(needles) == 1 else INTRODUCTION_TO_MANY)
+    facts = [model.encoder.encode(needle.fact) for needle in needles]
+    question = model.encoder.encode(needles[0].question) if with_question else []
+    room = tokens - len(opening) - sum(map(len, facts)) - len(question)
+    if room < 0:
+        raise InvalidSetting(f"{len(needles)} needles need {tokens - room} tokens; give the text more than {tokens}")
+
+    def text() -> Iterator[int]:
+        filler, used = islice(cycle(around), start, None), 0
+        yield from opening
+        for fact, depth in zip(facts, depths, strict=True):
+            before = int(room * depth)
+            yield from islice(filler, before - used)
+            yield from fact
+            used = before
+        yield from islice(filler, room - used)
+        yield from question
+
+    return text()
+
+
+def _read(model: InfiniModel, text: Iterable[int], cache: InfiniCache | None) -> tuple[list[int], int]:
+    """Read all segments but the last, which is returned, with the number of segments; None: cut, but read nothing."""
+    window: list[int] = []
+    segments = 1
+    for token in text:
+        window.append(token)
+        if (end := model.segmenter.end(window)) is not None:
+            if cache is not None:
+                model.read_tokens(window[:end], cache)
+            del window[:end]
+            segments += 1
+    return window, segments

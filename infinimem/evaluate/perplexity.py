@@ -1,61 +1,171 @@
-"""Perplexity of a text, read with the memory, and with the local window alone."""
+"""Perplexity of texts, read with the memory and with what could stand in its place.
+
+Systems; every one predicts the same tokens:
+
+- memory: each segment read after all earlier ones went into the model's memory
+- window: each segment read for itself
+- sliding: plain attention with real positions over the previous segment and this one; what a user would do without a
+  memory
+- exact: all past keys and values as they are, read at the memory's virtual distance; what compression gives away
+- recent: the memory's bytes, at the text's end, spent on the last tokens' keys and values, read the same way
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import EmptySource
+from ..errors import EmptySource, InvalidSetting
+from .continuations import state_bytes
+from .intervals import mean
 
 if TYPE_CHECKING:
+    from ..attention import InfiniCache
     from ..model import InfiniModel
+
+SYSTEMS = ("memory", "window", "sliding", "exact", "recent")
+DISTANCE = 512  # of exact and recent keys, where the model's own rule has no virtual distance
 
 
 def perplexity(
     model: InfiniModel,
-    text: str,
+    documents: str | Sequence[tuple[str, str]],
     *,
     limit: int | None = None,
+    skip: int = 0,
+    systems: Sequence[str] = ("memory", "window"),
     on_segment: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Perplexity per token over all segments but the first, which has no past in either case.
+    """Perplexity per token of a text or of several (title, text), over all segments but the first of each.
 
-    In every segment the first token is context only, so both figures are over the same tokens. memory: each segment
-    read after all earlier ones went into the memory. window: each segment read for itself. limit: tokens of the text
-    to use. The text needs more tokens than a segment.
+    The first segment has no past in any system, and in every segment the first token is context only. skip, limit:
+    tokens of each text to leave out at its start, and to use after that. systems: see above. A text needs more tokens
+    than a segment.
+
+    Result: a perplexity per system over all scored tokens, and in `documents` over those of each; with memory and
+    window also mean_change and worst_change of memory / window - 1 over documents. Raises EmptySource, InvalidSetting.
     """
-    tokens = model.encoder.encode(text)[:limit]
-    length = model.segment_length
-    if len(tokens) < length + 2:
-        raise EmptySource(f"the text has {len(tokens)} tokens; perplexity needs more than one segment ({length})")
-    segments = list(model.segmenter.split(tokens))
-    cache = model.new_cache()
-    losses = {"memory": 0.0, "window": 0.0}
-    scored = 0
-    for index, ids in enumerate(segments):
-        segment = torch.tensor([ids])
-        counts = index > 0 and len(ids) > 1
-        with torch.no_grad():
-            past = model.read_segment(segment, cache, logits=counts)
-            alone = model.read_segment(segment, model.new_cache(), logits=True) if counts else None
-        targets = segment[0, 1:].to(model.device)
-        for name, logits in (("memory", past), ("window", alone)):
-            if logits is not None:
-                losses[name] += F.cross_entropy(logits[0, :-1].float(), targets, reduction="sum").item()
-        scored += len(targets) if counts else 0
-        if on_segment is not None:
-            on_segment(index + 1, len(segments))
-    if not scored:
-        raise EmptySource("no segment after the first has two tokens; perplexity needs longer segments or more text")
-    return {
-        "tokens": len(tokens),
+    unknown = [system for system in systems if system not in SYSTEMS]
+    if unknown or not systems:
+        raise InvalidSetting(f"there is no system {', '.join(unknown) or '(none)'}; choose from {', '.join(SYSTEMS)}")
+    if skip < 0 or (limit is not None and limit < 1):
+        raise InvalidSetting(f"skip ({skip}) must be at least 0 and limit ({limit}) at least 1")
+    chosen = [system for system in SYSTEMS if system in systems]
+    if "sliding" in chosen and (most := 2 * model.segment_length + len(model.prefix)) > model.context_length:
+        raise InvalidSetting(f"sliding needs a context of {most} tokens, the model's has {model.context_length}")
+    texts = [("text", documents)] if isinstance(documents, str) else documents
+    cut = [(title, _segments(model, title, text, skip, limit)) for title, text in texts]
+    if not cut:
+        raise EmptySource("there are no texts; perplexity needs one at least")
+    total = sum(len(segments) for _, segments in cut) * len(_order(chosen))
+    losses = dict.fromkeys(chosen, 0.0)
+    rows, scored, done = [], 0, 0
+    for title, segments in cut:
+        counted = sum(len(segment) - 1 for segment in segments[1:])
+        row: dict[str, Any] = {"title": title, "tokens": sum(map(len, segments)), "scored_tokens": counted}
+        memory_bytes = 0
+        for system in _order(chosen):
+            reader = _Reader(model, system, memory_bytes)
+            loss = 0.0
+            for segment in segments:
+                loss += reader.loss(segment)
+                done += 1
+                if on_segment is not None:
+                    on_segment(done, total)
+            if system == "memory":
+                row["memory_bytes"] = memory_bytes = state_bytes(reader.cache)
+            if system in losses:
+                row[system] = math.exp(loss / counted)
+                losses[system] += loss
+        if "recent" in chosen:
+            row["recent_tokens"] = recent_tokens(model, memory_bytes)
+        scored += counted
+        rows.append(row)
+    result: dict[str, Any] = {
+        "tokens": sum(row["tokens"] for row in rows),
         "scored_tokens": scored,
         "rule": model.rule.name,
         "rule_settings": model.rule.settings(),
-        "segment_length": length,
-        **{name: math.exp(loss / scored) for name, loss in losses.items()},
+        "segment_length": model.segment_length,
+        **{system: math.exp(loss / scored) for system, loss in losses.items()},
     }
+    if {"memory", "window"} <= set(chosen):
+        changes = [row["memory"] / row["window"] - 1 for row in rows]
+        result |= {"mean_change": mean(changes), "worst_change": max(changes)}
+    return {**result, "documents": rows}
+
+
+def recent_tokens(model: InfiniModel, memory_bytes: int) -> int:
+    """How many tokens' keys, values and counts, in all heads with a memory, have these bytes together; at least 2."""
+    from ..attention import RecentRule
+
+    one = torch.zeros(1, 1, 1, model.attachment.modules[0].head_dim)  # key or value of a token, (B, G, T, D)
+    state = RecentRule(packing=getattr(model.rule, "packing", "float32")).write(None, one, one)
+    token_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    return max(2, memory_bytes // (token_bytes * sum(map(len, model.memory_heads.values()))))
+
+
+def _order(chosen: Sequence[str]) -> list[str]:
+    """The systems to run; the size of recent comes from the memory, which is read for it if need be."""
+    return list(chosen) if "recent" not in chosen or "memory" in chosen else ["memory", *chosen]
+
+
+def _segments(model: InfiniModel, title: str, text: str, skip: int, limit: int | None) -> list[list[int]]:
+    tokens = model.encoder.encode(text)[skip : None if limit is None else skip + limit]
+    length = model.segment_length
+    if len(tokens) < length + 2:
+        raise EmptySource(
+            f"{title!r} has {len(tokens)} tokens to use; perplexity needs more than one segment ({length})"
+        )
+    segments = list(model.segmenter.split(tokens))
+    if all(len(segment) < 2 for segment in segments[1:]):
+        raise EmptySource(
+            f"no segment of {title!r} after the first has two tokens; perplexity needs longer segments or more text"
+        )
+    return segments
+
+
+class _Reader:
+    """Reads one text with one system, segment by segment."""
+
+    def __init__(self, model: InfiniModel, system: str, memory_bytes: int) -> None:
+        from ..attention import RecentRule
+
+        distance = DISTANCE if model.rule.distance is None else model.rule.distance
+        if system == "exact":
+            model = model.with_rule(RecentRule(tokens=1 << 40, distance=distance, packing="float32"))
+        elif system == "recent":
+            packing = getattr(model.rule, "packing", "float32")
+            tokens = recent_tokens(model, memory_bytes)
+            model = model.with_rule(RecentRule(tokens=tokens, distance=distance, packing=packing))
+        self.model, self.system = model, system
+        self.cache: InfiniCache = model.new_cache()
+        self._before: list[int] | None = None
+
+    @torch.no_grad()
+    def loss(self, segment: list[int]) -> float:
+        """Summed negative log-likelihood of all tokens but the first, natural log; 0 for the first segment."""
+        before, self._before = self._before, segment
+        scored = before is not None and len(segment) > 1
+        logits: Tensor | None = None
+        if self.system == "sliding":
+            logits = self._plain(before or [], segment) if scored else None
+        elif self.system != "window":
+            logits = self.model.read_segment(torch.tensor([segment]), self.cache, logits=scored)
+        elif scored:
+            logits = self.model.read_segment(torch.tensor([segment]), self.model.new_cache(), logits=True)
+        if logits is None:
+            return 0.0
+        targets = torch.tensor(segment[1:], device=self.model.device)
+        return F.cross_entropy(logits[0, :-1].float(), targets, reduction="sum").item()
+
+    def _plain(self, before: list[int], segment: list[int]) -> Tensor:
+        """Logits (1, T, V) of the segment after the one before, without any memory."""
+        ids = torch.tensor([[*self.model.prefix, *before, *segment]], device=self.model.device)
+        output = self.model.model(input_ids=ids, use_cache=False, logits_to_keep=len(segment))
+        return output.logits  # type: ignore[no-any-return]

@@ -1,0 +1,120 @@
+"""What the commands share: options, loading, printing, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .errors import InfinimemError
+
+if TYPE_CHECKING:
+    from .model import InfiniModel
+
+RULE_NAMES = ("slots", "linear", "delta", "recent")
+# The setting that --slots is for; rules that are not here have a size of their own.
+SIZE_SETTINGS = {"slots": "slots", "recent": "tokens"}
+
+LoadModel = Callable[[], "InfiniModel"]
+Command = Callable[..., None]
+
+
+class Group(click.Group):
+    """Shows commands in the order of use, and turns errors of the library into one line and exit status 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of definition."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an InfinimemError becomes a ClickException."""
+        try:
+            return super().invoke(ctx)
+        except InfinimemError as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+model_option = click.option("--model", "-m", metavar="M", help="Directory or hub id of the model; default: embedded.")
+adapter_option = click.option("--adapter", metavar="A", help="Directory of an adapter; 'none': the bare model.")
+_MEMORY_OPTIONS = (
+    model_option,
+    adapter_option,
+    click.option("--rule", type=click.Choice(RULE_NAMES), default=None, help="Memory rule; default: slots."),
+    click.option("--slots", type=click.IntRange(min=2), help="Slots per KV head (rule recent: tokens kept)."),
+    click.option("--segment-length", type=click.IntRange(min=1), help="Tokens per segment; default: 512."),
+)
+
+
+def model_options(command: Command) -> Command:
+    """Options that say which model reads with which memory; the command gets `load_model`, which loads it."""
+
+    @functools.wraps(command)
+    def run(
+        *args: Any,
+        model: str | None,
+        adapter: str | None,
+        rule: str | None,
+        slots: int | None,
+        segment_length: int | None,
+        **kwargs: Any,
+    ) -> None:
+        load = functools.partial(_load_model, model, adapter, rule, slots, segment_length)
+        command(*args, load_model=load, **kwargs)
+
+    for option in reversed(_MEMORY_OPTIONS):
+        run = option(run)
+    return run
+
+
+def _load_model(
+    model: str | None, adapter: str | None, rule: str | None, slots: int | None, segment_length: int | None
+) -> InfiniModel:
+    from .model import DEFAULT_RULE, InfiniModel
+
+    # Without --rule, an adapter may bring its own.
+    sized = rule or DEFAULT_RULE
+    if slots is not None and sized not in SIZE_SETTINGS:
+        raise click.UsageError(f"--slots belongs to the rules {' and '.join(SIZE_SETTINGS)}, not {rule}.")
+    return InfiniModel.from_pretrained(
+        model,
+        rule=rule,
+        rule_settings=None if slots is None else {SIZE_SETTINGS[sized]: slots},
+        segment_length=segment_length,
+        adapter=adapter,
+    )
+
+
+@contextlib.contextmanager
+def counter(what: str, silent: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on standard error for things that are counted; None where no one watches."""
+    if silent or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} KB"
+
+
+def plain(value: Any) -> str:
+    """Text for a terminal: no control characters, whatever a document's name holds."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -1,0 +1,70 @@
+"""Data for measurements: documents as text, and JSON Lines (plain or gzip)."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import EmptySource, SourceNotFound, SourceUnreadable, UnsupportedSource
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether the name says JSON Lines."""
+    return path.name.endswith((".jsonl", ".jsonl.gz"))
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a .jsonl or .jsonl.gz file, in order.
+
+    Raises SourceNotFound, SourceUnreadable, UnsupportedSource for a line that is no JSON object, EmptySource.
+    """
+    number = found = 0
+    try:
+        with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise UnsupportedSource(f"line {number} of {path} is no JSON object; give one object a line")
+                    found += 1
+                    yield row
+    except FileNotFoundError as error:
+        raise SourceNotFound(f"there is no file {path}; check the path") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UnsupportedSource(
+            f"{path} is no whole gzip file ({error}); give JSON Lines, one object a line"
+        ) from error
+    except OSError as error:
+        raise SourceUnreadable(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UnsupportedSource(f"line {number} of {path} is no JSON ({error}); give one object a line") from error
+    if not found:
+        raise EmptySource(f"{path} is empty; give JSON Lines, one object a line")
+
+
+def books(path: Path) -> list[tuple[str, str]]:
+    """Documents as (title, text): the rows of JSON Lines with "text" (and "title"), or one file that a reader reads.
+
+    Raises the SourceError that names the cause.
+    """
+    if not is_json_lines(path):
+        from ..readers import open_source, read_pages
+
+        return [(path.name, "\n\n".join(page.text for page in read_pages(open_source(path))))]
+    found = [
+        (str(row.get("title", row.get("id", number))), row.get("text"))
+        for number, row in enumerate(read_json_lines(path), 1)
+    ]
+    for title, text in found:
+        if not isinstance(text, str):
+            raise UnsupportedSource(f'the row {title!r} of {path} has no "text"; give books, one object a line')
+    return [(title, str(text)) for title, text in found]
+
+
+def text_of(path: Path) -> str:
+    """The text of a document, or of all books in JSON Lines."""
+    return "\n\n".join(text for _, text in books(path))

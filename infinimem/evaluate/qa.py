@@ -1,0 +1,285 @@
+"""Questions about documents, answered with and without what the memory holds.
+
+- none: no document at all
+- memory: the compressive memory alone
+- other: the memory of another document, the same way; what any memory does to the answers
+- recall: `DocumentMemory.ask`, from the best passages
+- gold: the paragraph that holds the answer, as the only passage; what a perfect retriever would reach
+
+none, memory and other ask with one and the same prompt.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidSetting, UnsupportedSource
+from .data import read_json_lines
+from .intervals import bootstrap, mean, wilson
+
+if TYPE_CHECKING:
+    from ..document_memory import DocumentMemory
+    from ..model import InfiniModel
+
+MODES = ("none", "memory", "other", "recall", "gold")
+BATCH = 8  # questions decoded together
+GOLD_CHARACTERS = 1500  # of a longer paragraph, so much around the answer
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its accepted answers, and the text that holds them."""
+
+    text: str
+    answers: tuple[str, ...]
+    gold: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with questions."""
+
+    title: str
+    text: str
+    questions: tuple[Question, ...]
+
+
+def load_documents(path: Path) -> list[Document]:
+    """Rows of three layouts; documents without questions are left out.
+
+    {title, paragraphs, qas: [{question, answers, paragraph or paragraphs}]}, {title, document, qas: [{question,
+    answers, answer_start}]}, or {title, passage, question, answers}. Raises the SourceError that names the cause,
+    UnsupportedSource for another layout.
+    """
+    documents = []
+    for number, row in enumerate(read_json_lines(path), start=1):
+        try:
+            documents.append(_document(row, number))
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise UnsupportedSource(
+                f"row {number} of {path} is no document with questions ({type(error).__name__}: {error}); give objects "
+                f"with paragraphs and qas, document and qas, or passage, question and answers"
+            ) from error
+    documents = [document for document in documents if document.questions]
+    if not documents:
+        raise UnsupportedSource(f"{path} has no questions; give documents with qas of question and answers")
+    return documents
+
+
+def _document(row: dict[str, Any], number: int) -> Document:
+    title = str(row.get("title") or row.get("id") or number)
+    if "passage" in row:
+        passage = str(row["passage"])
+        return Document(title, passage, (_question(row, passage),))
+    if "paragraphs" in row:
+        paragraphs = [str(paragraph) for paragraph in row["paragraphs"]]
+        found = []
+        for qa in row["qas"]:
+            places = qa["paragraphs"] if "paragraphs" in qa else [qa["paragraph"]]
+            found.append(_question(qa, "\n\n".join(paragraphs[int(place)] for place in places)))
+        return Document(title, "\n\n".join(paragraphs), tuple(found))
+    text = str(row["document"])
+    return Document(title, text, tuple(_question(qa, _around(text, int(qa["answer_start"][0]))) for qa in row["qas"]))
+
+
+def _question(row: dict[str, Any], gold: str) -> Question:
+    answers = row["answers"]
+    if not isinstance(answers, list) or not answers or not gold.strip():
+        raise ValueError("a question needs a list of answers, and text that holds them")
+    return Question(str(row["question"]).strip(), tuple(map(str, answers)), gold)
+
+
+def _around(text: str, place: int) -> str:
+    """The paragraph at this character; of a very long one, the text around it."""
+    start, end = text.rfind("\n\n", 0, place) + 1, text.find("\n\n", place)
+    end = len(text) if end < 0 else end
+    if end - start > GOLD_CHARACTERS:
+        start, end = max(start, place - GOLD_CHARACTERS // 2), min(end, place + GOLD_CHARACTERS // 2)
+    return text[start:end].strip()
+
+
+def choose_questions(documents: Sequence[Document], limit: int | None, seed: int) -> list[Document]:
+    """At most `limit` questions, as evenly over the documents as these have them; each document's drawn at random."""
+    generator = random.Random(seed)
+    pools = [generator.sample(document.questions, len(document.questions)) for document in documents]
+    order = generator.sample(range(len(documents)), len(documents))
+    taken = [0] * len(documents)
+    left = sum(map(len, pools)) if limit is None else min(limit, sum(map(len, pools)))
+    while left:
+        for index in order:
+            if left and taken[index] < len(pools[index]):
+                taken[index] += 1
+                left -= 1
+    return [
+        Document(document.title, document.text, tuple(pool[:count]))
+        for document, pool, count in zip(documents, pools, taken, strict=True)
+        if count
+    ]
+
+
+def qa(
+    model: InfiniModel,
+    documents: Sequence[Document],
+    *,
+    modes: Sequence[str] = MODES,
+    limit: int | None = None,
+    k: int = 4,
+    max_new_tokens: int = 32,
+    seed: int = 0,
+    on_question: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """F1 and exact match, as SQuAD scores them, of the answers to questions in each mode (see above).
+
+    Every document is read once. limit: questions in all, spread evenly over the documents. k: passages for recall.
+    Answers are decoded greedily. Intervals are 95 %: bootstrap over questions for F1 (`interval`) and for its
+    differences of memory to none and to other, question by question; Wilson's for exact match (`em_interval`).
+    Raises InvalidSetting.
+    """
+    unknown = [mode for mode in modes if mode not in MODES]
+    if unknown or not modes:
+        raise InvalidSetting(f"there is no mode {', '.join(unknown) or '(none)'}; choose from {', '.join(MODES)}")
+    if limit is not None and limit < 1:
+        raise InvalidSetting(f"limit is {limit}; ask at least one question")
+    chosen = choose_questions(documents, limit, seed)
+    if not chosen or ("other" in modes and len(chosen) < 2):
+        raise InvalidSetting(f"there are {len(chosen)} documents with questions; mode other needs two, all others one")
+    asked = [mode for mode in MODES if mode in modes]
+    total, done = len(asked) * sum(len(document.questions) for document in chosen), 0
+    said: dict[str, dict[int, list[str]]] = {mode: {} for mode in asked}
+    for index, mode, answers in _answers(model, chosen, asked, k, max_new_tokens):
+        said[mode][index] = answers
+        done += len(answers)
+        if on_question is not None:
+            on_question(done, total)
+    by_mode = {mode: list(_rows(chosen, said[mode])) for mode in asked}
+    return {
+        "questions": total // len(asked),
+        "documents": len(chosen),
+        "rule": model.rule.name,
+        "rule_settings": model.rule.settings(),
+        "segment_length": model.segment_length,
+        "max_new_tokens": max_new_tokens,
+        "modes": {mode: _scores(found, seed) for mode, found in by_mode.items()},
+        "differences": _differences(by_mode, seed),
+        "answers": by_mode,
+    }
+
+
+def _rows(documents: Sequence[Document], said: dict[int, list[str]]) -> Iterator[dict[str, Any]]:
+    """A row per question, in the order of the documents."""
+    for index, document in enumerate(documents):
+        for question, answer in zip(document.questions, said[index], strict=True):
+            yield {
+                "document": document.title,
+                "question": question.text,
+                "answers": list(question.answers),
+                "answer": answer,
+                "f1": f1(answer, question.answers),
+                "em": exact_match(answer, question.answers),
+            }
+
+
+def _answers(
+    model: InfiniModel, documents: Sequence[Document], modes: Sequence[str], k: int, max_new_tokens: int
+) -> Iterator[tuple[int, str, list[str]]]:
+    """Document index, mode, and answers to all its questions. No more than two memories are kept at a time."""
+    from ..document_memory import DocumentMemory
+    from ..passages import Passage
+    from ..prompts import memory_messages, recall_messages
+
+    def from_memory(memory: DocumentMemory, document: Document, mode: str) -> list[str]:
+        return [
+            answer.text
+            for batch in _batches(document.questions)
+            for answer in memory.ask_many([q.text for q in batch], mode=mode, k=k, max_new_tokens=max_new_tokens)
+        ]
+
+    previous: DocumentMemory | None = None
+    for index, document in enumerate(documents):
+        memory: DocumentMemory | None = None
+        if {"memory", "other", "recall"} & set(modes):
+            memory = DocumentMemory.from_text(document.text, name=document.title, model=model)
+        for mode in modes:
+            if mode == "none":
+                prompts = [memory_messages(q.text) for q in document.questions]
+                yield index, mode, _from_prompts(model, prompts, max_new_tokens)
+            elif mode == "gold":
+                prompts = [
+                    recall_messages(q.text, [Passage(q.gold, document.title, 1, 0, len(q.gold))])
+                    for q in document.questions
+                ]
+                yield index, mode, _from_prompts(model, prompts, max_new_tokens)
+            elif mode != "other" and memory is not None:
+                yield index, mode, from_memory(memory, document, mode)
+            elif previous is not None:
+                yield index, mode, from_memory(previous, document, "memory")
+        previous = memory
+    if "other" in modes and previous is not None:
+        # The first document has none before it; it asks the last one's memory.
+        yield 0, "other", from_memory(previous, documents[0], "memory")
+
+
+def _from_prompts(model: InfiniModel, prompts: Sequence[Any], max_new_tokens: int) -> list[str]:
+    from ..generation import continue_texts
+    from ..prompts import encode_chat
+
+    texts: list[str] = []
+    for batch in _batches(prompts):
+        encoded = [encode_chat(model, messages) for messages in batch]
+        texts += continue_texts(model, encoded, None, max_new_tokens=max_new_tokens)
+    return [text.strip() for text in texts]
+
+
+def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), BATCH):
+        yield items[start : start + BATCH]
+
+
+def normalized(text: str) -> list[str]:
+    """Words as SQuAD compares them: lower case, no punctuation, no articles."""
+    plain = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", plain).split()
+
+
+def exact_match(said: str, answers: Sequence[str]) -> float:
+    """1 if the answer is one of those accepted, word by word."""
+    return float(any(normalized(said) == normalized(answer) for answer in answers))
+
+
+def f1(said: str, answers: Sequence[str]) -> float:
+    """The best word overlap (harmonic mean of precision and recall) with an accepted answer."""
+    return max(_overlap(normalized(said), normalized(answer)) for answer in answers)
+
+
+def _overlap(said: list[str], expected: list[str]) -> float:
+    if not said or not expected:
+        return float(said == expected)
+    shared = sum((Counter(said) & Counter(expected)).values())
+    return 2 * shared / (len(said) + len(expected))
+
+
+def _scores(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    overlaps, exact = [row["f1"] for row in rows], [row["em"] for row in rows]
+    return {
+        "f1": mean(overlaps),
+        "em": mean(exact),
+        "interval": bootstrap(overlaps, seed),
+        "em_interval": wilson(int(sum(exact)), len(exact)),
+    }
+
+
+def _differences(by_mode: dict[str, list[dict[str, Any]]], seed: int) -> dict[str, Any]:
+    differences = {}
+    for control in ("none", "other"):
+        if {"memory", control} <= set(by_mode):
+            pairs = zip(by_mode["memory"], by_mode[control], strict=True)
+            gains = [own["f1"] - other["f1"] for own, other in pairs]
+            differences[f"memory-{control}"] = {"f1": mean(gains), "interval": bootstrap(gains, seed)}
+    return differences

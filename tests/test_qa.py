@@ -1,0 +1,213 @@
+"""Questions about documents: what is asked of which memory, and how answers are scored."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TEXT, MakeModel
+
+from infinimem import DocumentMemory
+from infinimem.errors import InvalidSetting, SourceNotFound, UnsupportedSource
+from infinimem.evaluate import qa as qa_module
+from infinimem.evaluate.qa import Document, Question, choose_questions, exact_match, f1, load_documents, qa
+from infinimem.prompts import encode_chat, memory_messages, recall_messages
+
+SQUAD = {
+    "title": "Ships",
+    "paragraphs": ["The Heron sails on Monday.", "Odile Marchetti is the captain of the Heron."],
+    "qas": [
+        {"question": "Who is the captain?", "answers": ["Odile Marchetti", "Marchetti"], "paragraph": 1},
+        {"question": "When does the Heron sail?", "answers": ["Monday"], "paragraph": 0},
+    ],
+}
+FAIRY = {
+    "id": "tale",
+    "paragraphs": ["One.", "Two.", "Three."],
+    "qas": [{"question": "How many?", "answers": ["two"], "paragraphs": [0, 2]}],
+}
+PAPER = {
+    "title": "Paper",
+    "document": "Opening words.\n\nThe dose was 5 mg.\n\n"
+    + "Long words. " * 400
+    + "The end came late. "
+    + "More. " * 400,
+    "qas": [
+        {"question": "Which dose?", "answers": ["5 mg"], "answer_start": [29]},
+        {"question": "What came late?", "answers": ["The end"], "answer_start": [36 + 4800]},
+    ],
+}
+PASSAGE = {"title": "Tower", "passage": "It is 300 m high.", "question": " How high? ", "answers": ["300 m"]}
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def documents(*sizes: int) -> list[Document]:
+    return [
+        Document(
+            f"D{i}",
+            f"Place {i}. " + TEXT + f"The name is N{i}. ",
+            tuple(Question(f"Question {j} of {i}?", (f"N{i}",), f"The name is N{i}.") for j in range(size)),
+        )
+        for i, size in enumerate(sizes)
+    ]
+
+
+def test_all_layouts_are_loaded_with_the_text_that_holds_the_answer(tmp_path: Path) -> None:
+    ships, tale, paper, tower = load_documents(write(tmp_path / "d.jsonl", SQUAD, FAIRY, PAPER, PASSAGE))
+    assert ships.text == "The Heron sails on Monday.\n\nOdile Marchetti is the captain of the Heron."
+    assert [q.gold for q in ships.questions] == [SQUAD["paragraphs"][1], SQUAD["paragraphs"][0]]
+    assert ships.questions[0].answers == ("Odile Marchetti", "Marchetti")
+    assert tale.title == "tale" and tale.questions[0].gold == "One.\n\nThree."
+    assert paper.questions[0].gold == "The dose was 5 mg."
+    assert "The end came late." in paper.questions[1].gold and len(paper.questions[1].gold) <= 1500
+    assert (tower.text, tower.questions[0].text) == (PASSAGE["passage"], "How high?")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"title": "T", "text": "No questions."},
+        {"paragraphs": ["A."], "qas": [{"question": "?", "answers": ["a"], "paragraph": 7}]},
+        {"paragraphs": ["A."], "qas": [{"question": "?", "answers": [], "paragraph": 0}]},
+        {"paragraphs": ["A."], "qas": [{"question": "?", "answers": "a", "paragraph": 0}]},
+        {"paragraphs": ["A."], "qas": 5},
+        {"document": "A.", "questions": [{"question": "?", "options": ["a"], "gold": 0}]},
+        {"document": "A.", "qas": [{"question": "?", "answers": ["a"]}]},
+    ],
+)
+def test_other_layouts_are_refused_by_row(tmp_path: Path, bad: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedSource, match="row 2"):
+        load_documents(write(tmp_path / "d.jsonl", SQUAD, bad))
+
+
+def test_files_without_questions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedSource, match="no questions"):
+        load_documents(write(tmp_path / "d.jsonl", {"paragraphs": ["A."], "qas": []}))
+    with pytest.raises(SourceNotFound):
+        load_documents(tmp_path / "missing.jsonl.gz")
+
+
+@pytest.mark.parametrize(
+    ("said", "answers", "expected_f1", "em"),
+    [
+        ("The Eiffel Tower.", ["Eiffel tower"], 1.0, 1.0),
+        ("It is the Eiffel Tower", ["Eiffel Tower"], 2 * (2 / 4) * 1.0 / (2 / 4 + 1.0), 0.0),
+        ("tower", ["Eiffel Tower", "tower of Paris"], 2 / 3, 0.0),
+        ("no idea", ["Eiffel Tower"], 0.0, 0.0),
+        ("", ["Eiffel Tower"], 0.0, 0.0),
+        ("the", ["a"], 1.0, 1.0),
+        ("a b b", ["b b b"], 0.8, 0.0),  # "a" is an article: 2 shared of 2 and 3
+        ("Marchetti", ["Odile Marchetti", "Marchetti"], 1.0, 1.0),
+    ],
+)
+def test_answers_are_scored_as_squad_does(said: str, answers: list[str], expected_f1: float, em: float) -> None:
+    assert f1(said, answers) == pytest.approx(expected_f1) and exact_match(said, answers) == em
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "taken"),
+    [((5, 5, 5), 6, [2, 2, 2]), ((1, 9, 9), 9, [1, 4, 4]), ((2, 2), 50, [2, 2]), ((3, 4), None, [3, 4])],
+)
+def test_questions_are_drawn_evenly(sizes: tuple[int, ...], limit: int | None, taken: list[int]) -> None:
+    chosen = choose_questions(documents(*sizes), limit, seed=0)
+    assert [len(document.questions) for document in chosen] == taken
+    for document, original in zip(chosen, documents(*sizes), strict=True):
+        assert not Counter(document.questions) - Counter(original.questions)
+
+
+def test_the_draw_depends_on_the_seed_alone() -> None:
+    draws = [choose_questions(documents(9, 9, 9, 9), 2, seed) for seed in (0, 0, 1, 2, 3)]
+    assert draws[0] == draws[1] and len({str(draw) for draw in draws}) > 2
+    assert all(len(draw) == 2 for draw in draws)
+
+
+def test_each_mode_asks_what_it_says(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, docs = make_model(), documents(2, 1, 3)
+    read: list[str] = []
+    original = DocumentMemory.from_text.__func__  # type: ignore[attr-defined]
+    asked: list[tuple[str, str, str]] = []
+
+    def from_text(cls: Any, text: str, **settings: Any) -> DocumentMemory:
+        read.append(settings["name"])
+        return original(cls, text, **settings)  # type: ignore[no-any-return]
+
+    def ask_many(self: DocumentMemory, questions: list[str], **settings: Any) -> list[Any]:
+        name = self.info()["sources"][0]["name"]
+        asked.extend((question, settings["mode"], name) for question in questions)
+        return [_Said(f"{settings['mode']} N{name[1:]}") for _ in questions]
+
+    prompts: list[list[dict[str, str]]] = []
+
+    def from_prompts(model: Any, messages: Any, count: int) -> list[str]:
+        prompts.extend(messages)
+        return ["N0"] * len(messages)
+
+    monkeypatch.setattr(DocumentMemory, "from_text", classmethod(from_text))
+    monkeypatch.setattr(DocumentMemory, "ask_many", ask_many)
+    monkeypatch.setattr(qa_module, "_from_prompts", from_prompts)
+    result = qa(model, docs)
+    assert read == ["D0", "D1", "D2"] and result["questions"] == 6 and result["documents"] == 3
+    for i, document in enumerate(docs):
+        for question in document.questions:
+            memories = [(mode, name) for text, mode, name in asked if text == question.text]
+            assert sorted(memories) == sorted([("memory", f"D{i}"), ("recall", f"D{i}"), ("memory", f"D{(i - 1) % 3}")])
+    assert prompts[0] in ([*memory_messages("Question 0 of 0?")], [*memory_messages("Question 1 of 0?")])
+    assert sum("The name is N" in prompt[-1]["content"] for prompt in prompts) == 6 and len(prompts) == 12
+    scores = result["modes"]
+    assert scores["memory"]["f1"] == scores["recall"]["f1"] == pytest.approx(2 / 3) and scores["memory"]["em"] == 0
+    assert scores["other"]["f1"] == 0 and scores["none"]["em"] == scores["gold"]["em"] == pytest.approx(2 / 6)
+    assert result["differences"]["memory-other"] == {
+        "f1": pytest.approx(2 / 3),
+        "interval": [pytest.approx(2 / 3), pytest.approx(2 / 3)],
+    }
+    # Of the six questions, none is right for the two of the first document: 2/3 - 1, and 2/3 - 0 four times.
+    assert result["differences"]["memory-none"]["f1"] == pytest.approx((2 * (2 / 3 - 1) + 4 * 2 / 3) / 6)
+
+
+class _Said:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def test_answers_are_those_of_the_public_api(make_model: MakeModel) -> None:
+    model, docs = make_model(), documents(3, 2)
+    result = qa(model, docs, max_new_tokens=6)
+    chosen = choose_questions(docs, None, 0)
+    memories = [DocumentMemory.from_text(d.text, name=d.title, model=model) for d in chosen]
+    for mode, which in (("memory", (0, 1)), ("other", (1, 0)), ("recall", (0, 1))):
+        said = [row["answer"] for row in result["answers"][mode]]
+        expected = [
+            memories[which[i]].ask(q.text, mode=mode.replace("other", "memory"), max_new_tokens=6).text
+            for i, document in enumerate(chosen)
+            for q in document.questions
+        ]
+        assert said == expected
+    assert [row["answer"] for row in result["answers"]["memory"]] != [r["answer"] for r in result["answers"]["other"]]
+
+
+def test_none_and_memory_share_a_prompt_and_gold_shows_one_passage(make_model: MakeModel) -> None:
+    model, docs = make_model(), documents(1, 1)
+    said = qa(model, docs, modes=["none", "gold"], max_new_tokens=5)["answers"]
+    from infinimem.generation import continue_texts
+    from infinimem.passages import Passage
+
+    question = docs[0].questions[0]
+    gold = Passage(question.gold, docs[0].title, 1, 0, len(question.gold))
+    for mode, messages in (("none", memory_messages(question.text)), ("gold", recall_messages(question.text, [gold]))):
+        (expected,) = continue_texts(model, [encode_chat(model, messages)], None, max_new_tokens=5)
+        assert said[mode][0]["answer"] == expected.strip()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"modes": ["magic"]}, {"modes": []}, {"limit": 0}, {"limit": 1}, {"documents": []}]
+)
+def test_impossible_settings_are_refused(make_model: MakeModel, settings: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSetting):
+        qa(make_model(), **{"documents": documents(1, 1), **settings})
