@@ -367,7 +367,7 @@ def test_an_infinimodel_with_further_settings_is_refused(model: InfiniModel) -> 
 def test_info_counts_what_was_read(model: InfiniModel, book: Path) -> None:
     info = DocumentMemory.ingest(book, model=model).info()
     assert info["pages"] == 3 and info["sources"][0]["kind"] == "text" and info["sources"][0]["sha256"]
-    assert info["memory_bytes"] == info["memory_layers"] * 2 * 24 * ((16 + 16) * 2 + 4)
+    assert info["memory_bytes"] == info["memory_layers"] * 2 * 24 * (16 + 16 + 2 * 4 + 4)
     tokens = len(model.tokenizer("\n\n".join([STORY.strip(), (TEXT * 6).strip(), (TEXT * 6).strip()]))["input_ids"])
     assert abs(info["tokens"] - tokens) <= 2
 

@@ -75,7 +75,7 @@ def test_recent_has_the_bytes_of_the_memory(make_model: MakeModel, rule: str, to
 def test_recent_has_the_bytes_of_a_memory_in_some_heads(make_model: MakeModel) -> None:
     model = make_model(memory_heads={1: [0], 3: [0, 1]})
     row = perplexity(model, TEXT * 3, systems=["recent"])["documents"][0]
-    assert row["memory_bytes"] == 3 * 24 * (2 * 32 + 4) and row["recent_tokens"] == 24
+    assert row["memory_bytes"] == 3 * 24 * (32 + 2 * 4 + 4) and row["recent_tokens"] == 24
 
 
 def test_books_are_scored_apart_and_together(make_model: MakeModel) -> None:

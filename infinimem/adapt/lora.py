@@ -87,4 +87,5 @@ class _Sum:
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]
         # The products in the dtype of the model; the parameters and their gradients in float32.
-        return output + F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype)) * self.scale
+        low = F.linear(x, self.a.to(x.dtype)) * self.scale  # (B, T, rank)
+        return output + F.linear(low, self.b.to(x.dtype))

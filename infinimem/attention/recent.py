@@ -22,7 +22,7 @@ class RecentRule(SlotsRule):
 
     name = "recent"
 
-    def __init__(self, tokens: int = 256, distance: int = 512, packing: str = "float16") -> None:
+    def __init__(self, tokens: int = 256, distance: int = 512, packing: str = "int8") -> None:
         self.tokens = int(tokens)
         if self.tokens < 2:
             raise InvalidSetting(f"tokens is {tokens}, but the memory keeps at least 2")

@@ -41,7 +41,7 @@ class SlotsRule(MemoryRule):
     name = "slots"
     gated = False
 
-    def __init__(self, slots: int = 256, distance: int = 512, balance: float = 1.0, packing: str = "float16") -> None:
+    def __init__(self, slots: int = 512, distance: int = 512, balance: float = 1.0, packing: str = "int8") -> None:
         self.slots = int(slots)
         self.distance = int(distance)
         self.balance = float(balance)
