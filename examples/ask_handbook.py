@@ -1,0 +1,44 @@
+"""Asks the sample handbook its 30 questions, and counts right pages and right answers.
+
+An answer is right if it holds one of the expected wordings, capitals and punctuation aside; a page is right if a
+passage of it was shown to the model.
+
+infinimem ingest examples/handbook.pdf -o handbook.safetensors
+python examples/ask_handbook.py handbook.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from infinimem import DocumentMemory
+
+QUESTIONS = Path(__file__).with_name("handbook_questions.jsonl")
+
+
+def words(text: str) -> str:
+    """The words alone, in lower case, one space between them and around them."""
+    found = re.findall(r"[^\W_]+", text.casefold())
+    return f" {' '.join(found)} "
+
+
+def main() -> None:
+    """Ask, print a row a question, then the counts."""
+    memory = DocumentMemory.load(sys.argv[1])
+    rows = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
+    pages = answers = 0
+    for row in rows:
+        answer = memory.ask(row["question"])
+        page = row["page"] in [passage.page for passage in answer.passages]
+        right = any(words(expected) in words(answer.text) for expected in row["answers"])
+        pages, answers = pages + page, answers + right
+        verdict = f"{'right' if right else 'wrong'}, {'right page' if page else 'other pages'}"
+        print(f"{verdict:<19} {row['question']}\n{'':<19} {answer}", flush=True)
+    print(f"{answers} of {len(rows)} answers and {pages} of {len(rows)} pages right")
+
+
+if __name__ == "__main__":
+    main()
