@@ -30,7 +30,7 @@ LENGTH = 8192
 SEGMENT_LENGTHS = (1024, 512, 256, 128)
 # Name: options, color, line. Rules of one color have the bytes of so many tokens' keys and values.
 SYSTEMS: dict[str, tuple[str, str, str]] = {
-    "exact": ("--rule recent --slots 1000000", "black", ":"),
+    "exact": ("--rule recent --slots 1000000 --packing float32", "black", ":"),
     "slots-2048": ("--slots 2048", "tab:blue", "-"),
     "recent-2048": ("--rule recent --slots 2048", "tab:blue", "--"),
     "slots-512": ("--slots 512", "tab:orange", "-"),

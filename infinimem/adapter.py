@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 NO_ADAPTER = "none"
 SHIPPED = Path(__file__).parent / "adapters"
+# What the default model wears. Memory files name it, so another one gets another name and this one stays.
+DEFAULT_ADAPTER: str | None = None
 CONFIG_FILE, LORA_FILE, MEMORY_FILE = "adapter_config.json", "adapter_model.safetensors", "memory.safetensors"
 TRAINED = f"{PREFIX}trained"
 MAX_CONFIG_BYTES = 1 << 20
@@ -84,9 +86,7 @@ def load_adapter(
         return adapter
     if adapter is None:
         own = model is None or str(model) == DEFAULT_MODEL
-        return (
-            read_adapter(SHIPPED / DEFAULT_MODEL, DEFAULT_MODEL) if own and (SHIPPED / DEFAULT_MODEL).is_dir() else None
-        )
+        return read_adapter(SHIPPED / DEFAULT_ADAPTER, DEFAULT_ADAPTER) if own and DEFAULT_ADAPTER else None
     name = os.fspath(adapter)
     if name == NO_ADAPTER:
         return None

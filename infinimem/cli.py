@@ -240,12 +240,12 @@ def inspect(file: Path, as_json: bool, html: Path | None) -> None:
 @adapter_option
 @json_option
 def verify(file: Path, model: str | None, adapter: str | None, as_json: bool) -> None:
-    """Check a memory file: checksums, finite values, structure; with --model also that this model made it."""
+    """Check a memory file: checksums, finite values, structure; with --model or --adapter also what made it."""
     from .document_memory import DocumentMemory
 
     memory = DocumentMemory.load(file)
     checks = ["structure", "checksums", "finite values", "passages"]
-    if model is not None:
+    if model is not None or adapter is not None:
         memory = DocumentMemory.load(file, model=None if model == "default" else model, adapter=adapter)
         memory.open()
         checks.append("model")
@@ -258,8 +258,10 @@ def verify(file: Path, model: str | None, adapter: str | None, as_json: bool) ->
 @main.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE FILE...", type=click.Path(path_type=Path))
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The memory file to write.")
+@model_option
+@adapter_option
 @json_option
-def merge(files: tuple[Path, ...], output: Path, as_json: bool) -> None:
+def merge(files: tuple[Path, ...], output: Path, model: str | None, adapter: str | None, as_json: bool) -> None:
     """Make one memory file of several that were read with the same model and settings."""
     from .document_memory import DocumentMemory
     from .memory_file import check_writable
@@ -267,7 +269,7 @@ def merge(files: tuple[Path, ...], output: Path, as_json: bool) -> None:
     if len(files) < 2:
         raise click.UsageError("merge needs at least two files.")
     check_writable(output)
-    merged = DocumentMemory.merge([DocumentMemory.load(file) for file in files])
+    merged = DocumentMemory.merge([DocumentMemory.load(file, model=model, adapter=adapter) for file in files])
     file_bytes = merged.save(output)
     info = merged.info()
     if as_json:

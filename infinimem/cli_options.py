@@ -16,6 +16,7 @@ from .errors import InfinimemError
 if TYPE_CHECKING:
     from .model import InfiniModel
 
+PACKINGS = ("float32", "float16", "int8")
 RULE_NAMES = ("slots", "linear", "delta", "recent")
 # The setting that --slots is for; rules that are not here have a size of their own.
 SIZE_SETTINGS = {"slots": "slots", "recent": "tokens"}
@@ -47,6 +48,7 @@ _MEMORY_OPTIONS = (
     adapter_option,
     click.option("--rule", type=click.Choice(RULE_NAMES), default=None, help="Memory rule; default: slots."),
     click.option("--slots", type=click.IntRange(min=2), help="Slots per KV head (rule recent: tokens kept)."),
+    click.option("--packing", type=click.Choice(PACKINGS), help="Numbers of slots; default: int8."),
     click.option("--segment-length", type=click.IntRange(min=1), help="Tokens per segment; default: 512."),
 )
 
@@ -61,10 +63,11 @@ def model_options(command: Command) -> Command:
         adapter: str | None,
         rule: str | None,
         slots: int | None,
+        packing: str | None,
         segment_length: int | None,
         **kwargs: Any,
     ) -> None:
-        load = functools.partial(_load_model, model, adapter, rule, slots, segment_length)
+        load = functools.partial(_load_model, model, adapter, rule, slots, packing, segment_length)
         command(*args, load_model=load, **kwargs)
 
     for option in reversed(_MEMORY_OPTIONS):
@@ -73,20 +76,25 @@ def model_options(command: Command) -> Command:
 
 
 def _load_model(
-    model: str | None, adapter: str | None, rule: str | None, slots: int | None, segment_length: int | None
+    model: str | None,
+    adapter: str | None,
+    rule: str | None,
+    slots: int | None,
+    packing: str | None,
+    segment_length: int | None,
 ) -> InfiniModel:
     from .model import DEFAULT_RULE, InfiniModel
 
     # Without --rule, an adapter may bring its own.
     sized = rule or DEFAULT_RULE
-    if slots is not None and sized not in SIZE_SETTINGS:
-        raise click.UsageError(f"--slots belongs to the rules {' and '.join(SIZE_SETTINGS)}, not {rule}.")
+    settings: dict[str, Any] = {}
+    for option, value in (("--slots", slots), ("--packing", packing)):
+        if value is not None:
+            if sized not in SIZE_SETTINGS:
+                raise click.UsageError(f"{option} belongs to the rules {' and '.join(SIZE_SETTINGS)}, not {rule}.")
+            settings[SIZE_SETTINGS[sized] if option == "--slots" else "packing"] = value
     return InfiniModel.from_pretrained(
-        model,
-        rule=rule,
-        rule_settings=None if slots is None else {SIZE_SETTINGS[sized]: slots},
-        segment_length=segment_length,
-        adapter=adapter,
+        model, rule=rule, rule_settings=settings, segment_length=segment_length, adapter=adapter
     )
 
 

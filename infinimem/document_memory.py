@@ -227,6 +227,8 @@ class DocumentMemory:
         memory = cls(Record.from_file(file), file=file)
         memory._device, memory._adapter = device, adapter
         if isinstance(model, InfiniModel):
+            if adapter is not None or device is not None:
+                raise InvalidSetting("an InfiniModel has its device and adapter already; leave them out")
             memory._attach(model)
         elif model is not None:
             memory._attach(memory._load_model(model))

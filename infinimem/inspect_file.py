@@ -42,6 +42,10 @@ def _layer(index: int, state: dict[str, np.ndarray]) -> dict[str, Any]:
         described["slots"] = int(state["counts"].shape[-1])
         described["largest_slot"] = float(state["counts"].max(initial=0.0))
     for name, tensor in state.items():
+        if name.endswith("_scale"):
+            continue
+        if f"{name}_scale" in state:
+            tensor = tensor * state[f"{name}_scale"][..., None]
         described[f"{name}_rms"] = float(np.sqrt(np.mean(np.square(tensor, dtype=np.float64)))) if tensor.size else 0.0
     return described
 

@@ -351,6 +351,17 @@ class InfiniModel:
 
     # Identity
 
+    def describe(self) -> dict[str, Any]:
+        """What measurements depend on, for people; `identity` has all that memory files depend on."""
+        return {
+            "model": self.name,
+            "adapter": self.adapter_name,
+            "rule": self.rule.name,
+            "rule_settings": self.rule.settings(),
+            "segment_length": self.segment_length,
+            "memory_heads": sum(map(len, self.memory_heads.values())),
+        }
+
     def identity(self) -> dict[str, Any]:
         """What a memory depends on: two models with equal identities can use each other's memory files.
 

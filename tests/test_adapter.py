@@ -287,11 +287,13 @@ def test_the_default_model_and_no_other_wears_the_adapter_in_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter_module, "SHIPPED", tmp_path)
+    monkeypatch.setattr(adapter_module, "DEFAULT_ADAPTER", None)
     assert load_adapter(None) is None
-    make_adapter(tmp_path / "smollm2-135m-instruct")
+    monkeypatch.setattr(adapter_module, "DEFAULT_ADAPTER", "own-1")
+    make_adapter(tmp_path / "own-1")
     make_adapter(tmp_path / "prose", seed=4)
     own = load_adapter(None)
-    assert own is not None and own.name == "smollm2-135m-instruct"
+    assert own is not None and own.name == "own-1"
     named = load_adapter(None, "smollm2-135m-instruct")
     assert named is not None and named.sha256 == own.sha256
     assert load_adapter(None, "some/other") is None and load_adapter("none") is None
@@ -318,6 +320,14 @@ def test_the_commands_take_an_adapter(tiny_directory: Path, slots_adapter: Path,
     assert "model" in run("verify", target, "-m", "default", "--adapter", slots_adapter)["checked"]
     refused = run("ask", target, "Who counted the ships?", "--adapter", "none", expect=1)["error"]
     assert refused.startswith("Error: ") and "adapter" in refused and refused.count("\n") == 1
+    moved = tmp_path / "moved"
+    slots_adapter.rename(moved)
+    assert "no adapter directory" in run("merge", target, target, "-o", tmp_path / "both", expect=1)["error"]
+    both = run("merge", target, target, "-o", tmp_path / "both", "--adapter", moved)
+    assert len(both["sources"]) == 2
+    assert "no adapter directory" in run("verify", target, "--adapter", tmp_path / "missing", expect=1)["error"]
+    moved.rename(slots_adapter)
     evaluated = ["eval", "passkey", "--tokens", 300, "--depths", "0", "-m", tiny_directory, "--adapter", slots_adapter]
-    assert run(*evaluated)["rule_settings"]["slots"] == 24
+    result = run(*evaluated)
+    assert result["rule_settings"]["slots"] == 24 and result["adapter"] == str(slots_adapter)
     assert "no adapter directory" in run(*evaluated[:-1], tmp_path / "missing", expect=1)["error"]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from conftest import TEXT, MakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infinimem import DocumentMemory
 from infinimem.attention import SlotsRule, make_rule
 from infinimem.attention.packing import PACKINGS, pack, packed_layout, unpack
 from infinimem.errors import InvalidSetting
+from infinimem.inspect_file import describe
 
 
 def state(seed: int, size: float = 1.0, slots: int = 9) -> dict[str, torch.Tensor]:
@@ -63,3 +68,14 @@ def test_a_packed_memory_has_the_bytes_of_its_layout() -> None:
 def test_an_unknown_packing_is_refused() -> None:
     with pytest.raises(InvalidSetting, match="float16"):
         make_rule("slots", packing="int4")
+
+
+def test_inspection_shows_the_size_of_what_is_stored_in_every_packing(make_model: MakeModel, tmp_path: Path) -> None:
+    shown = {}
+    for packing in PACKINGS:
+        path = tmp_path / packing
+        DocumentMemory.from_text(TEXT * 3, model=make_model(packing=packing)).save(path)
+        shown[packing] = describe(path)["layers"][0]
+    for name in ("keys_rms", "values_rms"):
+        assert shown["float32"][name] == pytest.approx(shown["int8"][name], rel=0.02)
+        assert shown["float32"][name] == pytest.approx(shown["float16"][name], rel=0.001)

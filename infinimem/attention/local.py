@@ -23,7 +23,7 @@ def attention_with_mass(
     and a mass of -inf.
     """
     if _fused(queries, keys, values, bias, softcap):
-        spread = None if bias is None else bias.expand(*queries.shape[:-1], keys.shape[2])
+        spread = None if bias is None else bias.to(queries.dtype).expand(*queries.shape[:-1], keys.shape[2])
         out, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             queries, keys, values, 0.0, causal, attn_mask=spread, scale=scaling
         )

@@ -90,7 +90,7 @@ class SlotsRule(MemoryRule):
         return {
             "keys": state["keys"].to(dtype),
             "values": state["values"].to(dtype),
-            "bias": state["counts"].log().to(dtype).unsqueeze(-2),  # (B, G, 1, M), -inf for empty slots
+            "bias": state["counts"].log().unsqueeze(-2),  # (B, G, 1, M), -inf for empty slots
         }
 
     def read(self, state: State, queries: Tensor, scaling: float, softcap: float | None = None) -> Reading:

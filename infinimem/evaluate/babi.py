@@ -129,9 +129,7 @@ def babi(
         everything += rows
     return {
         "tokens": tokens,
-        "rule": model.rule.name,
-        "rule_settings": model.rule.settings(),
-        "segment_length": model.segment_length,
+        **model.describe(),
         "shots": shots,
         "tasks": tasks,
         "overall": _scores(everything, seed),

@@ -111,9 +111,7 @@ def passkey(
     return {
         "tokens": tokens,
         "segments": segments,
-        "rule": model.rule.name,
-        "rule_settings": model.rule.settings(),
-        "memory_heads": sum(map(len, model.memory_heads.values())),
+        **model.describe(),
         "memory_bytes": memory_bytes,
         "memory": memory,
         "samples": samples,

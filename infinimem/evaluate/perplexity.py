@@ -89,9 +89,7 @@ def perplexity(
     result: dict[str, Any] = {
         "tokens": sum(row["tokens"] for row in rows),
         "scored_tokens": scored,
-        "rule": model.rule.name,
-        "rule_settings": model.rule.settings(),
-        "segment_length": model.segment_length,
+        **model.describe(),
         **{system: math.exp(loss / scored) for system, loss in losses.items()},
     }
     if {"memory", "window"} <= set(chosen):

@@ -162,9 +162,7 @@ def qa(
     return {
         "questions": total // len(asked),
         "documents": len(chosen),
-        "rule": model.rule.name,
-        "rule_settings": model.rule.settings(),
-        "segment_length": model.segment_length,
+        **model.describe(),
         "max_new_tokens": max_new_tokens,
         "modes": {mode: _scores(found, seed) for mode, found in by_mode.items()},
         "differences": _differences(by_mode, seed),
