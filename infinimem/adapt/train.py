@@ -109,9 +109,10 @@ class Trainer:
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), train.clip))
         total = sum(map(sum, losses.values())) / train.batch
         if not math.isfinite(total) or not math.isfinite(norm):
+            rates = "lora.lr or gates.lr" if self.gates else "lora.lr"
             raise TrainingDiverged(
-                f"the loss of step {step + 1} is {total}, its gradient {norm}; start anew in another "
-                f"output with a lower {'lora.lr or gates.lr' if self.gates else 'lora.lr'}, or from an adapter (lora.start)"
+                f"the loss of step {step + 1} is {total}, its gradient {norm}; start anew in another output with "
+                f"a lower {rates}, or from an adapter in lora.start"
             )
         factor = self.rate(step)
         for plan, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
