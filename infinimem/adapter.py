@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import AdapterMismatch, AdapterNotFound, DamagedAdapter, UnsupportedAdapter
-from .memory_file import PREFIX, write_atomically
+from .memory_file import PREFIX, make_directory, write_atomically
 from .pretrained import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ VARIANTS = (
     "lora_bias",
     "use_qalora",
 )
+# Ways to begin LoRA that leave the base weights as they are; others (pissa, olora, corda, loftq) change them, and what
+# was trained beside the changed base is no adapter of the one that is loaded here.
+BEGINNINGS = (None, "true", "false", "gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,9 @@ def _check_config(directory: Path, data: bytes) -> tuple[int, float]:
     variant = [key for key in VARIANTS if config.get(key)]
     if config.get("bias", "none") != "none":
         variant.append("bias")
+    beginning = config.get("init_lora_weights")
+    if (beginning if beginning is None else str(beginning).lower()) not in BEGINNINGS:
+        variant.append(f"init_lora_weights {beginning}")
     if variant:
         raise UnsupportedAdapter(
             f"the adapter '{directory}' uses {', '.join(variant)}; infinimem takes plain LoRA only"
@@ -204,7 +210,10 @@ def _memory_part(directory: Path, data: bytes | None) -> tuple[dict[int, Tensor]
     if (
         not isinstance(memory, dict)
         or any(type(memory.get(key)) is not kind for key, kind in MEMORY_TYPES.items())
-        or not all(layer.isdecimal() and isinstance(heads, list) for layer, heads in memory["memory_heads"].items())
+        or not all(
+            layer.isdecimal() and isinstance(heads, list) and all(type(head) is int for head in heads)
+            for layer, heads in memory["memory_heads"].items()
+        )
     ):
         raise DamagedAdapter(f"{MEMORY_FILE} in '{directory}' has fields of the wrong type; restore a copy")
     return dict(sorted(gates.items())), memory
@@ -266,7 +275,7 @@ def write_adapter(
     """
     from safetensors.torch import save
 
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     rank = next(iter(lora.values()))[0].shape[0]
     config = {
         "peft_type": "LORA",

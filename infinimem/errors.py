@@ -170,7 +170,7 @@ class ModelMismatch(MemoryFileError):
 
 
 class TargetNotWritable(MemoryFileError):
-    """The memory file cannot be written there."""
+    """A memory file, or what training leaves behind, cannot be written there."""
 
 
 class NoPassages(InfinimemError):

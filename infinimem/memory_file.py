@@ -308,6 +308,16 @@ def check_writable(path: Path) -> None:
         ) from error
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, unless they are there. Raises TargetNotWritable."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TargetNotWritable(
+            f"the directory '{path}' cannot be made ({error.strerror or error}); choose another place"
+        ) from error
+
+
 def _regular_target(path: Path) -> Path:
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():

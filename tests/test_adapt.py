@@ -29,6 +29,7 @@ from infinimem.errors import (
     NothingToResume,
     RunChanged,
     RunExists,
+    TargetNotWritable,
     TrainingDiverged,
 )
 from infinimem.model import InfiniModel
@@ -186,6 +187,40 @@ def test_the_limit_of_minutes_leaves_a_checkpoint_and_an_adapter(configured: Cal
     assert "stopped early" in (output / "adapter" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "taken", ["run", "run/adapter", "run/log.jsonl/x", "run/loss.png/x", "run/adapter/README.md/x", "run/below"]
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    configured: Callable[..., AdaptConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    def loaded(*_: Any) -> None:
+        pytest.fail("the model was loaded")
+
+    monkeypatch.setattr(train_module, "load_model", loaded)
+    place = tmp_path / taken
+    if taken == "run/below":
+        (tmp_path / "run").write_text("a file")
+        config = configured(output=str(place))
+    else:
+        config = configured()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("a file")
+    with pytest.raises(TargetNotWritable) as caught:
+        adapt(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_how_often_a_run_is_saved_may_change_when_it_goes_on(
+    configured: Callable[..., AdaptConfig], tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"objectives": ALL[:1], "stages": [{"segments": 2, "steps": 2}]}
+    assert not adapt(configured(**changes), on_step=interrupt_after(1))["finished"]
+    later = configured(**changes, train__save_steps=1)
+    assert adapt(later, resume=True)["finished"]
+    with pytest.raises(RunChanged, match=r"config\.train\.clip"):
+        adapt(configured(**changes, train__clip=2.0), resume=True)
+
+
 def test_a_run_goes_on_only_as_it_was_begun(configured: Callable[..., AdaptConfig], data: Path, tmp_path: Path) -> None:
     write_rows(data / "own.jsonl.gz", {"text": BOOK})
     small: dict[str, Any] = {"stages": [{"segments": 2, "steps": 1}], "train__batch": 1}
@@ -234,7 +269,7 @@ def test_a_loss_that_is_no_number_ends_the_run(configured: Callable[..., AdaptCo
     model = make_model(segment_length=160)
     model.model.model.norm.weight.data.fill_(float("inf"))
     trainer = Trainer(configured(), model)
-    with pytest.raises(TrainingDiverged, match="step 1"):
+    with pytest.raises(TrainingDiverged, match=r"step 1 .* start anew in another output with a lower lora\.lr"):
         trainer.step(0)
 
 
@@ -302,6 +337,7 @@ def test_the_losses_are_drawn_where_matplotlib_is(tmp_path: Path, monkeypatch: p
         without.setitem(sys.modules, "matplotlib.figure", None)
         assert not draw_losses(tmp_path / "loss.png", rows) and not list(tmp_path.iterdir())
     pytest.importorskip("matplotlib")
+    assert not draw_losses(tmp_path / "loss.png", []) and not list(tmp_path.iterdir())
     assert draw_losses(tmp_path / "loss.png", rows)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 

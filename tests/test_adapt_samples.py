@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import TEXT, MakeModel
-from training import ALL, PAPER, QA, STORY, table, write_rows, write_training_data
+from training import ALL, PAPER, QA, SINGLE, STORY, TALE, table, write_rows, write_training_data
 
 from infinimem.adapt.config import OBJECTIVES, parse_config, read_config
 from infinimem.adapt.data import Books, read_questions, read_stories
@@ -70,6 +70,7 @@ def test_a_configuration_has_the_values_of_its_file_and_defaults_for_the_rest(tm
         ({"objectives": [{"kind": "lm"}]}, r"objectives\[0\].books is missing"),
         ({"objectives": [{"kind": "lm", "books": "b", "weight": 0}]}, r"objectives\[0\].weight is 0"),
         ({"objectives": [{"kind": "lm", "books": "b", "words": 3}]}, r"no setting objectives\[0\].words"),
+        ({"objectives": [{"kind": "needles", "books": "b", "most": 551}]}, "most is 551, but must be at most 550"),
         ({"objectives": [{"kind": "qa", "data": ["b"], "reading": 1.2}]}, "reading is 1.2, but must be at most 1"),
     ],
 )
@@ -116,6 +117,8 @@ def test_every_layout_of_questions_points_at_the_right_paragraph(data: Path) -> 
         ([QA, {**QA, "qas": [{"question": "Who?", "answers": []}]}], "line 2 of .* 'answers'"),
         ([{**QA, "qas": [{"question": "Who?", "answers": ["x"], "paragraph": 7}]}], "not there: 'Who"),
         ([{**PAPER, "qas": [{"question": "Who?", "answers": ["x"], "answer_start": [999]}]}], "not there"),
+        ([QA, {**QA, "paragraphs": [TEXT, " \n\t", TEXT]}], "line 2 of .* blank paragraph: 'Who"),
+        ([{**SINGLE, "passage": "  "}], "line 1 of .* blank paragraph: 'when"),
     ],
 )
 def test_questions_in_no_known_layout_are_refused(tmp_path: Path, rows: list[Any], says: str) -> None:
@@ -259,7 +262,42 @@ def test_questions_to_the_memory_come_after_a_document_with_the_answer(make_mode
             document, prompt, said = asked(sample, Bench(model))
             assert sample.kind == "qa.memory" and said.startswith(answer) and "Excerpts" not in prompt
             assert file == "tales" or said.removesuffix("<|im_end|>") in document
-            assert 1 <= len(sample.segments) - 1 <= 4
+            assert 1 <= len(sample.segments) - 1 <= 3
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_questions_that_fit_their_stage_are_drawn_instead_of_those_that_do_not(
+    make_model: MakeModel, tmp_path: Path, beside: bool
+) -> None:
+    model = make_model(segment_length=64)
+    long = {**QA, "paragraphs": ["Odile left. " + TEXT * 9], "qas": [{**QA["qas"][0], "paragraph": 0}]}
+    write_rows(tmp_path / "mixed.jsonl.gz", long, SINGLE)
+    kind = {"kind": "qa", "data": ["mixed.jsonl.gz"], "reading": float(beside), "beside": float(beside)}
+    drawn = mixture(model, tmp_path, kind, segments=2)
+    for step in range(12):
+        document, _, said = asked(drawn.sample(step, 0), Bench(model))
+        assert said.startswith("Tuesday") and "Tuesday" in document
+
+
+@pytest.mark.parametrize("segments", [2, 3])
+def test_of_a_paragraph_longer_than_the_stage_the_segments_around_the_answer_are_read(
+    make_model: MakeModel, tmp_path: Path, segments: int
+) -> None:
+    model = make_model(segment_length=64)
+    for name, paragraphs, about in (
+        ("middle", [TEXT * 4 + "The captain was Odile Marchetti. " + TEXT * 4], [0]),
+        ("end", [TEXT * 4 + "The captain was Odile Marchetti."], [0]),
+        ("span", ["Far before.", *[TEXT] * 9, "The captain was Odile Marchetti.", "After."], [0, 10]),
+    ):
+        row = {**TALE, "paragraphs": paragraphs}
+        row["qas"] = [{"question": "Who was the captain?", "answers": ["Odile Marchetti"], "paragraphs": about}]
+        write_rows(tmp_path / f"{name}.jsonl.gz", row)
+        kind = {"kind": "qa", "data": [f"{name}.jsonl.gz"], "reading": 0.0}
+        drawn, again = (mixture(model, tmp_path, kind, segments=segments) for _ in range(2))
+        for step in range(4):
+            sample = drawn.sample(step, 0)
+            assert "Odile Marchetti" in asked(sample, Bench(model))[0] and len(sample.segments) - 1 == segments
+        assert again.sample(3, 0) == sample
 
 
 def test_questions_for_reading_show_the_right_passage_and_no_memory(make_model: MakeModel, data: Path) -> None:

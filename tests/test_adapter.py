@@ -17,7 +17,14 @@ from infinimem import DocumentMemory
 from infinimem import adapter as adapter_module
 from infinimem.adapter import load_adapter, merge_lora, read_adapter, write_adapter
 from infinimem.cli import main
-from infinimem.errors import AdapterMismatch, AdapterNotFound, DamagedAdapter, ModelMismatch, UnsupportedAdapter
+from infinimem.errors import (
+    AdapterMismatch,
+    AdapterNotFound,
+    DamagedAdapter,
+    ModelMismatch,
+    TargetNotWritable,
+    UnsupportedAdapter,
+)
 from infinimem.model import InfiniModel
 
 HEADS = {str(layer): [0, 1] for layer in (1, 2, 3)}
@@ -179,6 +186,10 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         (lambda d: edit_config(d, use_dora=True), UnsupportedAdapter, "use_dora"),
         (lambda d: edit_config(d, bias="all"), UnsupportedAdapter, "bias"),
         (lambda d: edit_config(d, rank_pattern={"q_proj": 2}), UnsupportedAdapter, "rank_pattern"),
+        *(
+            (lambda d, way=way: edit_config(d, init_lora_weights=way), UnsupportedAdapter, f"init_lora_weights {way}")
+            for way in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", 1)
+        ),
         (lambda d: edit_config(d, r=0), DamagedAdapter, "rank"),
         (lambda d: edit_config(d, r=8), DamagedAdapter, "rank 8"),
         (lambda d: edit_config(d, lora_alpha="many"), DamagedAdapter, "lora_alpha"),
@@ -212,6 +223,10 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
             "wrong type",
         ),
         (lambda d: save_file({}, d / "memory.safetensors"), DamagedAdapter, "trained with"),
+        *(
+            (lambda d, heads=heads: make_adapter(d, rule="slots", memory_heads=heads), DamagedAdapter, "wrong type")
+            for heads in ({"1": [[0]]}, {"1": ["0"]}, {"1": [True]}, {"1": 0})
+        ),
     ],
 )
 def test_an_adapter_that_cannot_be_used_is_refused_by_its_cause(
@@ -221,6 +236,19 @@ def test_an_adapter_that_cannot_be_used_is_refused_by_its_cause(
     with pytest.raises(error, match=says) as caught:
         load_adapter(adapter)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("way", [True, False, None, "gaussian", "orthogonal", "eva"])
+def test_a_beginning_that_leaves_the_base_alone_is_taken(adapter: Path, way: Any) -> None:
+    edit_config(adapter, init_lora_weights=way)
+    assert read_adapter(adapter).scale == 1.5
+
+
+def test_an_adapter_that_cannot_be_written_is_one_error(adapter: Path) -> None:
+    found = read_adapter(adapter)
+    for place in (adapter / "adapter_config.json", adapter / "adapter_config.json" / "below"):
+        with pytest.raises(TargetNotWritable, match="choose another place"):
+            write_adapter(place, lora=found.lora, alpha=1.0, base="tiny", gates={}, memory=found.memory)
 
 
 def test_an_adapter_for_another_model_is_refused_and_changes_nothing(adapter: Path) -> None:

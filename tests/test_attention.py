@@ -337,6 +337,11 @@ def test_bad_rules_and_settings_are_refused(name: str, settings: dict) -> None:
         make_rule(name, **settings)
 
 
+def test_settings_that_a_rule_has_are_not_called_unknown() -> None:
+    with pytest.raises(InvalidSetting, match=r"takes the settings gate, not slots, depth$"):
+        make_rule("linear", gate=1.0, slots=3, depth=2)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("rule", RULES)
 def test_heads_without_a_memory_attend_as_if_it_were_not_there(rule: str, make_model: MakeModel) -> None:

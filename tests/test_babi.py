@@ -113,10 +113,22 @@ def test_examples_are_in_the_question_under_other_names() -> None:
         (" apple, milk", "apple,milk", True),
         (" apple", "apple,milk", False),
         (" apple, milk, football", "apple,milk", False),
+        (" apple, apple, milk", "apple,milk", False),
+        (" north", "north,north", False),
+        (" north, north", "north,north", True),
     ],
 )
 def test_an_answer_is_right_by_its_first_words(said: str, answer: str, right: bool) -> None:
     assert is_right(said, answer) is right
+
+
+def test_steps_of_a_path_are_right_in_their_order_alone(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(babi_module, "_ask", lambda *_: "east, south")
+    for task, share in (("qa8", 1.0), ("qa19", 0.0)):
+        stories = [Story(task, (f"Place {i} is here.",), "How?", "south,east") for i in range(3)]
+        found = babi(make_model(), stories, TEXT, 200, shots=0)
+        assert found["tasks"][task]["own"] == found["overall"]["own"] == share
+    assert is_right(" south, east", "south,east", "qa19")
 
 
 def test_three_memories_answer_and_the_other_one_is_another_document(

@@ -28,11 +28,12 @@ def test_the_passkey_text_has_the_length_the_key_and_the_question_last(
     make_model: MakeModel, depth: float, tokens: int
 ) -> None:
     model = make_model()
-    ids = document(model, [Needle("digits", "31415")], tokens, [depth], with_question=True)
+    needle = Needle("digits", "31415")
+    ids = document(model, [needle], tokens, [depth], with_question=True)
     text = model.tokenizer.decode(ids)
     assert len(ids) == tokens and text.startswith(INTRODUCTION) and text.endswith(QUESTION)
-    place = text.index("31415") / len(text)
-    assert text.count("31415") == 2 and abs(place - depth) < 0.55 * (1 if depth in (0, 1) else 0.4)
+    before, after = text.removeprefix(INTRODUCTION).removesuffix(QUESTION).split(needle.fact)
+    assert abs(len(before) / len(before + after) - depth) < 0.02
 
 
 @pytest.mark.parametrize("kind", ["digits", "names"])

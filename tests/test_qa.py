@@ -78,6 +78,8 @@ def test_all_layouts_are_loaded_with_the_text_that_holds_the_answer(tmp_path: Pa
         {"paragraphs": ["A."], "qas": [{"question": "?", "answers": [], "paragraph": 0}]},
         {"paragraphs": ["A."], "qas": [{"question": "?", "answers": "a", "paragraph": 0}]},
         {"paragraphs": ["A."], "qas": 5},
+        {"paragraphs": ["A."], "qas": [{"question": " ?! ", "answers": ["a"], "paragraph": 0}]},
+        {"passage": "A.", "question": "", "answers": ["a"]},
         {"document": "A.", "questions": [{"question": "?", "options": ["a"], "gold": 0}]},
         {"document": "A.", "qas": [{"question": "?", "answers": ["a"]}]},
     ],
@@ -85,6 +87,18 @@ def test_all_layouts_are_loaded_with_the_text_that_holds_the_answer(tmp_path: Pa
 def test_other_layouts_are_refused_by_row(tmp_path: Path, bad: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedSource, match="row 2"):
         load_documents(write(tmp_path / "d.jsonl", SQUAD, bad))
+
+
+def test_a_document_without_a_title_is_called_by_its_number(tmp_path: Path) -> None:
+    rows = [{**PASSAGE, "title": "  "}, {**PASSAGE, "title": None}, {**PASSAGE, "title": "", "id": "x7"}]
+    assert [document.title for document in load_documents(write(tmp_path / "d.jsonl", *rows))] == ["1", "2", "x7"]
+
+
+def test_a_limit_that_leaves_one_document_is_named(make_model: MakeModel) -> None:
+    with pytest.raises(InvalidSetting, match="--limit 1 leaves 1 of 50 documents"):
+        qa(make_model(), documents(*[1] * 50), limit=1)
+    with pytest.raises(InvalidSetting, match="there are 1 documents"):
+        qa(make_model(), documents(3), limit=1)
 
 
 def test_files_without_questions_are_refused(tmp_path: Path) -> None:

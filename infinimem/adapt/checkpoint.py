@@ -21,12 +21,14 @@ from ..memory_file import PREFIX, differences, write_atomically
 NAME = "checkpoint.safetensors"
 FORMAT = 1
 RUN = f"{PREFIX}run"
+# Settings of `train` that decide when a checkpoint is written, not what is trained; they may change on resume.
+FREE = ("save_steps", "save_seconds")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
 class Place:
-    """Where a run stands. setup: configuration, data and model that it must go on with."""
+    """Where a run stands. setup: configuration, data and model that it must go on with, FREE settings aside."""
 
     step: int
     tokens: int
@@ -62,6 +64,12 @@ def save_checkpoint(
     write_atomically(directory / NAME, save(tensors, {RUN: json.dumps({"format": FORMAT, **asdict(place)})}))
 
 
+def _fixed(setup: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a setup that must stay as it was."""
+    train = {key: value for key, value in setup["config"]["train"].items() if key not in FREE}
+    return {**setup, "config": {**setup["config"], "train": train}}
+
+
 def load_checkpoint(
     directory: Path, setup: Mapping[str, Any], parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> Place:
@@ -86,7 +94,7 @@ def load_checkpoint(
         if saved.pop("format") != FORMAT:
             raise DamagedCheckpoint(f"'{path}' has a format that this infinimem does not know; start again")
         place = Place(**saved)
-        different = differences(dict(place.setup), dict(setup))
+        different = differences(_fixed(place.setup), _fixed(setup))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"{damaged} ({error})") from error
     # Before the tensors: those of a run with other layers would only seem damaged.

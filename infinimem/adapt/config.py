@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidConfig
+from .facts import MOST_FACTS
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "a table"}
@@ -131,7 +132,7 @@ class NeedlesConfig(ObjectiveConfig):
     """Facts hidden in book prose, one of them asked for. most: facts a document."""
 
     books: str = setting()
-    most: int = setting(4, least=1)
+    most: int = setting(4, least=1, most=MOST_FACTS)
     raw: float = setting(0.5, least=0, most=1)
 
 
@@ -207,7 +208,7 @@ class AdaptConfig:
         return list(names)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that decides what is trained, as nested plain values; list items by their index."""
+        """All settings but where file and output are, as nested plain values; list items by their index."""
         plain = asdict(self)
         for key in ("directory", "output"):
             del plain[key]

@@ -158,6 +158,10 @@ def _question(place: str, qa: dict[str, Any], paragraphs: list[str]) -> Question
         about = need(place, qa, "paragraphs", list, int)
     if not about or any(not 0 <= index < len(paragraphs) for index in about):
         raise TrainingDataError(f"{place} has a question about a paragraph that is not there: '{text}'")
+    if not any(paragraphs[index].strip() for index in about):
+        raise TrainingDataError(
+            f"{place} has a question about a blank paragraph: '{text}'; name the one that answers it"
+        )
     return Question(text.strip(), [answer.strip() for answer in answers], about)
 
 

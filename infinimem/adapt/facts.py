@@ -17,6 +17,9 @@ WORDS = """amber anchor barley beacon cedar cinder copper cobalt dagger ember fa
 hazel indigo ivory jasper juniper kestrel lantern linen marble meadow nettle nickel orchard otter pebble pepper quartz
 raven ribbon saffron silver thistle timber velvet walnut willow zephyr""".split()  # noqa: SIM905
 
+# Each fact has a person whom it is about, and may have another as its value.
+MOST_FACTS = len(FIRST) * len(LAST) // 2
+
 # Statements, questions, and how a statement goes on to its value; {who}, {value}.
 FAMILIES: list[tuple[str, tuple[str, ...], tuple[str, ...], str]] = [
     (
@@ -79,7 +82,7 @@ class Fact:
 
 
 def invent(rng: random.Random, count: int) -> list[Fact]:
-    """Facts that no two of can be confused: each is about somebody else, and at most one is about nobody."""
+    """Facts, MOST_FACTS at most, that cannot be confused: each is about somebody else, one at most about nobody."""
     people = rng.sample([f"{first} {last}" for first in FIRST for last in LAST], 2 * count)
     facts: list[Fact] = []
     nobody = True

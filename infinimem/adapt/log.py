@@ -62,7 +62,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_losses(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
-    """A plot of the losses, if matplotlib is installed; whether it was written."""
+    """A plot of the losses, if there are any and matplotlib is installed; whether it was written."""
+    if not rows:
+        return False
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from ..errors import TrainingDataError
@@ -115,23 +116,49 @@ class Questions:
         self.config = config
 
     def __call__(self, rng: random.Random, segments: int) -> Sample:
-        """A sample; every file is as likely as any other, and so is every question of it."""
+        """A sample; every file is as likely as any other, and so is every question of it.
+
+        What is read into the memory has `segments` segments at most: questions about more are drawn again, ATTEMPTS
+        times, and then only a part of what they are about is read.
+        """
         file = rng.choice(self.files)
-        document = rng.choices(file, [len(document.questions) for document in file])[0]
-        question = rng.choice(document.questions)
-        answer = rng.choice(question.answers)
-        if rng.random() < self.config.reading:
-            beside = rng.random() < self.config.beside
-            read = self._read(rng, file, document, question, segments) if beside else []
+        document, question, answer = self._draw(rng, file)
+        reading = rng.random() < self.config.reading
+        read: list[list[int]] = []
+        if not reading or rng.random() < self.config.beside:
+            for _ in range(ATTEMPTS):
+                if self._fits(document, question, segments):
+                    break
+                document, question, answer = self._draw(rng, file)
+            read = self._read(rng, file, document, question, answer, segments)
+        if reading:
             passages = self._passages(rng, file, document, question)
             return self.bench.ask("qa.reading", read, recall_messages(question.text, passages), answer)
-        read = self._read(rng, file, document, question, segments)
         return self.bench.ask("qa.memory", read, memory_messages(question.text), answer)
 
+    def _draw(self, rng: random.Random, file: list[Document]) -> tuple[Document, Question, str]:
+        document = rng.choices(file, [len(document.questions) for document in file])[0]
+        question = rng.choice(document.questions)
+        return document, question, rng.choice(question.answers)
+
+    def _cut(self, paragraphs: list[str]) -> list[list[int]]:
+        return self.bench.cut(self.bench.encode(SEPARATOR.join(paragraphs)))
+
+    def _fits(self, document: Document, question: Question, segments: int) -> bool:
+        """Whether all paragraphs from the first to the last that a question is about can be read."""
+        first, last = min(question.paragraphs), max(question.paragraphs)
+        return len(self._cut(document.paragraphs[first : last + 1])) <= segments
+
     def _read(
-        self, rng: random.Random, file: list[Document], document: Document, question: Question, segments: int
+        self,
+        rng: random.Random,
+        file: list[Document],
+        document: Document,
+        question: Question,
+        answer: str,
+        segments: int,
     ) -> list[list[int]]:
-        """Segments of consecutive paragraphs around those that the question is about.
+        """At most `segments` segments of consecutive paragraphs around those that the question is about.
 
         Documents of one paragraph are read among others of their file.
         """
@@ -146,8 +173,12 @@ class Questions:
                 place += at <= place
             if len(texts) > 1:
                 # The last one went over the budget.
-                texts.pop(-1 if place < len(texts) - 1 else 0)
-            return self.bench.cut(self.bench.encode(SEPARATOR.join(texts)))
+                if place < len(texts) - 1:
+                    texts.pop()
+                else:
+                    texts.pop(0)
+                    place -= 1
+            return self._bounded(texts, [place], answer, segments)
         sizes = [len(self.bench.encode(paragraph)) + 1 for paragraph in paragraphs]
         used = sum(sizes[first : last + 1])
         while True:
@@ -158,7 +189,33 @@ class Questions:
             index, before = rng.choice(free)
             used += sizes[index]
             first, last = (index, last) if before else (first, index)
-        return self.bench.cut(self.bench.encode(SEPARATOR.join(paragraphs[first : last + 1])))
+        about = [index - first for index in question.paragraphs]
+        return self._bounded(paragraphs[first : last + 1], about, answer, segments)
+
+    def _bounded(self, texts: list[str], about: list[int], answer: str, segments: int) -> list[list[int]]:
+        """Segments of paragraphs, `segments` at most.
+
+        about: indexes of those that a question is about. Others are left out first; where these are too long by
+        themselves, the segments around the answer, or around the start of the first of them, are kept.
+        """
+        while len(parts := self._cut(texts)) > segments:
+            if max(about) + 1 < len(texts):
+                texts = texts[:-1]
+            elif min(about) > 0:
+                texts, about = texts[1:], [index - 1 for index in about]
+            else:
+                break
+        if len(parts) <= segments:
+            return parts
+        holding = next((index for index in sorted(about) if answer in texts[index]), min(about))
+        before = "".join(text + SEPARATOR for text in texts[:holding])
+        before += texts[holding][: max(0, texts[holding].find(answer))]
+        place = len(self.bench.encode(before.rstrip()))
+        ends = list(accumulate(map(len, parts)))
+        at = next((index for index, end in enumerate(ends) if place < end), len(parts) - 1)
+        # One segment at least follows, as the answer may go over the end of the one that it begins in.
+        start = max(0, min(at - (segments - 1) // 2, len(parts) - segments))
+        return parts[start : start + segments]
 
     def _passages(
         self, rng: random.Random, file: list[Document], document: Document, question: Question

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapter import NO_ADAPTER, load_adapter, set_gates, write_adapter
+from ..adapter import CONFIG_FILE, LORA_FILE, MEMORY_FILE, NO_ADAPTER, load_adapter, set_gates, write_adapter
 from ..attention import MemoryRule, make_rule
-from ..errors import InvalidSetting, RunExists, TrainingDiverged
-from ..memory_file import check_writable, write_atomically
+from ..errors import InvalidSetting, RunExists, TargetNotWritable, TrainingDiverged
+from ..memory_file import check_writable, make_directory, write_atomically
 from ..model import InfiniModel
 from ..pretrained import DEFAULT_HUB_ID, DEFAULT_MODEL
 from .checkpoint import NAME as CHECKPOINT
@@ -28,6 +28,8 @@ from .lora import LoraLayers
 from .objectives import Mixture
 from .recurrence import backward, groups
 from .samples import Bench
+
+LOG, PLOT, CARD = "log.jsonl", "loss.png", "README.md"
 
 
 class Stopped(Exception):
@@ -107,8 +109,10 @@ class Trainer:
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), train.clip))
         total = sum(map(sum, losses.values())) / train.batch
         if not math.isfinite(total) or not math.isfinite(norm):
+            rates = "lora.lr or gates.lr" if self.gates else "lora.lr"
             raise TrainingDiverged(
-                f"the loss of step {step + 1} is {total}, its gradient {norm}; lower lora.lr or gates.lr"
+                f"the loss of step {step + 1} is {total}, its gradient {norm}; start anew in another output with "
+                f"a lower {rates}, or from an adapter in lora.start"
             )
         factor = self.rate(step)
         for plan, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
@@ -154,7 +158,7 @@ class Trainer:
                 "memory_heads": {str(layer): heads for layer, heads in model.memory_heads.items()},
             },
         )
-        write_atomically(directory / "README.md", card(self.config, model, run).encode())
+        write_atomically(directory / CARD, card(self.config, model, run).encode())
 
 
 def used_rule(config: AdaptConfig) -> MemoryRule:
@@ -213,18 +217,38 @@ def adapt(
     Writes into `config.output`: `adapter/`, `log.jsonl`, `checkpoint.safetensors`, and `loss.png` with matplotlib.
     SIGINT, SIGTERM and the limit of `minutes` end the run between two segments; the last whole step is kept. model:
     use this one instead of loading the configuration's. on_step: gets each row of the log and the number of steps.
-    Raises the TrainingErrors, ModelErrors and AdapterErrors.
+    Raises the TrainingErrors, ModelErrors and AdapterErrors, and TargetNotWritable before anything is loaded.
     """
     limit = math.inf if minutes is None else time.monotonic() + 60 * minutes
     output = config.path(config.output)
-    if not resume and (output / CHECKPOINT).exists():
+    begun = _is_there(output / CHECKPOINT)
+    if begun and not resume:
         raise RunExists(f"'{output}' holds a run already; go on with --resume, or name another output")
+    # A run that cannot be resumed leaves nothing behind; load_checkpoint says why.
+    if begun or not resume:
+        _prepare(output)
     with _signals() as asked_to_stop:
         trainer = Trainer(config, model or load_model(config, device))
         try:
             return _train(trainer, output, resume, limit, asked_to_stop, on_step)
         finally:
             trainer.close()
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise TargetNotWritable(f"'{path}' cannot be reached ({error.strerror}); choose another output") from error
+
+
+def _prepare(output: Path) -> None:
+    """Make the directories of a run, and check that every file of it can be written. Raises TargetNotWritable."""
+    make_directory(output / "adapter")
+    for name in (CHECKPOINT, LOG, PLOT):
+        check_writable(output / name)
+    for name in (CONFIG_FILE, LORA_FILE, MEMORY_FILE, CARD):
+        check_writable(output / "adapter" / name)
 
 
 def _train(
@@ -239,9 +263,7 @@ def _train(
     place = Place(0, 0, 0.0, trainer.setup())
     if resume:
         place = load_checkpoint(output, place.setup, trainer.parameters, trainer.optimizer)
-    output.mkdir(parents=True, exist_ok=True)
-    check_writable(output / CHECKPOINT)
-    log = Log(output / "log.jsonl", place.step)
+    log = Log(output / LOG, place.step)
 
     def stop() -> None:
         if asked_to_stop() or time.monotonic() >= limit:
@@ -278,7 +300,7 @@ def _train(
         "adapter": str(output / "adapter"),
     }
     trainer.write(output / "adapter", result)
-    draw_losses(output / "loss.png", log.rows)
+    draw_losses(output / PLOT, log.rows)
     return result
 
 

@@ -22,8 +22,9 @@ def make_rule(name: str, **settings: Any) -> MemoryRule:
     if name not in RULES:
         raise InvalidSetting(f"there is no memory rule {name!r}; choose one of {', '.join(RULES)}")
     known = RULES[name]().settings()
-    if not set(settings) <= set(known):
-        raise InvalidSetting(f"rule {name!r} takes the settings {', '.join(known)}, not {', '.join(settings)}")
+    unknown = [setting for setting in settings if setting not in known]
+    if unknown:
+        raise InvalidSetting(f"rule {name!r} takes the settings {', '.join(known)}, not {', '.join(unknown)}")
     try:
         return RULES[name](**settings)
     except (TypeError, ValueError, OverflowError) as error:

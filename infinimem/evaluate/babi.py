@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..attention import InfiniCache
     from ..model import InfiniModel
 
+PATHS = "qa19"  # the task whose answers are steps one after the other
 MEMORIES = ("own", "emptied", "other")
 ANSWER_TOKENS = 12
 # Examples are the shortest of so many stories.
@@ -114,7 +115,7 @@ def babi(
         for story in asked:
             cache = model.new_cache()
             model.read_tokens(story_tokens(model, story, sentences, tokens, generator), cache)
-            row = {"question": story.question, "answer": story.answer}
+            row = {"task": task, "question": story.question, "answer": story.answer}
             rows.append(row | {"own": _ask(model, story, examples, cache)})
             rows[-1]["emptied"] = _ask(model, story, examples, model.new_cache())
             if previous is not None:
@@ -187,12 +188,16 @@ def _ask(model: InfiniModel, story: Story, examples: Sequence[Story], cache: Inf
     return continuations(model, [prompt], cache, ANSWER_TOKENS)[0].strip()
 
 
-def is_right(said: str, answer: str) -> bool:
-    """Whether the first words said are the answer, articles and case aside; lists with commas are compared as sets."""
+def is_right(said: str, answer: str, task: str = "") -> bool:
+    """Whether the first words said are the answer, articles and case aside.
+
+    Lists with commas need the same items as often, in any order, but in their own where the task is about paths.
+    """
     line = said.strip().split("\n")[0].casefold()
     if "," in answer:
-        parts = [_words(part) for part in re.split(r",|\band\b", re.split(r"[.!?]", line)[0])]
-        return {tuple(p) for p in parts if p} == {tuple(_words(part)) for part in answer.casefold().split(",")}
+        items = [_words(part) for part in re.split(r",|\band\b", re.split(r"[.!?]", line)[0])]
+        found, wanted = [item for item in items if item], [_words(part) for part in answer.casefold().split(",")]
+        return found == wanted if task == PATHS else sorted(found) == sorted(wanted)
     expected = _words(answer.casefold())
     return _words(line)[: len(expected)] == expected
 
@@ -202,7 +207,7 @@ def _words(text: str) -> list[str]:
 
 
 def _scores(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    right = {memory: [float(is_right(row[memory], row["answer"])) for row in rows] for memory in MEMORIES}
+    right = {memory: [float(is_right(row[memory], row["answer"], row["task"])) for row in rows] for memory in MEMORIES}
     differences = {}
     for control in MEMORIES[1:]:
         gains = [own - other for own, other in zip(right["own"], right[control], strict=True)]

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidSetting, UnsupportedSource
+from ..asking import checked_question
+from ..errors import EmptyQuestion, InvalidSetting, UnsupportedSource
 from .data import read_json_lines
 from .intervals import bootstrap, mean, wilson
 
@@ -74,7 +75,8 @@ def load_documents(path: Path) -> list[Document]:
 
 
 def _document(row: dict[str, Any], number: int) -> Document:
-    title = str(row.get("title") or row.get("id") or number)
+    # Passages are cited by the title, so it is never blank.
+    title = next((name for key in ("title", "id") if (name := str(row.get(key) or "").strip())), str(number))
     if "passage" in row:
         passage = str(row["passage"])
         return Document(title, passage, (_question(row, passage),))
@@ -93,7 +95,11 @@ def _question(row: dict[str, Any], gold: str) -> Question:
     answers = row["answers"]
     if not isinstance(answers, list) or not answers or not gold.strip():
         raise ValueError("a question needs a list of answers, and text that holds them")
-    return Question(str(row["question"]).strip(), tuple(map(str, answers)), gold)
+    try:
+        text = checked_question(str(row["question"]))
+    except EmptyQuestion as error:
+        raise ValueError(f"a question has no words in it: {row['question']!r}") from error
+    return Question(text, tuple(map(str, answers)), gold)
 
 
 def _around(text: str, place: int) -> str:
@@ -148,7 +154,13 @@ def qa(
     if limit is not None and limit < 1:
         raise InvalidSetting(f"limit is {limit}; ask at least one question")
     chosen = choose_questions(documents, limit, seed)
-    if not chosen or ("other" in modes and len(chosen) < 2):
+    needed = 2 if "other" in modes else 1
+    if len(chosen) < needed <= len(documents):
+        raise InvalidSetting(
+            f"--limit {limit} leaves {len(chosen)} of {len(documents)} documents, and mode other needs two; raise the "
+            "limit, or leave mode other out"
+        )
+    if len(chosen) < needed:
         raise InvalidSetting(f"there are {len(chosen)} documents with questions; mode other needs two, all others one")
     asked = [mode for mode in MODES if mode in modes]
     total, done = len(asked) * sum(len(document.questions) for document in chosen), 0
