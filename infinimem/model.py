@@ -13,7 +13,7 @@ import hashlib
 import json
 import threading
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -188,12 +188,15 @@ class InfiniModel:
     # Reading
 
     @torch.no_grad()
-    def read_tokens(self, tokens: Sequence[int], cache: InfiniCache) -> None:
-        """Read one row of token ids into the memory, in segments that end where sentences do."""
+    def read_tokens(self, tokens: Iterable[int], cache: InfiniCache) -> int:
+        """Read one row of token ids into the memory, in segments that end where sentences do; returns how many."""
+        segments = 0
         for segment in self.segmenter.split(tokens):
             # One shape for nearly all segments: every other one would leave compiled kernels of its own in memory.
             whole = len(segment) > self.segment_length // 2
             self.read_segment(torch.tensor([segment]), cache, pad_to=self.segment_length if whole else 0)
+            segments += 1
+        return segments
 
     @torch.no_grad()
     def read(self, tokens: Tensor, cache: InfiniCache, attention_mask: Tensor | None = None) -> None:

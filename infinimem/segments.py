@@ -6,7 +6,7 @@ how they arrive.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,12 +43,14 @@ class Segmenter:
         before, after = self._text(tokens[end - 1]), self._text(tokens[end])
         return "\n" in before or (before.rstrip(CLOSING).endswith(SENTENCE_ENDS) and after[:1].isspace())
 
-    def split(self, tokens: Sequence[int]) -> Iterator[list[int]]:
-        """All segments of `tokens`, the last, shorter one included."""
-        rest = list(tokens)
-        while (end := self.end(rest)) is not None:
-            yield rest[:end]
-            del rest[:end]
+    def split(self, tokens: Iterable[int]) -> Iterator[list[int]]:
+        """All segments of `tokens`, the last, shorter one included; holds one segment at a time."""
+        rest: list[int] = []
+        for token in tokens:
+            rest.append(token)
+            if (end := self.end(rest)) is not None:
+                yield rest[:end]
+                del rest[:end]
         if rest:
             yield rest
 

@@ -137,7 +137,7 @@ def test_bfloat16_stays_near_float32(rule: str, make_model: MakeModel) -> None:
 @torch.no_grad()
 def test_slots_without_merging_and_distance_see_the_past_exactly(make_model: MakeModel) -> None:
     """All of the past in slots is full attention in which the past lies `distance` tokens back."""
-    model = make_model("Llama", "slots", slots=64, distance=5, memory_heads=range(4))
+    model = make_model("Llama", "slots", slots=64, distance=5, packing="float32", memory_heads=range(4))
     network, past, now = model.model, random_tokens(1, 16), random_tokens(1, 4, seed=1)
     cache = model.new_cache()
     model.read(past, cache)
@@ -356,7 +356,7 @@ def test_heads_without_a_memory_attend_as_if_it_were_not_there(rule: str, make_m
     for layer in range(4):
         heads = chosen.get(layer, [])
         padded[layer] = {
-            name: torch.zeros(2, 2, *tensor.shape[2:]).index_copy(1, torch.tensor(heads, dtype=torch.long), part)
+            name: tensor.new_zeros(2, 2, *tensor.shape[2:]).index_copy(1, torch.tensor(heads, dtype=torch.long), part)
             for name, tensor in states[3].items()
             for part in [states[layer][name] if heads else tensor[:, :0]]
         }

@@ -59,7 +59,7 @@ def tiny(report: ModuleType, model: Path) -> list[Any]:
     options = f"-m {model} --segment-length 64"
     books = "{data}/books.jsonl"
     passkey = f"passkey --tokens 700 --needles 3 --filler {books} --slots 16 {options}"
-    about = {"system": "slots-32", "filler": "book", "data": "small"}
+    about = {"system": "slots-512", "filler": "book", "data": "small"}
     commands = {
         "length": passkey,
         "compressions": passkey,
@@ -79,7 +79,6 @@ def test_all_measurements_run_and_fill_the_page(
     make_model: MakeModel,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("matplotlib")
     rows = tiny(report, tiny_directory)
     # Two of the six are there already, so four commands run.
     there = {"compressions-tiny": "own", "controls-tiny": "emptied"}

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from .intervals import bootstrap, mean, wilson
 from .needles import DIGITS, Needle, draw_digits, draw_needles
 
 if TYPE_CHECKING:
-    from ..attention import InfiniCache
     from ..model import InfiniModel
 
 INTRODUCTION = (
@@ -51,11 +50,10 @@ def passkey(
 ) -> dict[str, Any]:
     """Hide facts in a text of `tokens` tokens, read it, and ask for them; answers are decoded greedily.
 
-    With one needle of kind "digits", at `depths` (0 start, 1 end), text and question are one, as in the paper: all
-    segments but the last go through the memory, the last one, with the question, is the local window; so depth 1 asks
-    the window, smaller depths the memory. Otherwise (several needles, or kind "names", whose values are words) the
-    whole text goes through the memory and the question stands in the window alone; of N > 1 needles, number i lies at
-    depth (i + 0.5) / N and `depths` is not used.
+    The whole text goes through the memory and the question stands in the window alone, as when a saved document is
+    asked; so depth 1 asks the memory too, which in the paper asks the local window. One needle lies at each of
+    `depths` (0 start, 1 end); of N > 1 needles, number i lies at depth (i + 0.5) / N and `depths` is not used. Needles
+    of kind "names" have words for values.
 
     samples: texts, per depth where there is one needle. filler: text to hide the needles in, repeated if too short,
     begun at another place in each sample; None for the paper's. memory: "own", "emptied" before the questions, or
@@ -75,31 +73,24 @@ def passkey(
     around = model.encoder.encode(FILLER if filler is None else filler)
     if not around:
         raise EmptySource("the filler has no text in it")
-    paper = needles == 1 and kind == "digits"
+    unnamed = needles == 1 and kind == "digits"
     spread = [(i + 0.5) / needles for i in range(needles)]
     texts = [spread] * samples if needles != 1 else [[depth] for depth in depths for _ in range(samples)]
     keys, starts, others = (random.Random(seed), random.Random(f"start {seed}"), random.Random(f"other {seed}"))
     rows: dict[str, list[tuple[Needle, str]]] = {}
     memory_bytes = segments = asked = 0
     for places in texts:
-        hidden = [Needle(kind, draw_digits(keys))] if paper else draw_needles(needles, kind, keys)
+        hidden = [Needle(kind, draw_digits(keys))] if unnamed else draw_needles(needles, kind, keys)
         # The paper's filler is one phrase over and over; where it begins makes no other text.
         start = 0 if filler is None else starts.randrange(len(around))
+        told = [needle.changed(others) for needle in hidden] if memory == "other" else hidden
+        text = _document(model, around, told, tokens, places, start)
         cache = model.new_cache()
-        text = _document(model, around, hidden, tokens, places, start, with_question=paper)
-        window, segments = _read(model, text, cache if memory == "own" else None)
-        rest = window
-        if memory == "other":
-            told = [needle.changed(others) for needle in hidden]
-            text = _document(model, around, told, tokens, places, start, with_question=paper)
-            rest, _ = _read(model, text, cache)
-        if paper:
-            said = continuations(model, [window], cache, ANSWER_TOKENS)
+        if memory == "emptied":
+            segments = sum(1 for _ in model.segmenter.split(text))
         else:
-            if memory != "emptied":
-                model.read_tokens(rest, cache)
-            questions = [model.encoder.encode(needle.question) for needle in hidden]
-            said = continuations(model, questions, cache, ANSWER_TOKENS)
+            segments = model.read_tokens(text, cache)
+        said = continuations(model, [model.encoder.encode(needle.question) for needle in hidden], cache, ANSWER_TOKENS)
         memory_bytes = state_bytes(cache)
         for depth, needle, answer in zip(places, hidden, said, strict=True):
             rows.setdefault(str(round(float(depth), 6)), []).append((needle, answer))
@@ -148,8 +139,6 @@ def _document(
     tokens: int,
     depths: Sequence[float],
     start: int = 0,
-    *,
-    with_question: bool,
 ) -> Iterator[int]:
     """The text's tokens one after the other, so that its length costs no memory.
 
@@ -157,8 +146,7 @@ def _document(
     """
     opening = model.encoder.encode(INTRODUCTION if len(needles) == 1 else INTRODUCTION_TO_MANY)
     facts = [model.encoder.encode(needle.fact) for needle in needles]
-    question = model.encoder.encode(needles[0].question) if with_question else []
-    room = tokens - len(opening) - sum(map(len, facts)) - len(question)
+    room = tokens - len(opening) - sum(map(len, facts))
     if room < 0:
         raise InvalidSetting(f"{len(needles)} needles need {tokens - room} tokens; give the text more than {tokens}")
 
@@ -171,20 +159,5 @@ def _document(
             yield from fact
             used = before
         yield from islice(filler, room - used)
-        yield from question
 
     return text()
-
-
-def _read(model: InfiniModel, text: Iterable[int], cache: InfiniCache | None) -> tuple[list[int], int]:
-    """Read all segments but the last, which is returned, with the number of segments; None: cut, but read nothing."""
-    window: list[int] = []
-    segments = 1
-    for token in text:
-        window.append(token)
-        if (end := model.segmenter.end(window)) is not None:
-            if cache is not None:
-                model.read_tokens(window[:end], cache)
-            del window[:end]
-            segments += 1
-    return window, segments
