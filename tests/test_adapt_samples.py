@@ -11,7 +11,7 @@ from conftest import TEXT, MakeModel
 from training import ALL, PAPER, QA, SINGLE, STORY, TALE, table, write_rows, write_training_data
 
 from infinimem.adapt.config import OBJECTIVES, parse_config, read_config
-from infinimem.adapt.data import Books, read_questions, read_stories
+from infinimem.adapt.data import Books, read_questions, read_stories, read_summaries
 from infinimem.adapt.facts import FAMILIES, invent
 from infinimem.adapt.objectives import Mixture
 from infinimem.adapt.samples import Bench, Sample
@@ -315,6 +315,53 @@ def test_questions_for_reading_show_the_right_passage_and_no_memory(make_model: 
     assert len(both.segments) > 1 and "Odile" in asked(both, Bench(model))[0]
 
 
+def test_summaries_are_asked_as_summarize_does_with_their_focus(make_model: MakeModel, data: Path) -> None:
+    model = make_model()
+    cases = {
+        "plots": [("Summarize the document.", "Ships sail."), ("Summarize the document.", "Ships go."),
+                  ("about this: Who was the captain of the Heron?", "Odile led the Heron.")],
+        "meetings": [("Summarize the document.", "A boat will be bought."),
+                     ("about this: What did Bob say about the boat?", "He wants one.")],
+    }  # fmt: skip
+    for file, expected in cases.items():
+        drawn = mixture(model, data, {"kind": "summary", "data": [f"{file}.jsonl.gz"], "passages": 2})
+        seen = set()
+        for step in range(40):
+            sample = drawn.sample(step, 0)
+            document, prompt, said = asked(sample, Bench(model))
+            assert sample.kind == "summary" and document == "" and len(sample.segments) == 1
+            assert 1 <= prompt.count("(page 1)") <= 2
+            (case,) = (c for c in expected if c[1] == said.removesuffix("<|im_end|>") and c[0] in prompt)
+            seen.add(case)
+            if "captain" in case[0]:
+                assert "was Odile" in prompt
+        assert seen == set(expected)
+
+
+def test_summaries_leave_out_passages_that_the_context_has_no_room_for(make_model: MakeModel, data: Path) -> None:
+    model = make_model()
+    drawn = mixture(model, data, {"kind": "summary", "data": ["plots.jsonl.gz"], "passages": 6})
+    longest = max(drawn.sample(step, 0).tokens for step in range(20))
+    model.model.config.max_position_embeddings = longest - 1
+    assert max(drawn.sample(step, 0).tokens for step in range(20)) < longest
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([], "no rows"),
+        ([{"questions": []}], "'document'"),
+        ([{"document": "a"}], "'general'"),
+        ([{"document": "a", "questions": [{"question": "q", "summaries": [1]}]}], r"'summaries' \(list of str\)"),
+        ([{"document": " ", "questions": [{"question": "q", "summaries": ["a"]}]}], "blank document"),
+        ([{"document": "a", "general": [{"summary": " "}]}], "blank document or summary"),
+    ],
+)
+def test_summaries_in_no_known_layout_are_refused(tmp_path: Path, rows: list[Any], says: str) -> None:
+    with pytest.raises(TrainingDataError, match=says):
+        read_summaries(write_rows(tmp_path / "s.jsonl.gz", *rows))
+
+
 def test_samples_depend_on_seed_step_and_index_alone(make_model: MakeModel, data: Path) -> None:
     model = make_model(segment_length=160)
     one, two, other = (mixture(model, data, *ALL, seed=seed) for seed in (3, 3, 4))
@@ -324,7 +371,7 @@ def test_samples_depend_on_seed_step_and_index_alone(make_model: MakeModel, data
     assert [other.sample(*place) for place in places] != drawn
     assert len({str(sample) for sample in drawn}) == len(places)
     kinds = {one.sample(step, 0).kind for step in range(60)}
-    assert kinds == {"lm", "repeat", "needles", "qa.memory", "qa.reading", "babi"}
+    assert kinds == {"lm", "repeat", "needles", "qa.memory", "qa.reading", "summary", "babi"}
 
 
 def test_weights_decide_how_often_an_objective_comes(make_model: MakeModel, data: Path) -> None:

@@ -37,6 +37,18 @@ PAPER = {
     "document": "First part.\n\nThe virus is old.\n\nLast part.",
     "qas": [{"question": "How is the virus?", "answers": ["old"], "answer_start": [26]}],
 }
+PLOT = {
+    "document": TEXT * 3 + "\n\nThe captain of the Heron was Odile. " + TEXT,
+    "questions": [
+        {"question": "What is the plot?", "summaries": ["Ships sail.", "Ships go."]},
+        {"question": "Who was the captain of the Heron?", "summaries": ["Odile led the Heron."]},
+    ],
+}
+MEETING = {
+    "document": "Ann: we begin.\nBob: we shall buy a boat.\nAnn: we end.",
+    "general": [{"question": "Summarize the meeting.", "summary": "A boat will be bought."}],
+    "specific": [{"question": "What did Bob say about the boat?", "summary": "He wants one."}],
+}
 STORY = {
     "task": "qa1",
     "sentences": ["Mary went home.", "John went out.", "Mary went out."],
@@ -59,6 +71,8 @@ def write_training_data(directory: Path) -> Path:
     singles = [{**SINGLE, "passage": f"The fog came on day {n}.", "answers": [f"day {n}"]} for n in range(12)]
     write_rows(directory / "singles.jsonl.gz", *singles)
     write_rows(directory / "papers.jsonl.gz", PAPER)
+    write_rows(directory / "plots.jsonl.gz", PLOT)
+    write_rows(directory / "meetings.jsonl.gz", MEETING, {**MEETING, "specific": []})
     write_rows(directory / "babi.jsonl.gz", STORY, {**STORY, "task": "qa2"})
     return directory
 
@@ -69,6 +83,7 @@ ALL = [
     {"kind": "needles", "books": "books.jsonl.gz", "most": 2},
     {"kind": "qa", "data": ["squad.jsonl.gz", "tales.jsonl.gz", "singles.jsonl.gz", "papers.jsonl.gz"], "beside": 0.3},
     {"kind": "babi", "books": "books.jsonl.gz", "data": "babi.jsonl.gz"},
+    {"kind": "summary", "data": ["plots.jsonl.gz", "meetings.jsonl.gz"]},
 ]
 
 

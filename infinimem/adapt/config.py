@@ -158,11 +158,20 @@ class BabiConfig(ObjectiveConfig):
     tasks: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class SummaryConfig(ObjectiveConfig):
+    """Summaries out of passages in the prompt, without memory. passages: most passages in such a prompt."""
+
+    data: tuple[str, ...] = setting(least=1)
+    passages: int = setting(6, least=1)
+
+
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "lm": LmConfig,
     "repeat": RepeatConfig,
     "needles": NeedlesConfig,
     "qa": QaConfig,
+    "summary": SummaryConfig,
     "babi": BabiConfig,
 }
 

@@ -4,6 +4,8 @@ Layouts (one object a line):
 - books: `text`
 - questions, any of: `title, paragraphs[], qas[{question, answers[], paragraph | paragraphs[]}]`;
   `title, passage, question, answers[]`; `title, document, qas[{question, answers[], answer_start[]}]`
+- summaries, either of: `document, questions[{question, summaries[]}]`, whose first question is about the whole;
+  `document, general[{question, summary}], specific[{question, summary}]`
 - babi: `task, sentences[], qas[{question, answer, after}]`
 """
 
@@ -163,6 +165,39 @@ def _question(place: str, qa: dict[str, Any], paragraphs: list[str]) -> Question
             f"{place} has a question about a blank paragraph: '{text}'; name the one that answers it"
         )
     return Question(text.strip(), [answer.strip() for answer in answers], about)
+
+
+@dataclass(frozen=True)
+class Summaries:
+    """A document and the summaries of it: (what they are about, None for the whole; texts, any of which will do)."""
+
+    document: Document
+    requests: list[tuple[str | None, list[str]]]
+
+
+def read_summaries(path: Path) -> list[Summaries]:
+    """Documents with summaries, in either layout. Raises TrainingDataError."""
+    found = []
+    for place, row in read_rows(path):
+        title = str(row.get("title") or path.name.partition(".")[0])
+        document = Document(title, need(place, row, "document", str).split(SEPARATOR), [])
+        requests: list[tuple[str | None, list[str]]] = []
+        if "questions" in row:
+            for number, asked in enumerate(need(place, row, "questions", list, dict)):
+                focus = need(place, asked, "question", str) if number else None
+                requests.append((focus, need(place, asked, "summaries", list, str)))
+        else:
+            requests += [
+                (None, [need(place, told, "summary", str)]) for told in need(place, row, "general", list, dict)
+            ]
+            for asked in need(place, row, "specific", list, dict) if row.get("specific") else []:
+                requests.append((need(place, asked, "question", str), [need(place, asked, "summary", str)]))
+        if not document.passages()[0] or any(not text.strip() for _, texts in requests for text in texts):
+            raise TrainingDataError(f"{place} has a blank document or summary; leave it out")
+        found.append(Summaries(document, requests))
+    if not found:
+        raise TrainingDataError(f"'{path}' has no rows; it needs documents with summaries")
+    return found
 
 
 @dataclass(frozen=True)

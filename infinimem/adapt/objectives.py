@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from ..errors import TrainingDataError
-from ..prompts import encode_chat, memory_messages, recall_messages
+from ..prompts import Message, encode_chat, memory_messages, recall_messages, summary_messages
+from ..recall import central_passages
 from .config import (
     AdaptConfig,
     BabiConfig,
@@ -20,12 +22,24 @@ from .config import (
     ObjectiveConfig,
     QaConfig,
     RepeatConfig,
+    SummaryConfig,
 )
-from .data import SEPARATOR, Books, Document, Question, Story, read_questions, read_stories
+from .data import (
+    SEPARATOR,
+    Books,
+    Document,
+    Question,
+    Story,
+    Summaries,
+    read_questions,
+    read_stories,
+    read_summaries,
+)
 from .facts import invent
 from .samples import ATTEMPTS, Bench, Generator, Sample, Segment
 
 if TYPE_CHECKING:
+    from ..model import InfiniModel
     from ..passages import Passage
 
 CUE_WORDS = 8
@@ -234,15 +248,44 @@ class Questions:
             others = [rng.choice(file).passages()[0] for _ in range(count - 1)]
             shown += [rng.choice(other) for other in others if other is not passages]
             rng.shuffle(shown)
-        return self._fitting(shown, {passages[index] for index in right}, question)
+        kept = {passages[index] for index in right}
+        return fitting(
+            self.bench.model, shown, lambda some: recall_messages(question.text, some), question.answers, kept
+        )
 
-    def _fitting(self, shown: list[Passage], right: set[Passage], question: Question) -> list[Passage]:
-        model = self.bench.model
-        room = model.context_length - max(len(model.encoder.encode(answer)) for answer in question.answers) - 2
-        while len(shown) > 1 and len(encode_chat(model, recall_messages(question.text, shown))) > room:
-            wrong = [passage for passage in shown if passage not in right]
-            shown.remove(wrong[-1] if wrong else shown[-1])
-        return shown
+
+def fitting(
+    model: InfiniModel,
+    passages: list[Passage],
+    messages: Callable[[Sequence[Passage]], list[Message]],
+    answers: Sequence[str],
+    right: set[Passage],
+) -> list[Passage]:
+    """As many of the passages, from the front, as fit into a prompt beside any answer; the `right` ones go last."""
+    room = model.context_length - max(len(model.encoder.encode(answer)) for answer in answers) - 2
+    shown = list(passages)
+    while len(shown) > 1 and len(encode_chat(model, messages(shown))) > room:
+        wrong = [passage for passage in shown if passage not in right]
+        shown.remove(wrong[-1] if wrong else shown[-1])
+    return shown
+
+
+def summary(bench: Bench, files: list[list[Summaries]], most: int) -> Generator:
+    """A summary out of the passages that `summarize` shows; nothing is read into the memory."""
+
+    def make(rng: random.Random, segments: int) -> Sample:
+        chosen = rng.choice(rng.choice(files))
+        focus, texts = rng.choice(chosen.requests)
+        passages, ranker = chosen.document.passages()
+        count = rng.randint(1, most)
+        shown = central_passages(passages, count)
+        if focus is not None and (ranked := ranker.rank(focus, count)):
+            shown = [passages[index] for index in sorted(index for index, _ in ranked)]
+        text = rng.choice(texts)
+        shown = fitting(bench.model, shown, lambda some: summary_messages(some, focus), [text], set())
+        return bench.ask("summary", [], summary_messages(shown, focus), text)
+
+    return make
 
 
 class Mixture:
@@ -274,6 +317,8 @@ def _generator(objective: ObjectiveConfig, config: AdaptConfig, bench: Bench, bo
         return needles(bench, books[objective.books], objective.most, objective.raw)
     if isinstance(objective, BabiConfig):
         return babi(bench, books[objective.books], read_stories(config.path(objective.data), objective.tasks))
+    if isinstance(objective, SummaryConfig):
+        return summary(bench, [read_summaries(config.path(name)) for name in objective.data], objective.passages)
     if isinstance(objective, QaConfig):
         return Questions(bench, [read_questions(config.path(name)) for name in objective.data], objective)
     raise TypeError(f"no generator for {type(objective).__name__}")
