@@ -57,7 +57,7 @@ def adapter(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def slots_adapter(tmp_path: Path) -> Path:
-    settings = {"slots": 24, "distance": 16, "balance": 1.0, "packing": "float16"}
+    settings = {"slots": 24, "distance": 16, "balance": 1.0, "mass": 0.8, "packing": "float16"}
     return make_adapter(tmp_path / "slots", rule="slots", rule_settings=settings, segment_length=32)
 
 

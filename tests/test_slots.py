@@ -101,12 +101,29 @@ def test_a_read_is_exact_attention_while_nothing_is_merged(dtype: torch.dtype) -
     assert torch.allclose(mass.double(), logits.logsumexp(-1), atol=tolerance)
 
 
-def test_a_slot_of_many_equal_tokens_weighs_as_much_as_they_would() -> None:
-    rule = SlotsRule(slots=2)
+@settings(max_examples=25, deadline=None)
+@given(mass=st.floats(0.1, 1.0), sizes=st.lists(st.integers(1, 400), min_size=2, max_size=6))
+def test_a_slot_weighs_as_its_count_to_the_power_of_mass(mass: float, sizes: list[int]) -> None:
+    """In float64: softmax weights of the slots times count ** mass; with mass 1 the softmax over every token."""
+    rule = SlotsRule(slots=6, mass=mass)
+    keys, values = segment(3, len(sizes))
+    queries = torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(1))
+    counts = torch.tensor(sizes, dtype=torch.float32).expand(1, 2, -1)
+    got, share = rule.read(
+        rule.prepare({"keys": keys, "values": values, "counts": counts}, torch.float32), queries, 0.5
+    )
+    weights = (queries.double() @ keys.double().mT * 0.5).exp() * counts.double()[:, :, None] ** mass
+    expected = weights @ values.double() / weights.sum(-1, keepdim=True)
+    assert torch.allclose(got.double(), expected, atol=1e-5)
+    assert torch.allclose(share.double(), weights.sum(-1).log(), atol=1e-5)
+
+
+def test_with_mass_one_a_slot_is_as_many_equal_tokens() -> None:
     keys, values = segment(3, 2)
     many_keys = torch.cat([keys[:, :, :1]] * 7 + [keys[:, :, 1:]] * 2, 2)
     many_values = torch.cat([values[:, :, :1]] * 7 + [values[:, :, 1:]] * 2, 2)
     queries = torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(1))
+    rule = SlotsRule(slots=2, mass=1.0)
     counts = torch.tensor([7.0, 2.0]).expand(1, 2, 2)
     state = rule.prepare({"keys": keys, "values": values, "counts": counts}, torch.float32)
     got, _ = rule.read(state, queries, 0.5)

@@ -1,8 +1,8 @@
 """The `slots` rule: a bounded set of merged keys and values, read by the model's own softmax.
 
 - beyond the paper: every KV head keeps at most `slots` triples (key centroid, value mean, token count)
-- a read is one softmax over slots and local window together; a slot's logit is q·k + log(count), as if each of its
-  tokens stood at the centroid
+- a read is one softmax over slots and local window together; a slot's logit is q·k + mass · log(count): with mass 1 as
+  if each of its tokens stood at the centroid, below 1 so that what a long text repeats does not drown what it says once
 - queries are turned by one fixed virtual distance, so all of the past seems to lay that far back; the pretrained
   heads find it without any training
 - a write joins the cheapest pairs by Ward's criterion until the slots fit again: in a fixed random order, even places
@@ -31,7 +31,8 @@ class SlotsRule(MemoryRule):
     """Bounded slots with Ward merging.
 
     slots: capacity per KV head. distance: the virtual distance in tokens. balance: weight of value distance against
-    key distance in the merge cost, both in units of their own spread. packing: how keys and values are kept between
+    key distance in the merge cost, both in units of their own spread. mass: a slot of n tokens weighs as n ** mass
+    tokens at its centroid. packing: how keys and values are kept between
     segments, "float32", "float16" or "int8" (one scale a slot and tensor).
 
     `merge` pools the slots of both memories and merges down to capacity: the same operation as a write, so an
@@ -41,10 +42,13 @@ class SlotsRule(MemoryRule):
     name = "slots"
     gated = False
 
-    def __init__(self, slots: int = 512, distance: int = 512, balance: float = 1.0, packing: str = "int8") -> None:
+    def __init__(
+        self, slots: int = 512, distance: int = 512, balance: float = 1.0, mass: float = 0.5, packing: str = "int8"
+    ) -> None:
         self.slots = int(slots)
         self.distance = int(distance)
         self.balance = float(balance)
+        self.mass = float(mass)
         self.packing = packing
         if packing not in PACKINGS:
             raise InvalidSetting(f"there is no packing {packing!r} of slots; choose one of {', '.join(PACKINGS)}")
@@ -52,9 +56,17 @@ class SlotsRule(MemoryRule):
             raise InvalidSetting(
                 f"slots ({slots}) must be at least 2, distance ({distance}) and balance ({balance}) at least 0"
             )
+        if not 0 < self.mass <= 1:
+            raise InvalidSetting(f"mass is {mass}; give a number above 0, and at most 1")
 
     def settings(self) -> dict[str, Any]:
-        return {"slots": self.slots, "distance": self.distance, "balance": self.balance, "packing": self.packing}
+        return {
+            "slots": self.slots,
+            "distance": self.distance,
+            "balance": self.balance,
+            "mass": self.mass,
+            "packing": self.packing,
+        }
 
     def layout(self, key_width: int, value_width: int) -> Layout:
         widths = {"keys": (key_width,), "values": (value_width,)}
@@ -90,7 +102,7 @@ class SlotsRule(MemoryRule):
         return {
             "keys": state["keys"].to(dtype),
             "values": state["values"].to(dtype),
-            "bias": state["counts"].log().unsqueeze(-2),  # (B, G, 1, M), -inf for empty slots
+            "bias": (self.mass * state["counts"].log()).unsqueeze(-2),  # (B, G, 1, M), -inf for empty slots
         }
 
     def read(self, state: State, queries: Tensor, scaling: float, softcap: float | None = None) -> Reading:
