@@ -397,7 +397,7 @@ def write(found: Sequence[Result], docs: Path) -> None:
     """All tables and plots, from these results."""
     page = (docs / "memory.md").read_text(encoding="utf-8")
     for name, make in TABLES.items():
-        page = put(page, name, make(found))
+        page = put(page, name, make(found) or "Not measured yet.")
     for name, (section, x, label, title) in PLOTS.items():
         drawn = plot(part(found, section), x, label, title, docs / f"{name}.png")
         page = put(page, name, f"![{title}]({name}.png)" if drawn else "")

@@ -56,14 +56,15 @@ def test_the_memory_has_the_same_size_as_that_of_a_short_text(handbook: Path, em
 
 
 def test_passkeys_in_repeated_filler_come_back_without_training(embedded: InfiniModel) -> None:
-    result = passkey(embedded, 2048, depths=(0.0, 0.5))
-    assert result["accuracy"] == {"0.0": 1.0, "0.5": 1.0}, result["answers"]
+    result = passkey(embedded, 2048)
+    assert result["accuracy"] == {"0.0": 1.0, "0.5": 1.0, "1.0": 1.0}, result["answers"]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("slots", [256, 512])
 @pytest.mark.parametrize("tokens", [4096, 32768])
-def test_passkeys_come_back_from_all_depths(embedded: InfiniModel, tokens: int) -> None:
-    result = passkey(embedded, tokens)
+def test_passkeys_come_back_from_all_depths(slots: int, tokens: int) -> None:
+    result = passkey(InfiniModel.from_pretrained(rule_settings={"slots": slots}), tokens)
     assert set(result["accuracy"].values()) == {1.0}, result["answers"]
 
 
