@@ -86,7 +86,8 @@ def eval_passkey(
     )
     part, whole = ("digits", "keys") if kind == "digits" else ("answers", "answers")
     for depth, share in result["accuracy"].items():
-        click.echo(f"depth {depth}: {share:.0%} of {part}, {result['exact'][depth]:.0%} of {whole}")
+        unled = f", {result['unled'][depth]:.0%} unled" if kind == "digits" else ""
+        click.echo(f"depth {depth}: {share:.0%} of {part}, {result['exact'][depth]:.0%} of {whole}{unled}")
     low, high = result["overall"]["exact_interval"]
     click.echo(
         f"all {result['overall']['needles']}: {result['overall']['exact']:.0%} of {whole} ({low:.0%} to {high:.0%})"

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 DEFAULT_RULE = "slots"
 DEFAULT_SEGMENT_LENGTH = 512
-# Lowest layers that go without memory under `slots`: merged slots there harm the perplexity of prose.
-LAYERS_WITHOUT_SLOTS = 1
+# Share of the layers, the lowest ones, that go without memory under `slots`: merged slots there harm prose.
+SHARE_WITHOUT_SLOTS = 4 / 15
 # Elements of each weight tensor that enter the fingerprint.
 SAMPLED_WEIGHTS = 4096
 
@@ -51,7 +51,7 @@ class InfiniModel:
 
     model, tokenizer: from transformers; the model is changed in place (`close` undoes it). rule: a MemoryRule.
     segment_length: most tokens per segment. memory_heads: layers that get a memory, or layer to KV heads that get one;
-    None for all of them, or all but the lowest layer under `slots`. name: what files call the model.
+    None for all of them, or all but the lowest quarter of the layers under `slots`. name: what files call the model.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class InfiniModel:
         layers = len(attention_modules(model))
         heads = int(model.config.get_text_config().num_key_value_heads)
         if memory_heads is None:
-            memory_heads = range(0 if rule.gated else min(LAYERS_WITHOUT_SLOTS, layers - 1), layers)
+            memory_heads = range(0 if rule.gated else round(layers * SHARE_WITHOUT_SLOTS), layers)
         self.memory_heads = _checked_heads(memory_heads, layers, heads)
         self.attachment = Attachment(model, rule)
         self.model = model

@@ -22,6 +22,7 @@ from training import ALL, BOOK, QA, table, write_rows, write_training_data
 from infinimem.adapt import train as train_module
 from infinimem.adapt.config import AdaptConfig, parse_config
 from infinimem.adapt.log import draw_losses
+from infinimem.adapt.recurrence import backward
 from infinimem.adapt.train import Trainer, adapt
 from infinimem.cli import main
 from infinimem.errors import (
@@ -91,6 +92,22 @@ def test_training_on_two_samples_lowers_their_loss(configured: Callable[..., Ada
     result = adapt(config)
     losses = [row["qa.memory"] for row in losses_of(config)]
     assert result["finished"] and sum(losses[:3]) / 3 > 4 and sum(losses[-5:]) / 5 < 1
+
+
+@pytest.mark.parametrize("token_weight", [0.0, 0.5, 1.0])
+def test_a_sample_weighs_by_its_tokens_as_much_as_is_asked(
+    configured: Callable[..., AdaptConfig], make_model: MakeModel, token_weight: float
+) -> None:
+    trainer = Trainer(configured(train__token_weight=token_weight), make_model(segment_length=160))
+    samples = [trainer.mixture.sample(0, index) for index in range(trainer.config.train.batch)]
+    sizes = [sum(sum(segment.mask) for segment in sample.segments) for sample in samples]
+    assert len(set(sizes)) > 1
+    losses = [backward(trainer.model, [sample])[0] for sample in samples]
+    row = trainer.step(0)
+    weights = [size**token_weight for size in sizes]
+    expected = sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
+    assert row["loss"] == pytest.approx(expected, rel=1e-4)
+    trainer.close()
 
 
 def test_training_moves_the_gates_alone_when_the_rule_has_them(configured: Callable[..., AdaptConfig]) -> None:

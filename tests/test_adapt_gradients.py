@@ -182,10 +182,10 @@ def test_rows_side_by_side_are_worth_as_much_as_one_by_one(make_model: MakeModel
         sample_of(16, 11, 9, seed=1, loss=loss, prompt=prompt),
         sample_of(12, 16, 14, seed=2, loss=loss, prompt=prompt),
     ]
-    together = gradients(model, parameters, samples, scale=0.5)
-    alone = [gradients(model, parameters, [sample], scale=0.5) for sample in samples]
+    together = gradients(model, parameters, samples, scales=[0.25, 0.75])
+    alone = [gradients(model, parameters, [sample]) for sample in samples]
     assert together[0] == pytest.approx([losses[0] for losses, _ in alone], rel=1e-5)
-    close(together[1], {name: alone[0][1][name] + alone[1][1][name] for name in parameters})
+    close(together[1], {name: 0.25 * alone[0][1][name] + 0.75 * alone[1][1][name] for name in parameters})
 
 
 def test_groups_hold_samples_of_one_shape() -> None:

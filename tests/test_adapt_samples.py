@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,46 @@ def test_questions_for_reading_show_the_right_passage_and_no_memory(make_model: 
         assert max(shown) <= 4 and (max(shown) > 1 or file == "papers")
     both = mixture(model, data, {"kind": "qa", "data": ["squad.jsonl.gz"], "reading": 1.0, "beside": 1.0}).sample(0, 0)
     assert len(both.segments) > 1 and "Odile" in asked(both, Bench(model))[0]
+
+
+@pytest.mark.parametrize("reading", [0.0, 1.0])
+def test_turns_ask_about_what_is_shown_or_read_in_one_conversation(
+    make_model: MakeModel, tmp_path: Path, reading: float
+) -> None:
+    model = make_model(segment_length=200)
+    names = ["Odile", "Bruno", "Carla", "Dario", "Elena", "Fabio"]
+    paragraphs = [f"The captain of ship {i} was {name}. {TEXT * 2}" for i, name in enumerate(names)]
+    qas = [{"question": f"Captain of {i}?", "answers": [name], "paragraph": i} for i, name in enumerate(names)]
+    write_rows(tmp_path / "many.jsonl.gz", {"title": "Ships", "paragraphs": paragraphs, "qas": qas})
+    bench, lengths = Bench(model), set()
+    for turns in (1, 3):
+        kind = {"kind": "qa", "data": ["many.jsonl.gz"], "reading": reading, "passages": 2, "turns": turns}
+        for step in range(12):
+            *document, last = mixture(model, tmp_path, kind, segments=3).sample(step, 0).segments
+            start = last.mask.index(True)
+            known = bench.decode([token for part in document for token in part.tokens] + last.tokens[:start])
+            said = bench.decode([t for t, on in zip(last.tokens, last.mask, strict=True) if on]).split("<|im_end|>")
+            assert said.pop() == "" and len(set(said)) == len(said) <= turns
+            assert all(f"was {name}." in known for name in said)
+            questions = re.findall(r"Captain of (\d)\?", bench.decode(last.tokens))
+            assert [names[int(number)] for number in questions] == said
+            history = [(f"Captain of {names.index(name)}?", name) for name in said[:-1]]
+            if reading == 0.0:
+                prompt = encode_chat(model, memory_messages(f"Captain of {names.index(said[-1])}?", history))
+                assert last.tokens[: len(prompt)] == prompt
+            lengths.add((turns, len(said)))
+    assert max(size for turns, size in lengths if turns == 1) == 1 and max(lengths)[1] > 1
+
+
+def test_a_conversation_ends_where_the_context_does(make_model: MakeModel) -> None:
+    model = make_model()
+    more = [(f"Question {i}?", "yes") for i in range(5)]
+    messages = memory_messages("First question?")
+    whole = Bench(model).ask("qa", [], messages, "no", more).segments[-1]
+    model.model.config.max_position_embeddings = len(whole.tokens) - 1
+    cut = Bench(model).ask("qa", [], messages, "no", more).segments[-1]
+    assert whole.tokens[: len(cut.tokens)] == cut.tokens and cut.mask == whole.mask[: len(cut.mask)]
+    assert Bench(model).decode(cut.tokens).count("yes<|im_end|>") == 4
 
 
 def test_summaries_are_asked_as_summarize_does_with_their_focus(make_model: MakeModel, data: Path) -> None:

@@ -24,15 +24,15 @@ def document(model: InfiniModel, needles: list[Needle], tokens: int, depths: lis
 
 @pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("tokens", [400, 777])
-def test_the_passkey_text_has_the_length_the_key_and_the_question_last(
+def test_the_passkey_text_has_the_length_and_the_key_at_its_depth(
     make_model: MakeModel, depth: float, tokens: int
 ) -> None:
     model = make_model()
     needle = Needle("digits", "31415")
-    ids = document(model, [needle], tokens, [depth], with_question=True)
+    ids = document(model, [needle], tokens, [depth])
     text = model.tokenizer.decode(ids)
-    assert len(ids) == tokens and text.startswith(INTRODUCTION) and text.endswith(QUESTION)
-    before, after = text.removeprefix(INTRODUCTION).removesuffix(QUESTION).split(needle.fact)
+    assert len(ids) == tokens and text.startswith(INTRODUCTION) and QUESTION not in text
+    before, after = text.removeprefix(INTRODUCTION).split(needle.fact)
     assert abs(len(before) / len(before + after) - depth) < 0.02
 
 
@@ -41,7 +41,7 @@ def test_every_needle_stands_at_its_depth_of_the_filler(make_model: MakeModel, k
     model, count = make_model(), 6
     needles = draw_needles(count, kind, random.Random(3))
     depths = [(i + 0.5) / count for i in range(count)]
-    ids = document(model, needles, 3000, depths, with_question=False)
+    ids = document(model, needles, 3000, depths)
     text = model.tokenizer.decode(ids)
     assert len(ids) == 3000
     filler = text.split("there.\n", 1)[1]
@@ -114,6 +114,28 @@ def test_a_model_that_says_the_key_scores_one_and_a_half_right_key_half(
     part = passkey(model, 300)
     assert set(part["accuracy"].values()) == {0.6} and set(part["exact"].values()) == {0.0}
     assert len({needles[0].value for needles, _ in heard[:6]}) == 6
+
+
+def test_digits_are_asked_for_after_the_space_before_them_and_once_without_it(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, heard: list[tuple[list[Needle], str]]
+) -> None:
+    model = make_model()
+    space = [8000]
+    encode = model.encoder.encode
+
+    def digits_apart(text: str) -> list[int]:
+        return [*space, *encode(text[1:])] if text[0] == " " and text[1:].isdigit() else encode(text)
+
+    def only_after_a_space(_: InfiniModel, prompts: list[list[int]], *rest: Any) -> list[str]:
+        return [heard[-1][0][0].value if prompt[-1:] == space else " a secret" for prompt in prompts]
+
+    monkeypatch.setattr(model.encoder, "encode", digits_apart)
+    monkeypatch.setattr(passkey_module, "continuations", only_after_a_space)
+    result = passkey(model, 300, depths=[0.0])
+    assert result["exact"] == {"0.0": 1.0} and result["unled"] == {"0.0": 0.0} and result["overall"]["unled"] == 0.0
+    assert result["answers"]["0.0"][0]["unled"] == "a secret"
+    names = passkey(model, 400, needles=2, kind="names")
+    assert names["unled"] == names["exact"]
 
 
 def test_needles_share_one_reading_and_are_asked_one_by_one(

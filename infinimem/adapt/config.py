@@ -82,6 +82,7 @@ class TrainConfig:
 
     batch: samples a step. rows: samples computed side by side. bptt: segments that gradients flow back through, 0 for
     all. cuts: where document segments end, "sentences" as in use, "fixed" for equal lengths (no padding between rows).
+    token_weight: a sample with loss on n tokens weighs n ** token_weight: 0, all samples alike; 1, all tokens.
     """
 
     batch: int = setting(8, least=1)
@@ -90,6 +91,7 @@ class TrainConfig:
     checkpointing: bool = True
     warmup: int = setting(20, least=0)
     clip: float = setting(1.0, above=0)
+    token_weight: float = setting(0.0, least=0, most=1)
     cuts: str = setting("sentences", choices=("sentences", "fixed"))
     save_steps: int = setting(50, least=1)
     save_seconds: float = setting(600.0, above=0)
@@ -140,13 +142,15 @@ class NeedlesConfig(ObjectiveConfig):
 class QaConfig(ObjectiveConfig):
     """Questions about documents. reading: share asked with passages in the prompt instead of the memory.
 
-    passages: most passages in such a prompt. beside: share of those with the memory in view as well.
+    passages: most passages in such a prompt. beside: share of those with the memory in view as well. turns: most
+    questions asked in one conversation about the same passages, or about what was read.
     """
 
     data: tuple[str, ...] = setting(least=1)
     reading: float = setting(0.5, least=0, most=1)
     passages: int = setting(4, least=1)
     beside: float = setting(0.0, least=0, most=1)
+    turns: int = setting(1, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,8 +147,29 @@ class Questions:
             read = self._read(rng, file, document, question, answer, segments)
         if reading:
             passages = self._passages(rng, file, document, question)
-            return self.bench.ask("qa.reading", read, recall_messages(question.text, passages), answer)
-        return self.bench.ask("qa.memory", read, memory_messages(question.text), answer)
+            more = self._more(rng, document, question, lambda other: self._shown(document, other, passages))
+            return self.bench.ask("qa.reading", read, recall_messages(question.text, passages), answer, more)
+        text = self.bench.decode([token for part in read for token in part])
+        more = self._more(
+            rng, document, question, lambda other: all(document.paragraphs[i] in text for i in other.paragraphs)
+        )
+        return self.bench.ask("qa.memory", read, memory_messages(question.text), answer, more)
+
+    def _more(
+        self, rng: random.Random, document: Document, asked: Question, answerable: Callable[[Question], bool]
+    ) -> list[tuple[str, str]]:
+        """Further questions of the document, each with an answer, in a random order."""
+        if self.config.turns == 1:
+            return []
+        others = [other for other in document.questions if other.text != asked.text and answerable(other)]
+        chosen = rng.sample(others, min(len(others), self.config.turns - 1))
+        return [(other.text, rng.choice(other.answers)) for other in chosen]
+
+    @staticmethod
+    def _shown(document: Document, question: Question, shown: Sequence[Passage]) -> bool:
+        """Whether a passage that holds the question's answer is among those shown."""
+        passages = document.passages()[0]
+        return any(passages[index] in shown for index in document.right(question))
 
     def _draw(self, rng: random.Random, file: list[Document]) -> tuple[Document, Question, str]:
         document = rng.choices(file, [len(document.questions) for document in file])[0]

@@ -116,16 +116,17 @@ def backward(
     *,
     bptt: int = 0,
     checkpointing: bool = True,
-    scale: float = 1.0,
+    scales: Sequence[float] | None = None,
     stop: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Add the gradients of `scale` times the samples' summed losses; returns each sample's loss, unscaled.
+    """Add the gradients of the samples' losses, each times its scale (1); returns each sample's loss, unscaled.
 
     samples: of one shape, as `groups` makes them. bptt: segments that gradients flow back through, 0 for all. stop: is
     called before every segment and may raise.
     """
     made = blocks(model, samples)
     losses = torch.zeros(len(samples), device=model.device)
+    factors = torch.tensor(scales or [1.0] * len(samples), device=model.device)
     states: States = {}
     seen: Tensor | None = None
     stretch = bptt or len(made)
@@ -146,7 +147,8 @@ def backward(
                     loss, states, seen = read_block(model, block, states, seen)
                 if loss is not None:
                     losses += loss.detach()
-                    total = loss.sum() if total is None else total + loss.sum()
+                    scaled = (loss * factors).sum()
+                    total = scaled if total is None else total + scaled
         if total is not None:
-            (total * scale).backward()
+            total.backward()
     return [float(loss) for loss in losses]

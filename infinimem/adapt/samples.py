@@ -68,21 +68,48 @@ class Bench:
             return [list(tokens[i : i + self.length]) for i in range(0, len(tokens), self.length)]
         return list(self.model.segmenter.split(tokens))
 
-    def ask(self, kind: str, document: Sequence[Sequence[int]], messages: Sequence[Message], answer: str) -> Sample:
-        """Document segments without loss, then a chat prompt as `DocumentMemory.ask` makes it, and its answer."""
+    def ask(
+        self,
+        kind: str,
+        document: Sequence[Sequence[int]],
+        messages: Sequence[Message],
+        answer: str,
+        more: Sequence[tuple[str, str]] = (),
+    ) -> Sample:
+        """Document segments without loss, then a chat prompt as `DocumentMemory.ask` makes it, and its answer.
+
+        more: further questions and answers of the same conversation, while the model's context holds them; none where
+        the template writes what was said before in another way than it was said.
+        """
+        chat = list(messages)
+        prompt, reply = encode_chat(self.model, chat), self._reply(answer)
+        tokens, mask = [*prompt, *reply], [False] * len(prompt) + [True] * len(reply)
+        for question, further in more:
+            chat += [{"role": "assistant", "content": answer}, {"role": "user", "content": question}]
+            prompt, reply, answer = encode_chat(self.model, chat), self._reply(further), further
+            if prompt[: len(tokens)] != tokens or len(prompt) + len(reply) > self.model.context_length:
+                break
+            mask += [False] * (len(prompt) - len(tokens)) + [True] * len(reply)
+            tokens = [*prompt, *reply]
+        return self._asked(kind, document, tokens, mask)
+
+    def _reply(self, answer: str) -> list[int]:
+        """An answer and the token that ends it."""
         # After a template comes the answer itself, after plain "Answer:" a space.
         said = answer if self.model.tokenizer.chat_template else f" {answer}"
         end = self.model.tokenizer.eos_token_id
-        reply = [*self.model.encoder.encode(said), *([] if end is None else [int(end)])]
-        return self._asked(kind, document, encode_chat(self.model, messages), reply)
+        return [*self.model.encoder.encode(said), *([] if end is None else [int(end)])]
 
     def complete(self, kind: str, document: Sequence[Sequence[int]], text: str, answer: str) -> Sample:
         """Document segments without loss, then plain text to go on from, and how it goes on."""
         prompt = [*self.model.prefix, *self.model.encoder.encode(text)]
-        return self._asked(kind, document, prompt, self.model.encoder.encode(f" {answer}"))
+        reply = self.model.encoder.encode(f" {answer}")
+        return self._asked(kind, document, [*prompt, *reply], [False] * len(prompt) + [True] * len(reply))
 
-    def _asked(self, kind: str, document: Sequence[Sequence[int]], prompt: list[int], reply: list[int]) -> Sample:
-        asked = Segment([*prompt, *reply], [False] * len(prompt) + [True] * len(reply), prompt=True)
+    def _asked(
+        self, kind: str, document: Sequence[Sequence[int]], tokens: Sequence[int], mask: Sequence[bool]
+    ) -> Sample:
+        asked = Segment(list(tokens), list(mask), prompt=True)
         return Sample(kind, [*(Segment(list(part), [False] * len(part)) for part in document), asked])
 
     def hide(

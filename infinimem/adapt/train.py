@@ -94,20 +94,23 @@ class Trainer:
         train = self.config.train
         self.optimizer.zero_grad(set_to_none=True)
         samples = [self.mixture.sample(step, index) for index in range(train.batch)]
+        weights = [sum(sum(segment.mask) for segment in sample.segments) ** train.token_weight for sample in samples]
+        scales = [weight / sum(weights) for weight in weights]
         losses: dict[str, list[float]] = {}
+        total = 0.0
         for group in groups(samples, train.rows):
             found = backward(
                 self.model,
                 [samples[index] for index in group],
                 bptt=train.bptt,
                 checkpointing=train.checkpointing,
-                scale=1 / train.batch,
+                scales=[scales[index] for index in group],
                 stop=stop,
             )
             for index, loss in zip(group, found, strict=True):
                 losses.setdefault(samples[index].kind, []).append(loss)
+                total += scales[index] * loss
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), train.clip))
-        total = sum(map(sum, losses.values())) / train.batch
         if not math.isfinite(total) or not math.isfinite(norm):
             rates = "lora.lr or gates.lr" if self.gates else "lora.lr"
             raise TrainingDiverged(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle, islice
+from itertools import cycle, islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EmptySource, InvalidSetting
@@ -32,7 +32,7 @@ FILLER = " The grass is green. The sky is blue. The sun is yellow. Here we go. T
 MEMORIES = ("own", "emptied", "other")
 MIN_TOKENS = 128
 ANSWER_TOKENS = DIGITS + 3
-SCORES = ("accuracy", "interval", "exact", "exact_interval")
+SCORES = ("accuracy", "interval", "exact", "exact_interval", "unled")
 
 
 def passkey(
@@ -59,9 +59,13 @@ def passkey(
     begun at another place in each sample; None for the paper's. memory: "own", "emptied" before the questions, or
     that of "other" facts read the same way.
 
+    Where a tokenizer gives the space before a number a token of its own, the question of digits ends with that token:
+    so the score is that of digits, as the paper's token-level accuracy is, and not that of a model's wish to answer
+    " a secret one". `unled` tells how often it gives the whole value without that token.
+
     Result, by depth: accuracy, share of digits right at their place (words: of answers that begin with the value),
-    with interval; exact, share of values right as a whole, with exact_interval. Intervals are 95 %: Wilson's for
-    shares of whole values, bootstrap over needles for digits. overall: the same over all needles. Raises
+    with interval; exact, share of values right as a whole, with exact_interval; unled. Intervals are 95 %: Wilson's
+    for shares of whole values, bootstrap over needles for digits. overall: the same over all needles. Raises
     InvalidSetting, and EmptySource for a filler without text.
     """
     if tokens < MIN_TOKENS:
@@ -73,11 +77,12 @@ def passkey(
     around = model.encoder.encode(FILLER if filler is None else filler)
     if not around:
         raise EmptySource("the filler has no text in it")
+    lead = _common_start([model.encoder.encode(f" {digit}") for digit in range(10)]) if kind == "digits" else []
     unnamed = needles == 1 and kind == "digits"
     spread = [(i + 0.5) / needles for i in range(needles)]
     texts = [spread] * samples if needles != 1 else [[depth] for depth in depths for _ in range(samples)]
     keys, starts, others = (random.Random(seed), random.Random(f"start {seed}"), random.Random(f"other {seed}"))
-    rows: dict[str, list[tuple[Needle, str]]] = {}
+    rows: dict[str, list[tuple[Needle, str, str]]] = {}
     memory_bytes = segments = asked = 0
     for places in texts:
         hidden = [Needle(kind, draw_digits(keys))] if unnamed else draw_needles(needles, kind, keys)
@@ -90,10 +95,12 @@ def passkey(
             segments = sum(1 for _ in model.segmenter.split(text))
         else:
             segments = model.read_tokens(text, cache)
-        said = continuations(model, [model.encoder.encode(needle.question) for needle in hidden], cache, ANSWER_TOKENS)
+        questions = [model.encoder.encode(needle.question) for needle in hidden]
+        unled = continuations(model, questions, cache, ANSWER_TOKENS)
+        led = continuations(model, [[*q, *lead] for q in questions], cache, ANSWER_TOKENS) if lead else unled
         memory_bytes = state_bytes(cache)
-        for depth, needle, answer in zip(places, hidden, said, strict=True):
-            rows.setdefault(str(round(float(depth), 6)), []).append((needle, answer))
+        for depth, row in zip(places, zip(hidden, led, unled, strict=True), strict=True):
+            rows.setdefault(str(round(float(depth), 6)), []).append(row)
         asked += len(hidden)
         if on_sample is not None:
             on_sample(asked, len(texts) * needles)
@@ -111,12 +118,17 @@ def passkey(
         "filler": "repeated" if filler is None else "text",
         **{name: {depth: scores[name] for depth, scores in by_depth.items()} for name in SCORES},
         "overall": {**{name: overall[name] for name in SCORES}, "needles": asked},
-        "answers": {depth: [_answer_row(needle, said) for needle, said in row] for depth, row in rows.items()},
+        "answers": {depth: [_answer_row(*answer) for answer in row] for depth, row in rows.items()},
     }
 
 
-def _scores(rows: Sequence[tuple[Needle, str]], kind: str, seed: int) -> dict[str, Any]:
-    scores = [needle.score(said) for needle, said in rows]
+def _common_start(rows: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens that all rows begin with."""
+    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))]
+
+
+def _scores(rows: Sequence[tuple[Needle, str, str]], kind: str, seed: int) -> dict[str, Any]:
+    scores = [needle.score(led) for needle, led, _ in rows]
     right = sum(score == 1 for score in scores)
     whole = wilson(right, len(scores))
     return {
@@ -124,12 +136,13 @@ def _scores(rows: Sequence[tuple[Needle, str]], kind: str, seed: int) -> dict[st
         "interval": whole if kind == "names" else bootstrap(scores, seed),
         "exact": right / len(scores),
         "exact_interval": whole,
+        "unled": mean([float(needle.score(unled) == 1) for needle, _, unled in rows]),
     }
 
 
-def _answer_row(needle: Needle, said: str) -> dict[str, str]:
+def _answer_row(needle: Needle, led: str, unled: str) -> dict[str, str]:
     named = {} if needle.name is None else {"question": needle.question.strip()}
-    return {**named, "key": needle.value, "answer": said.strip()}
+    return {**named, "key": needle.value, "answer": led.strip(), "unled": unled.strip()}
 
 
 def _document(
