@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import heap
 from .adapter import NO_ADAPTER, Adapter, load_adapter, merge_lora, set_gates
 from .attention import Attachment, InfiniCache, MemoryRule, State, attention_modules, make_rule
 from .errors import DamagedMemoryFile, InvalidSetting
@@ -38,6 +39,8 @@ DEFAULT_RULE = "slots"
 DEFAULT_SEGMENT_LENGTH = 512
 # Share of the layers, the lowest ones, that go without memory under `slots`: merged slots there harm prose.
 SHARE_WITHOUT_SLOTS = 4 / 15
+# Reading gives freed memory back after so many segments.
+SEGMENTS_BETWEEN_TRIMS = 16
 # Elements of each weight tensor that enter the fingerprint.
 SAMPLED_WEIGHTS = 4096
 
@@ -84,6 +87,7 @@ class InfiniModel:
         self.name = name
         self.encoder = TextEncoder(tokenizer)
         self.segmenter = Segmenter(tokenizer, segment_length)
+        self._read = 0
         self.adapter_name = self.adapter_hash = NO_ADAPTER
         self._base_weights: str | None = None
         self._identity: dict[str, Any] | None = None
@@ -196,6 +200,9 @@ class InfiniModel:
             whole = len(segment) > self.segment_length // 2
             self.read_segment(torch.tensor([segment]), cache, pad_to=self.segment_length if whole else 0)
             segments += 1
+            self._read += 1
+            if self._read % SEGMENTS_BETWEEN_TRIMS == 0:
+                heap.give_back()
         return segments
 
     @torch.no_grad()

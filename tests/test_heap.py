@@ -1,0 +1,42 @@
+"""Freed memory goes back to the system while a document is read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import MakeModel, random_tokens
+
+from infinimem import heap
+from infinimem.model import SEGMENTS_BETWEEN_TRIMS
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(status.split("VmRSS:")[1].split()[0])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc and needs glibc")
+@pytest.mark.skipif(heap._malloc_trim() is None, reason="this C library keeps what it likes")
+def test_pieces_between_what_stays_go_back_to_the_system() -> None:
+    pieces = [b"x" * 100_000 for _ in range(2_000)]
+    stays = pieces[::100]
+    before = resident()
+    del pieces
+    heap.give_back()
+    assert before - resident() > 150_000_000 and len(stays) == 20
+
+
+def test_reading_gives_memory_back_every_so_many_segments(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(heap, "give_back", lambda: calls.append(1))
+    model = make_model(segment_length=8)
+    cache = model.new_cache()
+    tokens = random_tokens(1, 8 * SEGMENTS_BETWEEN_TRIMS * 3)[0].tolist()
+    half = len(tokens) // 2
+    read = model.read_tokens(tokens[:half], cache) + model.read_tokens(tokens[half:], cache)
+    assert len(calls) == read // SEGMENTS_BETWEEN_TRIMS >= 3
