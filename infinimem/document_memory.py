@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .answer import Answer
 from .asking import Prompt, checked_question, fit_prompt, pieces_async
+from .chat import Conversation, Reply, conversation
 from .errors import EmptySource, InvalidSetting, MergeMismatch, ModelMismatch, NoPassages
 from .memory_file import MemoryFile, differences, read_memory_file
 from .passages import Passage
+from .prompts import told
 from .readers import find_sources, open_source
 from .reading import (
     ProgressCallback,
@@ -38,8 +40,9 @@ from .recall import LexicalRanker, Ranker, central_passages
 
 if TYPE_CHECKING:
     from .attention import InfiniCache
+    from .generation import Continuation
     from .model import InfiniModel
-    from .prompts import History
+    from .prompts import History, Message
 
 MODES = ("recall", "memory")
 PathLike = str | os.PathLike[str]
@@ -372,7 +375,7 @@ class DocumentMemory:
         mode: "recall" shows the model the k best passages, or lets it read its memory if no passage fits; "memory"
         relies on the compressive memory alone. history: earlier (question, answer) pairs. temperature 0 is greedy.
         """
-        prompt = self._prompt(question, k, mode, history, max_new_tokens)
+        prompt = self._prompt(Conversation(question, told(history), ""), k, mode, max_new_tokens)
         text = "".join(self._generate(prompt, max_new_tokens, temperature, top_p, seed))
         return Answer(text.strip(), mode, prompt.passages, question)
 
@@ -389,8 +392,25 @@ class DocumentMemory:
         seed: int | None = None,
     ) -> Iterator[str]:
         """Like `ask`, piece by piece as the model writes; closing the iterator stops the model."""
-        prompt = self._prompt(question, k, mode, history, max_new_tokens)
+        prompt = self._prompt(Conversation(question, told(history), ""), k, mode, max_new_tokens)
         return self._generate(prompt, max_new_tokens, temperature, top_p, seed)
+
+    def reply(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        k: int = 4,
+        mode: str = "recall",
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Reply:
+        """Reply to a conversation: messages {"role": "system", "user" or "assistant", "content": text}, the last one
+        the user's. The reply is written while it is iterated. stop: texts before which it ends."""
+        prompt = self._prompt(conversation(messages), k, mode, max_new_tokens)
+        return Reply(prompt, mode, self._generate(prompt, max_new_tokens, temperature, top_p, seed, stop))
 
     def ask_many(
         self, questions: Sequence[str], *, k: int = 4, mode: str = "recall", max_new_tokens: int = 64
@@ -398,7 +418,7 @@ class DocumentMemory:
         """Answer several questions, decoded as one batch, greedily."""
         from .generation import continue_texts
 
-        prompts = [self._prompt(question, k, mode, (), max_new_tokens) for question in questions]
+        prompts = [self._prompt(Conversation(question, [], ""), k, mode, max_new_tokens) for question in questions]
         texts = [""] * len(prompts)
         for shown in (True, False):
             rows = [row for row, prompt in enumerate(prompts) if bool(prompt.passages) is shown]
@@ -445,18 +465,20 @@ class DocumentMemory:
 
     # Inside
 
-    def _prompt(self, question: str, k: int, mode: str, history: History, max_new_tokens: int) -> Prompt:
+    def _prompt(self, asked: Conversation, k: int, mode: str, max_new_tokens: int) -> Prompt:
         from .prompts import memory_messages, recall_messages
 
-        question = checked_question(question)
+        question = checked_question(asked.question)
         if mode not in MODES:
             raise InvalidSetting(f"there is no mode {mode!r}; choose one of {', '.join(MODES)}")
-        if mode == "memory":
-            return fit_prompt(self.model, lambda _: memory_messages(question, history), [], max_new_tokens)
-        found = self.retrieve(question, k)
-        return fit_prompt(
-            self.model, lambda passages: recall_messages(question, passages, history), found, max_new_tokens
-        )
+
+        def messages(passages: Sequence[Passage]) -> list[Message]:
+            if mode == "memory":
+                return memory_messages(question, asked.earlier, asked.system)
+            return recall_messages(question, passages, asked.earlier, asked.system)
+
+        found = [] if mode == "memory" else self.retrieve(question, k)
+        return fit_prompt(self.model, messages, found, max_new_tokens)
 
     def _memory_in_view(self, prompt: Prompt) -> InfiniCache | None:
         # Beside passages, an untrained memory of a whole book draws the model away from them (docs/decisions.md).
@@ -472,10 +494,11 @@ class DocumentMemory:
         temperature: float,
         top_p: float,
         seed: int | None,
-    ) -> Iterator[str]:
-        from .generation import continue_text
+        stop: Sequence[str] = (),
+    ) -> Continuation:
+        from .generation import Continuation
 
-        return continue_text(
+        return Continuation(
             self.model,
             prompt.tokens,
             self._memory_in_view(prompt),
@@ -483,6 +506,7 @@ class DocumentMemory:
             temperature=temperature,
             top_p=top_p,
             seed=seed,
+            stop=stop,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,30 +37,69 @@ class PieceDecoder:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def continue_text(
-    model: InfiniModel,
-    prompt: Sequence[int],
-    cache: InfiniCache | None,
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int | None = None,
-) -> Iterator[str]:
-    """Pieces of the answer to one prompt, as they come."""
-    decoder = PieceDecoder(model)
-    steps = model.generate(
-        [prompt],
-        cache,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        repetition_penalty=REPETITION_PENALTY,
-    )
-    for (token,) in steps:
-        if token is not None and (piece := decoder.step(token)):
-            yield piece
+class Continuation:
+    """The answer to one prompt, piece by piece as the model writes it; closing it stops the model.
+
+    stop: texts before which the answer ends. tokens: how many were computed so far. finish: "stop" where the model or
+    a stop text ended the answer, "length" where the limit did, None before that.
+    """
+
+    def __init__(
+        self,
+        model: InfiniModel,
+        prompt: Sequence[int],
+        cache: InfiniCache | None,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> None:
+        self.tokens = 0
+        self.finish: str | None = None
+        steps = model.generate(
+            [prompt],
+            cache,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            repetition_penalty=REPETITION_PENALTY,
+        )
+        self._pieces = self._run(steps, PieceDecoder(model), [text for text in stop if text])
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop the model."""
+        self._pieces.close()
+
+    def _run(
+        self, steps: Iterator[list[int | None]], decoder: PieceDecoder, stops: Sequence[str]
+    ) -> Generator[str, None, None]:
+        held = ""  # the beginning of a stop text, perhaps
+        for (token,) in steps:
+            if token is None:
+                self.finish = "stop"
+                break
+            self.tokens += 1
+            held += decoder.step(token)
+            ends = [place for text in stops if (place := held.find(text)) >= 0]
+            if ends:
+                self.finish, held = "stop", held[: min(ends)]
+                break
+            begun = max((n for text in stops for n in range(1, len(text)) if held.endswith(text[:n])), default=0)
+            piece, held = held[: len(held) - begun], held[len(held) - begun :]
+            if piece:
+                yield piece
+        self.finish = self.finish or "length"
+        if held:
+            yield held
 
 
 def continue_texts(

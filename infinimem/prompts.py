@@ -32,29 +32,41 @@ def quote(passages: Sequence[Passage]) -> str:
     return "\n\n".join(f"[{i}] (page {p.page}) {p.text}" for i, p in enumerate(passages, start=1))
 
 
-def recall_messages(question: str, passages: Sequence[Passage], history: History = ()) -> list[Message]:
-    """A question with the passages that may answer it."""
+def told(history: History) -> list[Message]:
+    """Earlier questions and answers as messages."""
+    roles = ("user", "assistant")
+    return [{"role": role, "content": content} for turn in history for role, content in zip(roles, turn, strict=True)]
+
+
+def recall_messages(
+    question: str, passages: Sequence[Passage], earlier: Sequence[Message] = (), system: str = ""
+) -> list[Message]:
+    """A question with the passages that may answer it. earlier: the conversation so far. system: of the user."""
     content = f"Excerpts from the document:\n\n{quote(passages)}\n\nQuestion: {question}"
-    return _with_history(RECALL_SYSTEM, history, content if passages else f"Question: {question}")
+    return _conversation([RECALL_SYSTEM, system], earlier, content if passages else f"Question: {question}")
 
 
-def memory_messages(question: str, history: History = ()) -> list[Message]:
+def memory_messages(question: str, earlier: Sequence[Message] = (), system: str = "") -> list[Message]:
     """A question to the memory alone."""
-    return _with_history(MEMORY_SYSTEM, history, question)
+    return _conversation([MEMORY_SYSTEM, system], earlier, question)
+
+
+def plain_messages(question: str, earlier: Sequence[Message] = (), system: str = "") -> list[Message]:
+    """A question to the model as it is, without any document."""
+    return _conversation([system], earlier, question)
 
 
 def summary_messages(passages: Sequence[Passage], focus: str | None) -> list[Message]:
     """A summary of the document from passages in reading order."""
     about = f"Summarize what the document says about this: {focus}" if focus else "Summarize the document."
     content = f"Excerpts from the document, in order:\n\n{quote(passages)}\n\n{about}" if passages else about
-    return _with_history(SUMMARY_SYSTEM, (), content)
+    return _conversation([SUMMARY_SYSTEM], (), content)
 
 
-def _with_history(system: str, history: History, content: str) -> list[Message]:
-    messages = [{"role": "system", "content": system}]
-    for question, answer in history:
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return [*messages, {"role": "user", "content": content}]
+def _conversation(systems: Sequence[str], earlier: Sequence[Message], content: str) -> list[Message]:
+    system = "\n\n".join(words for words in systems if words)
+    opening = [{"role": "system", "content": system}] if system else []
+    return [*opening, *earlier, {"role": "user", "content": content}]
 
 
 def encode_chat(model: InfiniModel, messages: Sequence[Message]) -> list[int]:
@@ -64,7 +76,8 @@ def encode_chat(model: InfiniModel, messages: Sequence[Message]) -> list[int]:
     """
     if not model.tokenizer.chat_template:
         lines = [m["content"] for m in messages if m["role"] == "system"]
-        lines += [f"{'Answer' if m['role'] == 'assistant' else 'User'}: {m['content']}" for m in messages[1:]]
+        said = [m for m in messages if m["role"] != "system"]
+        lines += [f"{'Answer' if m['role'] == 'assistant' else 'User'}: {m['content']}" for m in said]
         return model.prefix + model.encoder.encode("\n\n".join(lines) + "\n\nAnswer:")
     mark = secrets.token_hex(16)
     marked = [{"role": m["role"], "content": f"{mark}{i}{mark}"} for i, m in enumerate(messages)]
@@ -90,5 +103,7 @@ def _render(model: InfiniModel, messages: list[Message]) -> str:
         return apply(messages)
     except TemplateError:
         # Some families (Gemma 2) know no system role: its words open the first question instead.
+        if messages[0]["role"] != "system":
+            raise
         first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
         return apply([first, *messages[2:]])

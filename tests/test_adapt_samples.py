@@ -21,7 +21,7 @@ from infinimem.errors import (
     TrainingDataError,
 )
 from infinimem.model import InfiniModel
-from infinimem.prompts import encode_chat, memory_messages
+from infinimem.prompts import encode_chat, memory_messages, told
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +339,7 @@ def test_turns_ask_about_what_is_shown_or_read_in_one_conversation(
             assert [names[int(number)] for number in questions] == said
             history = [(f"Captain of {names.index(name)}?", name) for name in said[:-1]]
             if reading == 0.0:
-                prompt = encode_chat(model, memory_messages(f"Captain of {names.index(said[-1])}?", history))
+                prompt = encode_chat(model, memory_messages(f"Captain of {names.index(said[-1])}?", told(history)))
                 assert last.tokens[: len(prompt)] == prompt
             lengths.add((turns, len(said)))
     assert max(size for turns, size in lengths if turns == 1) == 1 and max(lengths)[1] > 1

@@ -1,0 +1,127 @@
+"""Conversations: messages in, a reply out, piece by piece.
+
+- a message is {"role": "system", "user" or "assistant", "content": text}
+- what chat templates of small models refuse is put right: messages of one role in a row become one, and the words of
+  all system messages open the conversation
+- with a memory, the last message is what passages are found for, or what the memory is asked
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .asking import Prompt, checked_question, fit_prompt
+from .errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from .generation import Continuation
+    from .model import InfiniModel
+    from .passages import Passage
+    from .prompts import Message
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The last question, what was said before it, and the words of the system messages."""
+
+    question: str
+    earlier: list[Message]
+    system: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply that is written while it is iterated, once; closing it stops the model.
+
+    passages: what the model was shown. mode: "recall", "memory", or None without a memory.
+    """
+
+    prompt: Prompt
+    mode: str | None
+    continuation: Continuation
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.continuation)
+
+    @property
+    def passages(self) -> list[Passage]:
+        """What the model was shown, best first."""
+        return self.prompt.passages
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the conversation, with its passages."""
+        return len(self.prompt.tokens)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the reply that were computed so far."""
+        return self.continuation.tokens
+
+    @property
+    def finish(self) -> str | None:
+        """ "stop" or "length" once the reply is complete, None before that."""
+        return self.continuation.finish
+
+    def text(self) -> str:
+        """The (rest of the) reply as a whole."""
+        return "".join(self).strip()
+
+    def close(self) -> None:
+        """Stop the model."""
+        self.continuation.close()
+
+
+def conversation(messages: Sequence[Mapping[str, str]]) -> Conversation:
+    """Check and order messages. Raises InvalidSetting, and EmptyQuestion where the last message has no words."""
+    systems: list[str] = []
+    turns: list[Message] = []
+    for message in messages:
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES or not isinstance(content, str):
+            raise InvalidSetting(f"a message has a role ({', '.join(ROLES)}) and a content, which is text")
+        if role == "system":
+            systems.append(content)
+        elif turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += f"\n\n{content}"
+        else:
+            turns.append({"role": role, "content": content})
+    if not turns or turns[-1]["role"] != "user":
+        raise InvalidSetting("the last message must be the user's, as there is nothing to reply to otherwise")
+    *earlier, last = turns
+    return Conversation(checked_question(last["content"]), earlier, "\n\n".join(systems))
+
+
+def reply(
+    model: InfiniModel,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+) -> Reply:
+    """Reply to a conversation without any document; `DocumentMemory.reply` does it with one."""
+    from .generation import Continuation
+    from .prompts import plain_messages
+
+    asked = conversation(messages)
+    prompt = fit_prompt(
+        model, lambda _: plain_messages(asked.question, asked.earlier, asked.system), [], max_new_tokens
+    )
+    written = Continuation(
+        model,
+        prompt.tokens,
+        None,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop=stop,
+    )
+    return Reply(prompt, None, written)

@@ -1,0 +1,149 @@
+"""Conversations: how messages become prompts, where replies end, and what they report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest import TEXT, MakeModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infinimem import DocumentMemory, InfiniModel
+from infinimem.chat import conversation, reply
+from infinimem.errors import EmptyQuestion, InvalidSetting
+from infinimem.generation import Continuation, PieceDecoder
+
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def system(content: str) -> dict[str, str]:
+    return {"role": "system", "content": content}
+
+
+@pytest.fixture
+def model(make_model: MakeModel) -> InfiniModel:
+    return make_model(segment_length=64)
+
+
+@pytest.fixture
+def memory(model: InfiniModel) -> DocumentMemory:
+    return DocumentMemory.from_text(TEXT * 6, name="light.txt", model=model)
+
+
+def test_messages_of_one_role_in_a_row_become_one_and_systems_come_first() -> None:
+    found = conversation([system("A"), user("B"), user("C"), assistant("D"), system("E"), assistant("F"), user("G?")])
+    assert found.system == "A\n\nE" and found.question == "G?"
+    assert found.earlier == [user("B\n\nC"), assistant("D\n\nF")]
+
+
+def test_the_messages_given_are_not_changed() -> None:
+    given_ = [user("A"), user("B")]
+    conversation(given_)
+    assert given_ == [user("A"), user("B")]
+
+
+@pytest.mark.parametrize(
+    ("messages", "error"),
+    [
+        ([], InvalidSetting),
+        ([system("A")], InvalidSetting),
+        ([user("A"), assistant("B")], InvalidSetting),
+        ([{"role": "tool", "content": "A"}], InvalidSetting),
+        ([{"role": "user"}], InvalidSetting),
+        ([{"role": "user", "content": ["A"]}], InvalidSetting),
+        ([user(" ?! ")], EmptyQuestion),
+    ],
+)
+def test_conversations_without_a_question_are_refused(messages: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        conversation(messages)
+
+
+def shown(memory: DocumentMemory, messages: list[dict[str, str]], **settings: Any) -> str:
+    said = memory.reply(messages, max_new_tokens=2, **settings)
+    said.close()
+    return str(memory.model.tokenizer.decode(said.prompt.tokens))
+
+
+def test_a_reply_sees_system_words_history_and_passages_of_the_last_message(memory: DocumentMemory) -> None:
+    chat = [system("Speak plainly."), user("Hello there"), assistant("Yes"), user("How many ships passed on Monday?")]
+    recalled, remembered = shown(memory, chat, k=2), shown(memory, chat, mode="memory")
+    for prompt in (recalled, remembered):
+        places = [prompt.index(words) for words in ("Speak plainly.", "Hello there", "Yes", "How many ships")]
+        assert places == sorted(places)
+    assert "(page 1) The lighthouse keeper" in recalled and "Excerpts" not in remembered
+    assert len(memory.reply(chat, k=2).passages) == 2 and memory.reply(chat, mode="memory").passages == []
+
+
+def test_one_question_is_replied_to_as_it_is_answered(memory: DocumentMemory) -> None:
+    for mode in ("recall", "memory"):
+        answer = memory.ask("What passed on Monday?", mode=mode, max_new_tokens=12)
+        said = memory.reply([user("What passed on Monday?")], mode=mode, max_new_tokens=12)
+        assert said.text() == answer.text and said.passages == answer.passages and said.mode == mode
+
+
+def test_a_reply_counts_its_tokens_and_says_why_it_ended(
+    memory: DocumentMemory, model: InfiniModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = memory.reply([user("What passed on Monday?")], max_new_tokens=5)
+    assert said.finish is None and said.tokens == 0
+    text = said.text()
+    assert said.tokens == 5 and said.finish == "length" and text
+    first = next(iter(model.generate([said.prompt.tokens], max_new_tokens=1)))[0]
+    monkeypatch.setattr(model.model.generation_config, "eos_token_id", first)
+    ended = memory.reply([user("What passed on Monday?")], max_new_tokens=5)
+    assert ended.text() == "" and ended.tokens == 0 and ended.finish == "stop"
+
+
+class Spelling:
+    """Stands where a model would, and says one character a token."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.closed = False
+
+    def generate(self, *_: Any, **__: Any) -> Any:
+        try:
+            for character in self.text:
+                yield [character]
+        finally:
+            self.closed = True
+
+
+@settings(deadline=None)
+@given(st.text("ab", max_size=20), st.lists(st.text("ab", max_size=4), max_size=3))
+def test_a_reply_ends_before_the_first_stop_text_and_no_piece_of_it_is_shown(text: str, stops: list[str]) -> None:
+    model: Any = Spelling(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PieceDecoder, "__init__", lambda *_: None)
+        patch.setattr(PieceDecoder, "step", lambda _, token: token)
+        continuation = Continuation(model, [1], None, max_new_tokens=99, stop=stops)
+        said = list(continuation)
+    ends = [text.index(stop) for stop in stops if stop and stop in text]
+    assert "".join(said) == text[: min(ends, default=len(text))] and "" not in said
+    assert continuation.finish == ("stop" if ends else "length") and model.closed
+    # Not a token is computed beyond the one that completes a stop text.
+    complete = min((text.index(stop) + len(stop) for stop in stops if stop and stop in text), default=len(text))
+    assert continuation.tokens == complete
+
+
+def test_without_a_memory_the_model_replies_by_itself(model: InfiniModel) -> None:
+    chat = [system("Be brief."), user("Hello there")]
+    said = reply(model, chat, max_new_tokens=6)
+    prompt = str(model.tokenizer.decode(said.prompt.tokens))
+    assert said.mode is None and said.passages == [] and "Be brief." in prompt and "document" not in prompt
+    assert said.text() == reply(model, chat, max_new_tokens=6).text()
+
+
+def test_closing_a_reply_stops_the_model(memory: DocumentMemory) -> None:
+    said = memory.reply([user("What passed on Monday?")], max_new_tokens=50)
+    next(iter(said))
+    said.close()
+    assert list(said) == [] and said.tokens < 50
