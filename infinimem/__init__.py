@@ -13,13 +13,14 @@ from .errors import InfinimemError
 
 if TYPE_CHECKING:
     from .answer import Answer
+    from .chat import Reply
     from .document_memory import DocumentMemory
     from .model import InfiniModel
     from .passages import Passage
     from .reading import Progress
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "DocumentMemory", "InfiniModel", "InfinimemError", "Passage", "Progress", "__version__"]
+__all__ = ["Answer", "DocumentMemory", "InfiniModel", "InfinimemError", "Passage", "Progress", "Reply", "__version__"]
 
 _HOMES = {
     "Answer": "answer",
@@ -27,6 +28,7 @@ _HOMES = {
     "InfiniModel": "model",
     "Passage": "passages",
     "Progress": "reading",
+    "Reply": "chat",
 }
 
 

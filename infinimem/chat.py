@@ -8,14 +8,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .asking import Prompt, checked_question, fit_prompt
+from .asking import Prompt, checked_question, fit_prompt, pieces_async
 from .errors import InvalidSetting
 
 if TYPE_CHECKING:
+    from .attention import InfiniCache
     from .generation import Continuation
     from .model import InfiniModel
     from .passages import Passage
@@ -46,6 +47,10 @@ class Reply:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.continuation)
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        """The pieces without blocking the event loop; leaving the loop stops the model."""
+        return pieces_async(lambda: self.continuation)
 
     @property
     def passages(self) -> list[Passage]:
@@ -125,3 +130,40 @@ def reply(
         stop=stop,
     )
     return Reply(prompt, None, written)
+
+
+def complete(
+    model: InfiniModel,
+    texts: Sequence[str],
+    cache: InfiniCache | None = None,
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+) -> list[str]:
+    """How the model goes on after plain texts, without a chat, decoded as one batch.
+
+    `DocumentMemory.complete` does it with a memory in view. Control tokens in the texts are ordinary text. Raises
+    InvalidSetting where a text has no tokens or does not fit.
+    """
+    from .generation import continue_texts
+
+    prompts = [[*model.prefix, *model.encoder.encode(text)] for text in texts]
+    longest = max(map(len, prompts), default=0)
+    if longest + max_new_tokens > model.context_length:
+        raise InvalidSetting(
+            f"a text of {longest} tokens and {max_new_tokens} new ones do not fit into the model's context of "
+            f"{model.context_length}; shorten it, or lower max_new_tokens"
+        )
+    return continue_texts(
+        model,
+        prompts,
+        cache,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop=stop,
+    )

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from .answer import Answer
 from .asking import Prompt, checked_question, fit_prompt, pieces_async
-from .chat import Conversation, Reply, conversation
+from .chat import Conversation, Reply, complete, conversation
 from .errors import EmptySource, InvalidSetting, MergeMismatch, ModelMismatch, NoPassages
+from .langchain import component
 from .memory_file import MemoryFile, differences, read_memory_file
 from .passages import Passage
 from .prompts import told
@@ -412,6 +413,12 @@ class DocumentMemory:
         prompt = self._prompt(conversation(messages), k, mode, max_new_tokens)
         return Reply(prompt, mode, self._generate(prompt, max_new_tokens, temperature, top_p, seed, stop))
 
+    def complete(self, texts: Sequence[str], **settings: Any) -> list[str]:
+        """How the model goes on after plain texts with the memory in view; settings as for `chat.complete`."""
+        with self._lock:
+            cache = self._open().complete()
+        return complete(self.model, texts, cache, **settings)
+
     def ask_many(
         self, questions: Sequence[str], *, k: int = 4, mode: str = "recall", max_new_tokens: int = 64
     ) -> list[Answer]:
@@ -462,6 +469,22 @@ class DocumentMemory:
         prompt = fit_prompt(self.model, lambda shown: summary_messages(shown, focus), chosen, max_new_tokens)
         text = "".join(self._generate(prompt, max_new_tokens, 0.0, 1.0, None))
         return Answer(text.strip(), "recall" if prompt.passages else "memory", prompt.passages, focus)
+
+    # In LangChain
+
+    def as_retriever(self, **settings: Any) -> Any:
+        """A LangChain retriever over the passages; settings as for `langchain_infinimem.InfinimemRetriever`.
+
+        Raises LangChainMissing where the package langchain-infinimem is not installed.
+        """
+        return component("InfinimemRetriever")(memory=self, **settings)
+
+    def as_chat_model(self, **settings: Any) -> Any:
+        """A LangChain chat model that answers from this memory; settings as for `langchain_infinimem.ChatInfinimem`.
+
+        Raises LangChainMissing where the package langchain-infinimem is not installed.
+        """
+        return component("ChatInfinimem")(memory=self, **settings)
 
     # Inside
 

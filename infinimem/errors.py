@@ -179,3 +179,7 @@ class NoPassages(InfinimemError):
 
 class MergeMismatch(InfinimemError):
     """The memories were made by different models, rules or settings and cannot be merged."""
+
+
+class LangChainMissing(InfinimemError, ImportError):
+    """A LangChain component was asked for, but the package langchain-infinimem cannot be imported."""

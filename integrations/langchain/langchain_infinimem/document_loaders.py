@@ -1,0 +1,104 @@
+"""`InfinimemLoader`: passages or pages of memory files and of source files, as LangChain documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+from langchain_core.document_loaders import BaseLoader
+from langchain_core.documents import Document
+
+from infinimem import DocumentMemory
+from infinimem.passages import PassageCutter
+from infinimem.readers import Source, find_sources, open_source, read_pages
+from infinimem.reading import SEPARATOR
+from langchain_infinimem._common import document
+
+MEMORY_SUFFIX = ".safetensors"
+
+
+class InfinimemLoader(BaseLoader):
+    """Yields documents of memory files, or of files that infinimem can read (PDF, EPUB, HTML, Markdown, text).
+
+    Setup:
+        ```bash
+        pip install langchain-infinimem
+        ```
+
+    Instantiate:
+        ```python
+        from langchain_infinimem import InfinimemLoader
+
+        loader = InfinimemLoader("examples/handbook.pdf", unit="pages")
+        ```
+        `source` is a `DocumentMemory`, the path of a memory file, or a path, directory or glob pattern of documents,
+        or a list of paths. unit: "passages" (default), as a memory cites them, or "pages". Nothing needs a model.
+
+    Load:
+        ```python
+        documents = loader.load()
+        ```
+
+    Lazy load:
+        ```python
+        for document in loader.lazy_load():
+            print(document.metadata["page"], document.page_content[:60])
+        ```
+
+    Async:
+        ```python
+        documents = await loader.aload()
+        ```
+    """
+
+    def __init__(self, source: Any, unit: Literal["passages", "pages"] = "passages") -> None:
+        if unit not in ("passages", "pages"):
+            raise ValueError(f"there is no unit {unit!r}; choose passages or pages")
+        self.source = source
+        self.unit = unit
+
+    def lazy_load(self) -> Iterator[Document]:
+        """The documents, as they are read."""
+        if isinstance(self.source, DocumentMemory):
+            yield from self._of_memory(self.source)
+            return
+        listed = self.source if isinstance(self.source, (list, tuple)) else [self.source]
+        for path in listed:
+            if Path(path).suffix == MEMORY_SUFFIX:
+                yield from self._of_memory(DocumentMemory.load(path))
+            else:
+                for found in find_sources(path):
+                    yield from self._of_source(open_source(found))
+
+    def _of_memory(self, memory: DocumentMemory) -> Iterator[Document]:
+        fingerprint = memory.info()["fingerprint"]
+        if self.unit == "passages":
+            for passage in memory.passages:
+                found = document(passage, fingerprint)
+                found.metadata.pop("score")
+                yield found
+            return
+        for (source, page), group in groupby(memory.passages, lambda p: (p.source, p.page)):
+            passages = list(group)
+            yield Document(
+                page_content="\n\n".join(passage.text for passage in passages),
+                metadata={"source": source, "page": page, "title": passages[0].title, "memory": fingerprint},
+            )
+
+    def _of_source(self, source: Source) -> Iterator[Document]:
+        cutter = PassageCutter()
+        cutter.open(source.name)
+        for number, page in enumerate(read_pages(source)):
+            if self.unit == "pages":
+                place = {"source": source.name, "page": page.number, "title": page.title}
+                yield Document(page_content=page.text, metadata=place)
+                continue
+            # As a memory does it, so that spans are the same.
+            cut = cutter.feed(SEPARATOR) if number else []
+            cutter.page, cutter.title = page.number, page.title
+            for passage in [*cut, *cutter.feed(page.text), *cutter.end_page()]:
+                metadata = passage.to_dict()
+                del metadata["score"]
+                yield Document(page_content=str(metadata.pop("text")), metadata=metadata)

@@ -1,0 +1,203 @@
+"""The chat model: what it answers from, what it reports, caches, threads, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from conftest import QUESTION
+from langchain_core.caches import InMemoryCache
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.runnables import RunnableParallel
+from langchain_infinimem import ChatInfinimem
+
+from infinimem import DocumentMemory
+
+MESSAGES: dict[str, Any] = {
+    "an image": HumanMessage([{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": "x"}}]),
+    "a tool's answer": ToolMessage("3", tool_call_id="1"),
+}
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The last message of every conversation that is really replied to."""
+    asked: list[str] = []
+    original = DocumentMemory.reply
+
+    def listening(self: DocumentMemory, messages: Any, **settings: Any) -> Any:
+        asked.append(messages[-1]["content"])
+        return original(self, messages, **settings)
+
+    monkeypatch.setattr(DocumentMemory, "reply", listening)
+    return asked
+
+
+@pytest.mark.parametrize("mode", ["recall", "memory"])
+def test_it_says_what_the_memory_says_and_from_where(memory: DocumentMemory, mode: Any) -> None:
+    said = ChatInfinimem(memory=memory, mode=mode, k=2, max_tokens=12).invoke(QUESTION)
+    answer = memory.ask(QUESTION, mode=mode, k=2, max_new_tokens=12)
+    assert str(said.content).strip() == answer.text
+    metadata = said.response_metadata
+    assert metadata["passages"] == [passage.to_dict() for passage in answer.passages]
+    assert metadata["mode"] == mode and metadata["model_name"] == memory.model.name
+    assert metadata["finish_reason"] in ("stop", "length")
+
+
+def test_the_stream_is_the_answer_with_its_metadata_at_the_end(memory: DocumentMemory) -> None:
+    chat = ChatInfinimem(memory=memory, max_tokens=12)
+    whole = chat.invoke(QUESTION)
+    chunks = list(chat.stream(QUESTION))
+    added = sum(chunks[1:], chunks[0])
+    assert len(chunks) > 3 and all(isinstance(chunk, AIMessageChunk) for chunk in chunks)
+    assert (added.content, added.usage_metadata) == (whole.content, whole.usage_metadata)
+    assert added.response_metadata == whole.response_metadata
+
+
+def test_history_and_system_words_reach_the_model(memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts: list[str] = []
+    original = memory.model.generate
+
+    def listening(tokens: Any, *rest: Any, **settings: Any) -> Any:
+        prompts.append(str(memory.model.tokenizer.decode(tokens[0])))
+        return original(tokens, *rest, **settings)
+
+    monkeypatch.setattr(memory.model, "generate", listening)
+    words = ["Answer like a sailor.", "Who was the captain?", "Odile Marchetti.", "And the bell?"]
+    told = [SystemMessage(words[0]), HumanMessage(words[1]), AIMessage(words[2]), HumanMessage(words[3])]
+    ChatInfinimem(memory=memory, max_tokens=1).invoke(told)
+    places = [prompts[0].index(word) for word in words]
+    assert places == sorted(places)
+
+
+def test_settings_of_a_call_come_before_those_of_the_model(memory: DocumentMemory) -> None:
+    chat = ChatInfinimem(memory=memory, max_tokens=12, stop=["zzz"])
+    assert chat.invoke(QUESTION, max_tokens=3).usage_metadata["output_tokens"] == 3
+    assert len(chat.invoke(QUESTION, k=1).response_metadata["passages"]) == 1
+    assert chat.bind(mode="memory").invoke(QUESTION).response_metadata["passages"] == []
+    whole = str(chat.invoke(QUESTION).content)
+    middle = whole[len(whole) // 2 : len(whole) // 2 + 3]
+    assert chat.invoke(QUESTION, stop=[middle]).content == whole[: whole.index(middle)]
+    assert (
+        ChatInfinimem(memory=memory, max_tokens=12, stop=middle).invoke(QUESTION).content
+        == whole[: whole.index(middle)]
+    )
+
+
+def test_sampling_is_repeatable_with_a_seed(memory: DocumentMemory) -> None:
+    chats = [ChatInfinimem(memory=memory, max_tokens=16, temperature=1.5, seed=seed) for seed in (1, 1, 2)]
+    one, same, other = (chat.invoke(QUESTION).content for chat in chats)
+    assert one == same != other
+
+
+def test_memories_never_share_cached_answers_and_equal_ones_do(
+    memory: DocumentMemory, other_memory: DocumentMemory, computed: list[str]
+) -> None:
+    cache = InMemoryCache()
+    chats = [ChatInfinimem(memory=m, max_tokens=8, cache=cache) for m in (memory, other_memory)]
+    mine, theirs = (chat.invoke(QUESTION).content for chat in chats)
+    assert len(computed) == 2 and mine != theirs
+    again = ChatInfinimem(memory=memory, max_tokens=8, cache=cache)
+    assert again.invoke(QUESTION).content == mine and len(computed) == 2
+    for changed in ({"max_tokens": 7}, {"k": 1}, {"mode": "memory"}, {"temperature": 0.5}, {"seed": 1}, {"top_p": 0.5}):
+        ChatInfinimem(**{"memory": memory, "max_tokens": 8, "cache": cache, **changed}).invoke(QUESTION)
+    assert len(computed) == 8
+    again.invoke(QUESTION, k=2)
+    assert len(computed) == 9
+
+
+def test_a_memory_that_grows_is_another_one_for_the_cache(computed: list[str]) -> None:
+    growing = DocumentMemory.from_text("The mill stands by the river.", name="mill.txt")
+    chat = ChatInfinimem(memory=growing, max_tokens=4, cache=InMemoryCache())
+    chat.invoke("Where is the mill?")
+    growing.append_text("The weir was built by monks.", name="weir.txt")
+    chat.invoke("Where is the mill?")
+    assert len(computed) == 2
+
+
+async def test_many_at_once_answer_as_they_do_alone(memory: DocumentMemory, other_memory: DocumentMemory) -> None:
+    chats = {
+        "harbour": ChatInfinimem(memory=memory, max_tokens=6),
+        "bakery": ChatInfinimem(memory=other_memory, max_tokens=6),
+    }
+    questions = [f"What is number {i}?" for i in range(16)]
+    alone = {name: [chat.invoke(question).content for question in questions] for name, chat in chats.items()}
+    together = RunnableParallel(**chats).batch(questions)
+    for name, chat in chats.items():
+        assert [answer[name].content for answer in together] == alone[name]
+        assert [answer.content for answer in await chat.abatch(questions)] == alone[name]
+
+
+async def test_a_cancelled_stream_stops_the_model(memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = threading.Event()
+    model = memory.model
+    original = model.generate
+
+    def watched(*args: Any, **settings: Any) -> Any:
+        steps = original(*args, **settings)
+        try:
+            yield from steps
+        finally:
+            stopped.set()
+
+    monkeypatch.setattr(model, "generate", watched)
+    chat = ChatInfinimem(memory=memory, max_tokens=500)
+
+    async def first_pieces() -> None:
+        async for _ in chat.astream("Tell me everything about the harbour."):
+            begun.set()
+
+    begun = asyncio.Event()
+    task = asyncio.create_task(first_pieces())
+    await asyncio.wait_for(begun.wait(), 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await asyncio.to_thread(stopped.wait, 20)
+
+
+async def test_an_answer_that_takes_too_long_is_given_up(memory: DocumentMemory) -> None:
+    chat = ChatInfinimem(memory=memory, timeout=1e-6)
+    for call in (lambda: chat.invoke(QUESTION), lambda: list(chat.stream(QUESTION))):
+        with pytest.raises(TimeoutError, match="max_tokens"):
+            call()
+    with pytest.raises(TimeoutError):
+        await chat.ainvoke(QUESTION)
+    with pytest.raises(TimeoutError):
+        _ = [chunk async for chunk in chat.astream(QUESTION)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -1},
+        {"top_p": 0},
+        {"max_tokens": 0},
+        {"k": 0},
+        {"mode": "magic"},
+        {"temprature": 1},
+        {"timeout": 0},
+    ],
+)
+def test_impossible_settings_are_refused(memory: DocumentMemory, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        ChatInfinimem(memory=memory, **settings)
+    with pytest.raises(ValueError):
+        ChatInfinimem(memory=memory).invoke(QUESTION, **settings)
+
+
+@pytest.mark.parametrize("name", list(MESSAGES))
+def test_messages_that_are_not_text_are_refused(memory: DocumentMemory, name: str) -> None:
+    with pytest.raises(ValueError, match="infinimem"):
+        ChatInfinimem(memory=memory).invoke([HumanMessage("Hello"), MESSAGES[name]])
+
+
+def test_a_memory_brings_its_own_model(memory: DocumentMemory) -> None:
+    for more in ({"model": "somewhere"}, {"adapter": "none"}):
+        with pytest.raises(ValueError, match="names its own model"):
+            ChatInfinimem(memory=memory, **more)
+    with pytest.raises(ValueError, match="has its adapter"):
+        ChatInfinimem(model=memory.model, adapter="none")
+    assert ChatInfinimem(model=memory.model, max_tokens=2).invoke("Hello").response_metadata["mode"] is None
