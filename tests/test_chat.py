@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from typing import Any
 
 import pytest
@@ -10,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infinimem import DocumentMemory, InfiniModel
-from infinimem.chat import conversation, reply
-from infinimem.errors import EmptyQuestion, InvalidSetting
+from infinimem.chat import complete, conversation, reply
+from infinimem.errors import EmptyQuestion, InvalidSetting, LangChainMissing
 from infinimem.generation import Continuation, PieceDecoder
 
 
@@ -147,3 +149,33 @@ def test_closing_a_reply_stops_the_model(memory: DocumentMemory) -> None:
     next(iter(said))
     said.close()
     assert list(said) == [] and said.tokens < 50
+
+
+def test_texts_go_on_as_they_do_alone_with_the_memory_in_view(memory: DocumentMemory, model: InfiniModel) -> None:
+    texts = ["There were seven", "The fog came in from the north and stayed", "On"]
+    together = memory.complete(texts, max_new_tokens=6)
+    assert together == [memory.complete([text], max_new_tokens=6)[0] for text in texts]
+    assert together != complete(model, texts, max_new_tokens=6)
+    stop = together[1][2:4]
+    assert memory.complete(texts, max_new_tokens=6, stop=[stop]) == [text.split(stop)[0] for text in together]
+
+
+def test_texts_that_cannot_go_on_are_refused(model: InfiniModel) -> None:
+    with pytest.raises(InvalidSetting, match="no tokens"):
+        complete(model, [""])
+    with pytest.raises(InvalidSetting, match="shorten"):
+        complete(model, ["word " * 3], max_new_tokens=model.context_length)
+
+
+def test_a_reply_can_be_awaited(memory: DocumentMemory) -> None:
+    async def said() -> str:
+        return "".join([piece async for piece in memory.reply([user("What passed?")], max_new_tokens=6)])
+
+    assert asyncio.run(said()).strip() == memory.reply([user("What passed?")], max_new_tokens=6).text()
+
+
+def test_without_langchain_the_way_to_it_is_told(memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "langchain_infinimem", None)
+    for make in (memory.as_retriever, memory.as_chat_model):
+        with pytest.raises(LangChainMissing, match="pip install langchain-infinimem"):
+            make()
