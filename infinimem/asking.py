@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import EmptyQuestion, InvalidSetting
@@ -60,7 +60,7 @@ def fit_prompt(
         passages = passages[:-1]
 
 
-async def pieces_async(start: Callable[[], Iterator[str]]) -> AsyncIterator[str]:
+async def pieces_async(start: Callable[[], Iterator[str]]) -> AsyncGenerator[str, None]:
     """The pieces of a stream that `start` begins; leaving the loop stops the model."""
     # mypy sees a plain iterator; what `start` returns is a generator, and closing it stops the computation.
     stream = await asyncio.to_thread(start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -182,11 +183,12 @@ class ChatInfinimem(Settings, BaseChatModel):
     ) -> ChatResult:
         deadline = self._deadline(kwargs)
         written = await asyncio.to_thread(self._reply, messages, stop, kwargs)
-        pieces = []
-        async for piece in written:
-            pieces.append(piece)
-            deadline.check()
-        return self._result(written, "".join(pieces))
+        said = []
+        async with aclosing(written.__aiter__()) as pieces:
+            async for piece in pieces:
+                said.append(piece)
+                deadline.check()
+        return self._result(written, "".join(said))
 
     async def _astream(
         self,
@@ -197,12 +199,13 @@ class ChatInfinimem(Settings, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         deadline = self._deadline(kwargs)
         written = await asyncio.to_thread(self._reply, messages, stop, kwargs)
-        async for piece in written:
-            chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
-            if run_manager is not None:
-                await run_manager.on_llm_new_token(piece, chunk=chunk)
-            yield chunk
-            deadline.check()
+        async with aclosing(written.__aiter__()) as pieces:
+            async for piece in pieces:
+                chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(piece, chunk=chunk)
+                yield chunk
+                deadline.check()
         yield self._last(written)
 
 
