@@ -128,11 +128,11 @@ def test_a_reply_ends_before_the_first_stop_text_and_no_piece_of_it_is_shown(tex
         patch.setattr(PieceDecoder, "step", lambda _, token: token)
         continuation = Continuation(model, [1], None, max_new_tokens=99, stop=stops)
         said = list(continuation)
-    ends = [text.index(stop) for stop in stops if stop and stop in text]
-    assert "".join(said) == text[: min(ends, default=len(text))] and "" not in said
-    assert continuation.finish == ("stop" if ends else "length") and model.closed
-    # Not a token is computed beyond the one that completes a stop text.
+    # Not a token is computed beyond the one that completes the first stop text to be complete.
     complete = min((text.index(stop) + len(stop) for stop in stops if stop and stop in text), default=len(text))
+    begins = [text[:complete].index(stop) for stop in stops if stop and stop in text[:complete]]
+    assert "".join(said) == text[: min(begins, default=complete)] and "" not in said
+    assert continuation.finish == ("stop" if begins else "length") and model.closed
     assert continuation.tokens == complete
 
 

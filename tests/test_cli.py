@@ -149,7 +149,7 @@ def test_eval_passkey_asks_for_many_needles_from_any_rule(tiny_directory: Path, 
     arguments = ["eval", "passkey", "--tokens", 1200, "-m", tiny_directory, "--needles", 4, "--filler", story]
     shown = as_json(*arguments, "--kind", "names", "--rule", "recent", "--slots", 64, "--memory", "other")
     assert list(shown["accuracy"]) == list(shown["interval"]) == ["0.125", "0.375", "0.625", "0.875"]
-    assert set(shown["overall"]) == {"accuracy", "interval", "exact", "exact_interval", "needles"}
+    assert set(shown["overall"]) == {"accuracy", "interval", "exact", "exact_interval", "unled", "needles"}
     assert shown["rule_settings"]["tokens"] == 64 and shown["memory"] == "other" and shown["kind"] == "names"
     assert "all 4: " in infinimem(*arguments).stdout
 
