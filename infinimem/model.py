@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 DEFAULT_RULE = "slots"
 DEFAULT_SEGMENT_LENGTH = 512
 # Share of the layers, the lowest ones, that go without memory under `slots`: merged slots there harm prose.
-SHARE_WITHOUT_SLOTS = 4 / 15
+SHARE_WITHOUT_SLOTS = 1 / 5
 # Reading gives freed memory back after so many segments.
 SEGMENTS_BETWEEN_TRIMS = 16
 # Elements of each weight tensor that enter the fingerprint.
@@ -54,7 +54,7 @@ class InfiniModel:
 
     model, tokenizer: from transformers; the model is changed in place (`close` undoes it). rule: a MemoryRule.
     segment_length: most tokens per segment. memory_heads: layers that get a memory, or layer to KV heads that get one;
-    None for all of them, or all but the lowest quarter of the layers under `slots`. name: what files call the model.
+    None for all of them, or all but the lowest fifth of the layers under `slots`. name: what files call the model.
     """
 
     def __init__(
