@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING
 
 from .asking import Prompt, checked_question, fit_prompt, pieces_async
 from .errors import InvalidSetting
+from .generation import Continuation, Decoding, continue_texts
 
 if TYPE_CHECKING:
     from .attention import InfiniCache
-    from .generation import Continuation
     from .model import InfiniModel
     from .passages import Passage
     from .prompts import Message
 
 ROLES = ("system", "user", "assistant")
+REPLY = Decoding(max_new_tokens=256)
 
 
 @dataclass(frozen=True)
@@ -101,69 +102,30 @@ def conversation(messages: Sequence[Mapping[str, str]]) -> Conversation:
     return Conversation(checked_question(last["content"]), earlier, "\n\n".join(systems))
 
 
-def reply(
-    model: InfiniModel,
-    messages: Sequence[Mapping[str, str]],
-    *,
-    max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int | None = None,
-    stop: Sequence[str] = (),
-) -> Reply:
+def reply(model: InfiniModel, messages: Sequence[Mapping[str, str]], decoding: Decoding = REPLY) -> Reply:
     """Reply to a conversation without any document; `DocumentMemory.reply` does it with one."""
-    from .generation import Continuation
     from .prompts import plain_messages
 
     asked = conversation(messages)
     prompt = fit_prompt(
-        model, lambda _: plain_messages(asked.question, asked.earlier, asked.system), [], max_new_tokens
+        model, lambda _: plain_messages(asked.question, asked.earlier, asked.system), [], decoding.max_new_tokens
     )
-    written = Continuation(
-        model,
-        prompt.tokens,
-        None,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        stop=stop,
-    )
-    return Reply(prompt, None, written)
+    return Reply(prompt, None, Continuation(model, prompt.tokens, None, decoding))
 
 
 def complete(
-    model: InfiniModel,
-    texts: Sequence[str],
-    cache: InfiniCache | None = None,
-    *,
-    max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int | None = None,
-    stop: Sequence[str] = (),
+    model: InfiniModel, texts: Sequence[str], cache: InfiniCache | None = None, decoding: Decoding = REPLY
 ) -> list[str]:
     """How the model goes on after plain texts, without a chat, decoded as one batch.
 
     `DocumentMemory.complete` does it with a memory in view. Control tokens in the texts are ordinary text. Raises
     InvalidSetting where a text has no tokens or does not fit.
     """
-    from .generation import continue_texts
-
     prompts = [[*model.prefix, *model.encoder.encode(text)] for text in texts]
     longest = max(map(len, prompts), default=0)
-    if longest + max_new_tokens > model.context_length:
+    if longest + decoding.max_new_tokens > model.context_length:
         raise InvalidSetting(
-            f"a text of {longest} tokens and {max_new_tokens} new ones do not fit into the model's context of "
-            f"{model.context_length}; shorten it, or lower max_new_tokens"
+            f"a text of {longest} tokens and {decoding.max_new_tokens} new ones do not fit into the model's context "
+            f"of {model.context_length}; shorten it, or lower max_new_tokens"
         )
-    return continue_texts(
-        model,
-        prompts,
-        cache,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        stop=stop,
-    )
+    return continue_texts(model, prompts, cache, decoding)

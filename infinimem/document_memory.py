@@ -14,13 +14,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .answer import Answer
 from .asking import Prompt, checked_question, fit_prompt, pieces_async
-from .chat import Conversation, Reply, complete, conversation
+from .chat import REPLY, Conversation, Reply, complete, conversation
 from .errors import EmptySource, InvalidSetting, MergeMismatch, ModelMismatch, NoPassages
+from .generation import Continuation, Decoding, continue_texts
 from .langchain import component
 from .memory_file import MemoryFile, differences, read_memory_file
 from .passages import Passage
@@ -41,7 +43,6 @@ from .recall import LexicalRanker, Ranker, central_passages
 
 if TYPE_CHECKING:
     from .attention import InfiniCache
-    from .generation import Continuation
     from .model import InfiniModel
     from .prompts import History, Message
 
@@ -59,6 +60,7 @@ class DocumentMemory:
     def __init__(self, record: Record, *, reading: Reading | None = None, file: MemoryFile | None = None) -> None:
         self._record = record
         self._reading = reading
+        # What `save` writes, once it is made; None after appending.
         self._file = file
         self._device: str | None = None
         self._adapter: PathLike | None = None
@@ -164,7 +166,7 @@ class DocumentMemory:
                 begin_source(reading, record, SourceRecord(name, "string", pages=1))
             for piece in pieces(text):
                 feed(reading, record, piece)
-            self._record, self._reading = record, reading
+            self._record, self._reading, self._file = record, reading, None
 
     def _read(self, opened: Sequence[Any], progress: bool | ProgressCallback) -> None:
         from .progress import reading_progress
@@ -173,7 +175,7 @@ class DocumentMemory:
             record, reading = self._record.copy(), self._open().copy()
             for source in opened:
                 read_source(reading, record, source, on_progress)
-            self._record, self._reading = record, reading
+            self._record, self._reading, self._file = record, reading, None
 
     @classmethod
     def merge(cls, memories: Iterable[DocumentMemory]) -> DocumentMemory:
@@ -240,7 +242,7 @@ class DocumentMemory:
 
     def _to_file(self) -> MemoryFile:
         with self._lock:
-            if self._reading is None and self._file is not None:
+            if self._file is not None:
                 return self._file
             reading = self._open()
             file = MemoryFile(
@@ -252,6 +254,7 @@ class DocumentMemory:
                 passages=self._record.pack(),
             )
             reading.write_to(file, self._record)
+            self._file = file
             return file
 
     def _load_model(self, name: str | os.PathLike[str] | None) -> InfiniModel:
@@ -283,6 +286,8 @@ class DocumentMemory:
                 f"'{self._file.adapter}')"
             )
         self._reading = Reading.from_file(model, self._file)
+        # Where both are now, rather than where they were when the file was made.
+        self._file = replace(self._file, model=model.name, adapter=model.adapter_name)
         return self._reading
 
     def _open(self) -> Reading:
@@ -376,9 +381,9 @@ class DocumentMemory:
         mode: "recall" shows the model the k best passages, or lets it read its memory if no passage fits; "memory"
         relies on the compressive memory alone. history: earlier (question, answer) pairs. temperature 0 is greedy.
         """
-        prompt = self._prompt(Conversation(question, told(history), ""), k, mode, max_new_tokens)
-        text = "".join(self._generate(prompt, max_new_tokens, temperature, top_p, seed))
-        return Answer(text.strip(), mode, prompt.passages, question)
+        decoding = Decoding(max_new_tokens, temperature, top_p, seed)
+        prompt = self._prompt(Conversation(question, told(history), ""), k, mode, decoding)
+        return Answer("".join(self._generate(prompt, decoding)).strip(), mode, prompt.passages, question)
 
     def stream(
         self,
@@ -393,8 +398,8 @@ class DocumentMemory:
         seed: int | None = None,
     ) -> Iterator[str]:
         """Like `ask`, piece by piece as the model writes; closing the iterator stops the model."""
-        prompt = self._prompt(Conversation(question, told(history), ""), k, mode, max_new_tokens)
-        return self._generate(prompt, max_new_tokens, temperature, top_p, seed)
+        decoding = Decoding(max_new_tokens, temperature, top_p, seed)
+        return self._generate(self._prompt(Conversation(question, told(history), ""), k, mode, decoding), decoding)
 
     def reply(
         self,
@@ -402,37 +407,32 @@ class DocumentMemory:
         *,
         k: int = 4,
         mode: str = "recall",
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
+        decoding: Decoding = REPLY,
     ) -> Reply:
         """Reply to a conversation: messages {"role": "system", "user" or "assistant", "content": text}, the last one
-        the user's. The reply is written while it is iterated. stop: texts before which it ends."""
-        prompt = self._prompt(conversation(messages), k, mode, max_new_tokens)
-        return Reply(prompt, mode, self._generate(prompt, max_new_tokens, temperature, top_p, seed, stop))
+        the user's. The reply is written while it is iterated."""
+        prompt = self._prompt(conversation(messages), k, mode, decoding)
+        return Reply(prompt, mode, self._generate(prompt, decoding))
 
-    def complete(self, texts: Sequence[str], **settings: Any) -> list[str]:
-        """How the model goes on after plain texts with the memory in view; settings as for `chat.complete`."""
+    def complete(self, texts: Sequence[str], decoding: Decoding = REPLY) -> list[str]:
+        """How the model goes on after plain texts with the memory in view; see `chat.complete`."""
         with self._lock:
             cache = self._open().complete()
-        return complete(self.model, texts, cache, **settings)
+        return complete(self.model, texts, cache, decoding)
 
     def ask_many(
         self, questions: Sequence[str], *, k: int = 4, mode: str = "recall", max_new_tokens: int = 64
     ) -> list[Answer]:
         """Answer several questions, decoded as one batch, greedily."""
-        from .generation import continue_texts
-
-        prompts = [self._prompt(Conversation(question, [], ""), k, mode, max_new_tokens) for question in questions]
+        decoding = Decoding(max_new_tokens)
+        prompts = [self._prompt(Conversation(question, [], ""), k, mode, decoding) for question in questions]
         texts = [""] * len(prompts)
         for shown in (True, False):
             rows = [row for row, prompt in enumerate(prompts) if bool(prompt.passages) is shown]
             if rows:
                 view = self._memory_in_view(prompts[rows[0]])
                 encoded = [prompts[row].tokens for row in rows]
-                answers = continue_texts(self.model, encoded, view, max_new_tokens=max_new_tokens)
+                answers = continue_texts(self.model, encoded, view, decoding)
                 for row, text in zip(rows, answers, strict=True):
                     texts[row] = text
         return [
@@ -467,7 +467,7 @@ class DocumentMemory:
         else:
             chosen = []
         prompt = fit_prompt(self.model, lambda shown: summary_messages(shown, focus), chosen, max_new_tokens)
-        text = "".join(self._generate(prompt, max_new_tokens, 0.0, 1.0, None))
+        text = "".join(self._generate(prompt, Decoding(max_new_tokens)))
         return Answer(text.strip(), "recall" if prompt.passages else "memory", prompt.passages, focus)
 
     # In LangChain
@@ -488,7 +488,7 @@ class DocumentMemory:
 
     # Inside
 
-    def _prompt(self, asked: Conversation, k: int, mode: str, max_new_tokens: int) -> Prompt:
+    def _prompt(self, asked: Conversation, k: int, mode: str, decoding: Decoding) -> Prompt:
         from .prompts import memory_messages, recall_messages
 
         question = checked_question(asked.question)
@@ -501,7 +501,7 @@ class DocumentMemory:
             return recall_messages(question, passages, asked.earlier, asked.system)
 
         found = [] if mode == "memory" else self.retrieve(question, k)
-        return fit_prompt(self.model, messages, found, max_new_tokens)
+        return fit_prompt(self.model, messages, found, decoding.max_new_tokens)
 
     def _memory_in_view(self, prompt: Prompt) -> InfiniCache | None:
         # Beside passages, an untrained memory of a whole book draws the model away from them (docs/decisions.md).
@@ -510,27 +510,8 @@ class DocumentMemory:
         with self._lock:
             return self._open().complete()
 
-    def _generate(
-        self,
-        prompt: Prompt,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int | None,
-        stop: Sequence[str] = (),
-    ) -> Continuation:
-        from .generation import Continuation
-
-        return Continuation(
-            self.model,
-            prompt.tokens,
-            self._memory_in_view(prompt),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-        )
+    def _generate(self, prompt: Prompt, decoding: Decoding) -> Continuation:
+        return Continuation(self.model, prompt.tokens, self._memory_in_view(prompt), decoding)
 
 
 def _paths(sources: PathLike | Iterable[PathLike]) -> str | Path | list[str | Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +12,35 @@ if TYPE_CHECKING:
 
 # Small models fall into loops under greedy decoding.
 REPETITION_PENALTY = 1.3
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is decoded.
+
+    max_new_tokens: most tokens of it. temperature: 0 is greedy; above, sampling from the most probable tokens that
+    have `top_p` together, repeatable with `seed`. stop: texts before which it ends.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: Sequence[str] = ()
+
+    def steps(
+        self, model: InfiniModel, prompts: Sequence[Sequence[int]], cache: InfiniCache | None
+    ) -> Iterator[list[int | None]]:
+        """The tokens of the answers to several prompts, step by step; see `InfiniModel.generate`."""
+        return model.generate(
+            prompts,
+            cache,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            repetition_penalty=REPETITION_PENALTY,
+        )
 
 
 class PieceDecoder:
@@ -37,37 +67,62 @@ class PieceDecoder:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
+class Writer:
+    """One answer as its tokens come: pieces that can be shown, and where it ends.
+
+    tokens: how many were written. finish: "stop" where the model or a stop text ended the answer, else None.
+    """
+
+    def __init__(self, decoder: PieceDecoder, stop: Sequence[str]) -> None:
+        self._decoder = decoder
+        self._stops = [text for text in stop if text]
+        self._held = ""  # the beginning of a stop text, perhaps
+        self.tokens = 0
+        self.finish: str | None = None
+
+    def step(self, token: int | None) -> str:
+        """The text that can be shown after this token (None: the model ended); may be empty."""
+        if self.finish is not None:
+            return ""
+        if token is None:
+            self.finish = "stop"
+            return ""
+        self.tokens += 1
+        self._held += self._decoder.step(token)
+        ends = [place for text in self._stops if (place := self._held.find(text)) >= 0]
+        if ends:
+            self.finish, self._held = "stop", self._held[: min(ends)]
+            return ""
+        begun = max(
+            (n for text in self._stops for n in range(1, len(text)) if self._held.endswith(text[:n])), default=0
+        )
+        piece = self._held[: len(self._held) - begun]
+        self._held = self._held[len(piece) :]
+        return piece
+
+    def rest(self) -> str:
+        """What was held back, at the end."""
+        held, self._held = self._held, ""
+        return held
+
+
 class Continuation:
     """The answer to one prompt, piece by piece as the model writes it; closing it stops the model.
 
-    stop: texts before which the answer ends. tokens: how many were computed so far. finish: "stop" where the model or
-    a stop text ended the answer, "length" where the limit did, None before that.
+    finish: "stop" where the model or a stop text ended the answer, "length" where the limit did, None before that.
     """
 
     def __init__(
-        self,
-        model: InfiniModel,
-        prompt: Sequence[int],
-        cache: InfiniCache | None,
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
+        self, model: InfiniModel, prompt: Sequence[int], cache: InfiniCache | None, decoding: Decoding
     ) -> None:
-        self.tokens = 0
         self.finish: str | None = None
-        steps = model.generate(
-            [prompt],
-            cache,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            repetition_penalty=REPETITION_PENALTY,
-        )
-        self._pieces = self._run(steps, PieceDecoder(model), [text for text in stop if text])
+        self._writer = Writer(PieceDecoder(model), decoding.stop)
+        self._pieces = self._run(decoding.steps(model, [prompt], cache))
+
+    @property
+    def tokens(self) -> int:
+        """How many were computed so far."""
+        return self._writer.tokens
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -79,62 +134,26 @@ class Continuation:
         """Stop the model."""
         self._pieces.close()
 
-    def _run(
-        self, steps: Iterator[list[int | None]], decoder: PieceDecoder, stops: Sequence[str]
-    ) -> Generator[str, None, None]:
-        held = ""  # the beginning of a stop text, perhaps
+    def _run(self, steps: Iterator[list[int | None]]) -> Generator[str, None, None]:
         for (token,) in steps:
-            if token is None:
-                self.finish = "stop"
-                break
-            self.tokens += 1
-            held += decoder.step(token)
-            ends = [place for text in stops if (place := held.find(text)) >= 0]
-            if ends:
-                self.finish, held = "stop", held[: min(ends)]
-                break
-            begun = max((n for text in stops for n in range(1, len(text)) if held.endswith(text[:n])), default=0)
-            piece, held = held[: len(held) - begun], held[len(held) - begun :]
-            if piece:
+            if piece := self._writer.step(token):
                 yield piece
-        self.finish = self.finish or "length"
-        if held:
-            yield held
+            if self._writer.finish:
+                break
+        self.finish = self._writer.finish or "length"
+        if rest := self._writer.rest():
+            yield rest
 
 
 def continue_texts(
-    model: InfiniModel,
-    prompts: Sequence[Sequence[int]],
-    cache: InfiniCache | None,
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int | None = None,
-    stop: Sequence[str] = (),
+    model: InfiniModel, prompts: Sequence[Sequence[int]], cache: InfiniCache | None, decoding: Decoding
 ) -> list[str]:
-    """Answers to several prompts, decoded as one batch. stop: texts before which each of them ends."""
-    stops = [text for text in stop if text]
-    decoders = [PieceDecoder(model) for _ in prompts]
+    """Answers to several prompts, decoded as one batch."""
+    writers = [Writer(PieceDecoder(model), decoding.stop) for _ in prompts]
     texts = [""] * len(prompts)
-    ended = [False] * len(prompts)
-    for step in model.generate(
-        prompts,
-        cache,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        repetition_penalty=REPETITION_PENALTY,
-    ):
-        for row, token in enumerate(step):
-            if token is None or ended[row]:
-                ended[row] = True
-                continue
-            texts[row] += decoders[row].step(token)
-            places = [place for text in stops if (place := texts[row].find(text)) >= 0]
-            if places:
-                ended[row], texts[row] = True, texts[row][: min(places)]
-        if all(ended):
+    for step in decoding.steps(model, prompts, cache):
+        for row, (writer, token) in enumerate(zip(writers, step, strict=True)):
+            texts[row] += writer.step(token)
+        if all(writer.finish for writer in writers):
             break
-    return texts
+    return [text + writer.rest() for text, writer in zip(texts, writers, strict=True)]

@@ -24,6 +24,7 @@ import os
 import re
 import secrets
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class MemoryFile:
         """Bytes of the compressive memory itself."""
         return sum(tensor.nbytes for state in self.states.values() for tensor in state.values())
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of everything that the memory depends on and holds; equal for equal memories only."""
         digest = hashlib.sha256(_json(self.identity).encode())

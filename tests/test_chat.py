@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from infinimem import DocumentMemory, InfiniModel
 from infinimem.chat import complete, conversation, reply
 from infinimem.errors import EmptyQuestion, InvalidSetting, LangChainMissing
-from infinimem.generation import Continuation, PieceDecoder
+from infinimem.generation import Continuation, Decoding, PieceDecoder
 
 
 def user(content: str) -> dict[str, str]:
@@ -69,7 +69,7 @@ def test_conversations_without_a_question_are_refused(messages: Any, error: type
 
 
 def shown(memory: DocumentMemory, messages: list[dict[str, str]], **settings: Any) -> str:
-    said = memory.reply(messages, max_new_tokens=2, **settings)
+    said = memory.reply(messages, decoding=Decoding(2), **settings)
     said.close()
     return str(memory.model.tokenizer.decode(said.prompt.tokens))
 
@@ -87,20 +87,20 @@ def test_a_reply_sees_system_words_history_and_passages_of_the_last_message(memo
 def test_one_question_is_replied_to_as_it_is_answered(memory: DocumentMemory) -> None:
     for mode in ("recall", "memory"):
         answer = memory.ask("What passed on Monday?", mode=mode, max_new_tokens=12)
-        said = memory.reply([user("What passed on Monday?")], mode=mode, max_new_tokens=12)
+        said = memory.reply([user("What passed on Monday?")], mode=mode, decoding=Decoding(12))
         assert said.text() == answer.text and said.passages == answer.passages and said.mode == mode
 
 
 def test_a_reply_counts_its_tokens_and_says_why_it_ended(
     memory: DocumentMemory, model: InfiniModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = memory.reply([user("What passed on Monday?")], max_new_tokens=5)
+    said = memory.reply([user("What passed on Monday?")], decoding=Decoding(5))
     assert said.finish is None and said.tokens == 0
     text = said.text()
     assert said.tokens == 5 and said.finish == "length" and text
     first = next(iter(model.generate([said.prompt.tokens], max_new_tokens=1)))[0]
     monkeypatch.setattr(model.model.generation_config, "eos_token_id", first)
-    ended = memory.reply([user("What passed on Monday?")], max_new_tokens=5)
+    ended = memory.reply([user("What passed on Monday?")], decoding=Decoding(5))
     assert ended.text() == "" and ended.tokens == 0 and ended.finish == "stop"
 
 
@@ -126,7 +126,7 @@ def test_a_reply_ends_before_the_first_stop_text_and_no_piece_of_it_is_shown(tex
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PieceDecoder, "__init__", lambda *_: None)
         patch.setattr(PieceDecoder, "step", lambda _, token: token)
-        continuation = Continuation(model, [1], None, max_new_tokens=99, stop=stops)
+        continuation = Continuation(model, [1], None, Decoding(99, stop=stops))
         said = list(continuation)
     # Not a token is computed beyond the one that completes the first stop text to be complete.
     complete = min((text.index(stop) + len(stop) for stop in stops if stop and stop in text), default=len(text))
@@ -138,14 +138,14 @@ def test_a_reply_ends_before_the_first_stop_text_and_no_piece_of_it_is_shown(tex
 
 def test_without_a_memory_the_model_replies_by_itself(model: InfiniModel) -> None:
     chat = [system("Be brief."), user("Hello there")]
-    said = reply(model, chat, max_new_tokens=6)
+    said = reply(model, chat, decoding=Decoding(6))
     prompt = str(model.tokenizer.decode(said.prompt.tokens))
     assert said.mode is None and said.passages == [] and "Be brief." in prompt and "document" not in prompt
-    assert said.text() == reply(model, chat, max_new_tokens=6).text()
+    assert said.text() == reply(model, chat, decoding=Decoding(6)).text()
 
 
 def test_closing_a_reply_stops_the_model(memory: DocumentMemory) -> None:
-    said = memory.reply([user("What passed on Monday?")], max_new_tokens=50)
+    said = memory.reply([user("What passed on Monday?")], decoding=Decoding(50))
     next(iter(said))
     said.close()
     assert list(said) == [] and said.tokens < 50
@@ -153,25 +153,25 @@ def test_closing_a_reply_stops_the_model(memory: DocumentMemory) -> None:
 
 def test_texts_go_on_as_they_do_alone_with_the_memory_in_view(memory: DocumentMemory, model: InfiniModel) -> None:
     texts = ["There were seven", "The fog came in from the north and stayed", "On"]
-    together = memory.complete(texts, max_new_tokens=6)
-    assert together == [memory.complete([text], max_new_tokens=6)[0] for text in texts]
-    assert together != complete(model, texts, max_new_tokens=6)
+    together = memory.complete(texts, Decoding(6))
+    assert together == [memory.complete([text], Decoding(6))[0] for text in texts]
+    assert together != complete(model, texts, decoding=Decoding(6))
     stop = together[1][2:4]
-    assert memory.complete(texts, max_new_tokens=6, stop=[stop]) == [text.split(stop)[0] for text in together]
+    assert memory.complete(texts, Decoding(6, stop=[stop])) == [text.split(stop)[0] for text in together]
 
 
 def test_texts_that_cannot_go_on_are_refused(model: InfiniModel) -> None:
     with pytest.raises(InvalidSetting, match="no tokens"):
         complete(model, [""])
     with pytest.raises(InvalidSetting, match="shorten"):
-        complete(model, ["word " * 3], max_new_tokens=model.context_length)
+        complete(model, ["word " * 3], decoding=Decoding(model.context_length))
 
 
 def test_a_reply_can_be_awaited(memory: DocumentMemory) -> None:
     async def said() -> str:
-        return "".join([piece async for piece in memory.reply([user("What passed?")], max_new_tokens=6)])
+        return "".join([piece async for piece in memory.reply([user("What passed?")], decoding=Decoding(6))])
 
-    assert asyncio.run(said()).strip() == memory.reply([user("What passed?")], max_new_tokens=6).text()
+    assert asyncio.run(said()).strip() == memory.reply([user("What passed?")], decoding=Decoding(6)).text()
 
 
 def test_without_langchain_the_way_to_it_is_told(memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch) -> None:

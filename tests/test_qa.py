@@ -209,13 +209,13 @@ def test_answers_are_those_of_the_public_api(make_model: MakeModel) -> None:
 def test_none_and_memory_share_a_prompt_and_gold_shows_one_passage(make_model: MakeModel) -> None:
     model, docs = make_model(), documents(1, 1)
     said = qa(model, docs, modes=["none", "gold"], max_new_tokens=5)["answers"]
-    from infinimem.generation import continue_texts
+    from infinimem.generation import Decoding, continue_texts
     from infinimem.passages import Passage
 
     question = docs[0].questions[0]
     gold = Passage(question.gold, docs[0].title, 1, 0, len(question.gold))
     for mode, messages in (("none", memory_messages(question.text)), ("gold", recall_messages(question.text, [gold]))):
-        (expected,) = continue_texts(model, [encode_chat(model, messages)], None, max_new_tokens=5)
+        (expected,) = continue_texts(model, [encode_chat(model, messages)], None, Decoding(5))
         assert said[mode][0]["answer"] == expected.strip()
 
 

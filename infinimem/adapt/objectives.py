@@ -149,10 +149,7 @@ class Questions:
             passages = self._passages(rng, file, document, question)
             more = self._more(rng, document, question, lambda other: self._shown(document, other, passages))
             return self.bench.ask("qa.reading", read, recall_messages(question.text, passages), answer, more)
-        text = self.bench.decode([token for part in read for token in part])
-        more = self._more(
-            rng, document, question, lambda other: all(document.paragraphs[i] in text for i in other.paragraphs)
-        )
+        more = self._more(rng, document, question, self._whole_in(document, read))
         return self.bench.ask("qa.memory", read, memory_messages(question.text), answer, more)
 
     def _more(
@@ -164,6 +161,11 @@ class Questions:
         others = [other for other in document.questions if other.text != asked.text and answerable(other)]
         chosen = rng.sample(others, min(len(others), self.config.turns - 1))
         return [(other.text, rng.choice(other.answers)) for other in chosen]
+
+    def _whole_in(self, document: Document, read: list[list[int]]) -> Callable[[Question], bool]:
+        """Whether all that a question is about was read."""
+        text = self.bench.decode([token for part in read for token in part]) if self.config.turns > 1 else ""
+        return lambda other: all(document.paragraphs[i] in text for i in other.paragraphs)
 
     @staticmethod
     def _shown(document: Document, question: Question, shown: Sequence[Passage]) -> bool:

@@ -237,13 +237,13 @@ def _answers(
 
 
 def _from_prompts(model: InfiniModel, prompts: Sequence[Any], max_new_tokens: int) -> list[str]:
-    from ..generation import continue_texts
+    from ..generation import Decoding, continue_texts
     from ..prompts import encode_chat
 
     texts: list[str] = []
     for batch in _batches(prompts):
         encoded = [encode_chat(model, messages) for messages in batch]
-        texts += continue_texts(model, encoded, None, max_new_tokens=max_new_tokens)
+        texts += continue_texts(model, encoded, None, Decoding(max_new_tokens))
     return [text.strip() for text in texts]
 
 

@@ -14,6 +14,7 @@ from langchain_core.documents import Document
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
 
 from infinimem import DocumentMemory, InfiniModel, Passage
+from infinimem.generation import Decoding
 from infinimem.model import shared_model
 
 
@@ -95,7 +96,7 @@ class Settings(BaseModel):
                 self._loaded = shared_model(self.model, adapter=self.adapter)
             return self._loaded
 
-    def decoding(self, stop: list[str] | None, given: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
+    def decoding(self, stop: list[str] | None, given: Mapping[str, Any]) -> tuple[Decoding, float | None]:
         """Settings of one call, what was `given` to it first; and its timeout. Raises ValueError for unknown ones."""
         own = {name: getattr(self, name) for name in ("temperature", "top_p", "seed", "max_tokens", "timeout")}
         unknown = sorted(set(given) - set(own) - {"stream"})
@@ -103,14 +104,9 @@ class Settings(BaseModel):
             raise ValueError(f"no setting {', '.join(unknown)}; known are {', '.join(own)}")
         # As every setting is checked when a component is made, so is every one of a call.
         checked = Settings(**{**own, **{name: value for name, value in given.items() if name in own}})
-        settings = {
-            "temperature": checked.temperature,
-            "top_p": checked.top_p,
-            "seed": checked.seed,
-            "max_new_tokens": checked.max_tokens,
-            "stop": stop if stop is not None else self.stop or [],
-        }
-        return settings, checked.timeout
+        ends = stop if stop is not None else self.stop or []
+        decoding = Decoding(checked.max_tokens, checked.temperature, checked.top_p, checked.seed, ends)
+        return decoding, checked.timeout
 
     def identifying(self) -> dict[str, Any]:
         """What an answer depends on: in LLM caches, calls that differ in any of it are different calls."""

@@ -109,10 +109,10 @@ class ChatInfinimem(Settings, BaseChatModel):
         """The reply, which is written while it is iterated."""
         asked = [_plain(message) for message in messages]
         own = {name: given.pop(name, getattr(self, name)) for name in ("k", "mode")}
-        settings, _ = self.decoding(stop, given)
+        decoding, _ = self.decoding(stop, given)
         if self.memory is None:
-            return reply(self.infini_model, asked, **settings)
-        found: Reply = self.memory.reply(asked, **own, **settings)
+            return reply(self.infini_model, asked, decoding)
+        found: Reply = self.memory.reply(asked, **own, decoding=decoding)
         return found
 
     def _deadline(self, given: dict[str, Any]) -> Deadline:

@@ -74,11 +74,11 @@ class InfinimemLLM(Settings, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        settings, _ = self.decoding(stop, kwargs)
+        decoding, _ = self.decoding(stop, kwargs)
         if self.memory is None:
-            texts = complete(self.infini_model, prompts, **settings)
+            texts = complete(self.infini_model, prompts, decoding=decoding)
         else:
-            texts = self.memory.complete(prompts, **settings)
+            texts = self.memory.complete(prompts, decoding)
         return LLMResult(
             generations=[[Generation(text=text)] for text in texts], llm_output={"model_name": self.infini_model.name}
         )

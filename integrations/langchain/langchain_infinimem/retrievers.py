@@ -61,7 +61,7 @@ class InfinimemRetriever(BaseRetriever):
     score_threshold: float | None = None
     """Passages with lower scores are left out."""
 
-    _index: tuple[list[int], list[tuple[Passage, str]], LexicalRanker] | None = PrivateAttr(default=None)
+    _index: tuple[list[list[Passage]], list[tuple[Passage, str]], LexicalRanker] | None = PrivateAttr(default=None)
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
 
     @field_validator("memory")
@@ -75,15 +75,16 @@ class InfinimemRetriever(BaseRetriever):
     def _ranker(self) -> tuple[list[tuple[Passage, str]], LexicalRanker]:
         """All passages with the fingerprint of their memory, ranked as one; made anew where a memory has grown."""
         with self._lock:
-            sizes = [len(memory.passages) for memory in self.memory]
-            if self._index is None or self._index[0] != sizes:
+            # All of them, not their number: appended text can also lengthen the last one.
+            now = [memory.passages for memory in self.memory]
+            if self._index is None or self._index[0] != now:
                 passages = []
                 for memory in self.memory:
                     info = memory.info()
                     if info["tokens"] and not memory.passages:
                         raise NoPassages("a memory was made without passages; ingest it again with them")
                     passages += [(passage, info["fingerprint"]) for passage in memory.passages]
-                self._index = (sizes, passages, LexicalRanker([passage for passage, _ in passages]))
+                self._index = (now, passages, LexicalRanker([passage for passage, _ in passages]))
             return self._index[1], self._index[2]
 
     def _get_relevant_documents(

@@ -43,6 +43,10 @@ def test_a_memory_that_has_grown_is_searched_anew(other_memory: DocumentMemory) 
     growing = DocumentMemory.from_text("The mill stands by the river.", name="mill.txt")
     retriever = InfinimemRetriever(memory=[growing, other_memory], k=1)
     assert retriever.invoke("mill")[0].page_content == "The mill stands by the river."
+    growing.append_text(" Its wheel is of oak.", name="mill.txt")
+    (document,) = retriever.invoke("oak wheel")
+    assert document.page_content == "The mill stands by the river. Its wheel is of oak."
+    assert document.metadata["memory"] == growing.info()["fingerprint"]
     growing.append_text("The weir was built by monks.", name="weir.txt")
     assert retriever.invoke("Who built the weir?")[0].metadata["source"] == "weir.txt"
 
