@@ -3,7 +3,8 @@
     adapter_config.json        peft_type LORA, r, lora_alpha, target_modules, base_model_name_or_path, ...
     adapter_model.safetensors  base_model.model.{module}.lora_A.weight (r, in) and .lora_B.weight (out, r)
     memory.safetensors         layers.{i}.gate (H,) float32, equation 10's beta; metadata `infinimem.trained`, JSON:
-                               rule, rule_settings, segment_length, memory_heads that it was trained with
+                               rule, rule_settings, segment_length, memory_heads, carry that it was
+                               trained with
 
 An adapter is merged into the base weights when it is loaded, W += scale * B A with scale = lora_alpha / r. The third
 file may be missing: then it is a plain PEFT adapter. Nothing but safetensors and JSON is ever read.
@@ -65,7 +66,8 @@ class Adapter:
     """A loaded adapter.
 
     name: what memory files call it. lora: module path to (A (r, in), B (out, r)), float32. scale: of their product.
-    gates: layer to beta (H,) float32. memory: what it was trained with, of MEMORY_TYPES, {} if unknown. sha256: of
+    gates: layer to beta (H,) float32. memory: what it was trained with, of MEMORY_TYPES, with
+    "carry" unless it is older than that, {} if unknown. sha256: of
     the content of its files.
     """
 
@@ -210,6 +212,7 @@ def _memory_part(directory: Path, data: bytes | None) -> tuple[dict[int, Tensor]
     if (
         not isinstance(memory, dict)
         or any(type(memory.get(key)) is not kind for key, kind in MEMORY_TYPES.items())
+        or type(memory.get("carry", 0)) is not int
         or not all(
             layer.isdecimal() and isinstance(heads, list) and all(type(head) is int for head in heads)
             for layer, heads in memory["memory_heads"].items()

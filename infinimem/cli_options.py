@@ -50,6 +50,7 @@ _MEMORY_OPTIONS = (
     click.option("--slots", type=click.IntRange(min=2), help="Slots per KV head (rule recent: tokens kept)."),
     click.option("--packing", type=click.Choice(PACKINGS), help="Numbers of slots; default: int8."),
     click.option("--segment-length", type=click.IntRange(min=1), help="Tokens per segment; default: 512."),
+    click.option("--carry", type=click.IntRange(min=0), help="Last tokens kept as they are; default: 256 (slots), 0."),
 )
 
 
@@ -65,9 +66,10 @@ def model_options(command: Command) -> Command:
         slots: int | None,
         packing: str | None,
         segment_length: int | None,
+        carry: int | None,
         **kwargs: Any,
     ) -> None:
-        load = functools.partial(_load_model, model, adapter, rule, slots, packing, segment_length)
+        load = functools.partial(_load_model, model, adapter, rule, slots, packing, segment_length, carry)
         command(*args, load_model=load, **kwargs)
 
     for option in reversed(_MEMORY_OPTIONS):
@@ -82,6 +84,7 @@ def _load_model(
     slots: int | None,
     packing: str | None,
     segment_length: int | None,
+    carry: int | None,
 ) -> InfiniModel:
     from .model import DEFAULT_RULE, InfiniModel
 
@@ -94,7 +97,7 @@ def _load_model(
                 raise click.UsageError(f"{option} belongs to the rules {' and '.join(SIZE_SETTINGS)}, not {rule}.")
             settings[SIZE_SETTINGS[sized] if option == "--slots" else "packing"] = value
     return InfiniModel.from_pretrained(
-        model, rule=rule, rule_settings=settings, segment_length=segment_length, adapter=adapter
+        model, rule=rule, rule_settings=settings, segment_length=segment_length, carry=carry, adapter=adapter
     )
 
 

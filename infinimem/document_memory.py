@@ -78,6 +78,7 @@ class DocumentMemory:
         rule: str | None = None,
         rule_settings: dict[str, Any] | None = None,
         segment_length: int | None = None,
+        carry: int | None = None,
         passages: bool = True,
         progress: bool | ProgressCallback = False,
         device: str | None = None,
@@ -87,14 +88,24 @@ class DocumentMemory:
 
         model: None for the embedded default, a directory, a hub id, or an InfiniModel. rule: "slots" (default),
         "linear" or "delta"; rule_settings as the rule's constructor takes them. segment_length: tokens per segment,
-        512 by default. passages: also keep the text, for citations and `mode="recall"`. progress: True for a bar on
-        standard error, or a function that takes a `Progress`. adapter: a directory, "none", or None for the one that
-        belongs to the default model; rule and settings are by default those it was trained with.
+        512 by default. carry: last tokens that stay as they are, 256 by default (0 under the paper's rules). passages:
+        also keep the text, for citations and `mode="recall"`. progress: True for a bar on standard error, or a function
+        that takes a `Progress`. adapter: a directory, "none", or None for the one that belongs to the default model;
+        rule and settings are by default those it was trained with.
 
         Raises the SourceError, ModelError, AdapterError or InvalidSetting that names the cause.
         """
         opened = [open_source(path) for path in find_sources(_paths(sources))]
-        memory = cls._empty(model, rule, rule_settings, segment_length, passages, device, adapter)
+        memory = cls._empty(
+            passages,
+            model,
+            rule=rule,
+            rule_settings=rule_settings,
+            segment_length=segment_length,
+            carry=carry,
+            device=device,
+            adapter=adapter,
+        )
         memory._read(opened, progress)
         return memory
 
@@ -108,6 +119,7 @@ class DocumentMemory:
         rule: str | None = None,
         rule_settings: dict[str, Any] | None = None,
         segment_length: int | None = None,
+        carry: int | None = None,
         passages: bool = True,
         device: str | None = None,
         adapter: PathLike | None = None,
@@ -115,38 +127,34 @@ class DocumentMemory:
         """Read a string; it is cited as page 1 of `name`. Settings as for `ingest`."""
         if not text.strip():
             raise EmptySource("the text is empty; there is nothing to remember")
-        memory = cls._empty(model, rule, rule_settings, segment_length, passages, device, adapter)
+        memory = cls._empty(
+            passages,
+            model,
+            rule=rule,
+            rule_settings=rule_settings,
+            segment_length=segment_length,
+            carry=carry,
+            device=device,
+            adapter=adapter,
+        )
         memory.append_text(text, name=name)
         return memory
 
     @classmethod
     def _empty(
-        cls,
-        model: str | os.PathLike[str] | InfiniModel | None,
-        rule: str | None,
-        rule_settings: dict[str, Any] | None,
-        segment_length: int | None,
-        passages: bool,
-        device: str | None,
-        adapter: PathLike | None,
+        cls, passages: bool, model: str | os.PathLike[str] | InfiniModel | None, **settings: Any
     ) -> DocumentMemory:
+        """A memory of nothing; settings of `shared_model`."""
         from .model import InfiniModel, shared_model
 
         if isinstance(model, InfiniModel):
-            if any(given is not None for given in (rule, rule_settings, segment_length, device, adapter)):
+            if given := [name for name, value in settings.items() if value is not None]:
                 raise InvalidSetting(
-                    "an InfiniModel has its rule, segment length, device and adapter already; leave them out"
+                    f"an InfiniModel has its {', '.join(given)} already; leave out what you gave beside it"
                 )
             chosen = model
         else:
-            chosen = shared_model(
-                model,
-                rule=rule,
-                rule_settings=rule_settings,
-                segment_length=segment_length,
-                device=device,
-                adapter=adapter,
-            )
+            chosen = shared_model(model, **settings)
         return cls(Record(keep_passages=passages), reading=Reading.empty(chosen))
 
     def append(self, sources: PathLike | Iterable[PathLike], *, progress: bool | ProgressCallback = False) -> None:
@@ -269,6 +277,7 @@ class DocumentMemory:
             rule_settings=identity["rule_settings"],
             segment_length=identity["segment_length"],
             memory_heads={int(layer): heads for layer, heads in identity["memory_heads"].items()},
+            carry=identity["carry"],
             device=self._device,
             # A file from elsewhere must not decide what is fetched from a network.
             fetch=name is not None,
@@ -326,7 +335,8 @@ class DocumentMemory:
             "rule": file.identity["rule"],
             "rule_settings": file.identity["rule_settings"],
             "segment_length": file.identity["segment_length"],
-            "memory_layers": len(file.states),
+            "carry": file.identity["carry"],
+            "memory_layers": len(file.identity["memory_heads"]),
             "tokens": file.reading["tokens"],
             "memory_bytes": file.memory_bytes,
             "pages": sum(source["pages"] for source in file.sources),

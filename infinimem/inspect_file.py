@@ -24,7 +24,7 @@ def describe(path: Path) -> dict[str, Any]:
         "model": file.model,
         "adapter": file.adapter,
         "rule": identity["rule"],
-        "settings": {**identity["rule_settings"], "segment_length": identity["segment_length"]},
+        "settings": {**identity["rule_settings"], **{name: identity[name] for name in ("segment_length", "carry")}},
         "tokens": file.reading["tokens"],
         "pages": sum(source.pages for source in record.sources),
         "passages": len(record.passages),
@@ -41,6 +41,8 @@ def _layer(index: int, state: dict[str, np.ndarray]) -> dict[str, Any]:
     if "counts" in state:
         described["slots"] = int(state["counts"].shape[-1])
         described["largest_slot"] = float(state["counts"].max(initial=0.0))
+    if "carried_counts" in state:
+        described["carried"] = int(state["carried_counts"].shape[-1])
     for name, tensor in state.items():
         if name.endswith("_scale"):
             continue
@@ -93,6 +95,7 @@ def _row(name: str, value: Any) -> str:
 def _table(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return "<p>None.</p>"
-    head = "".join(f"<th>{_text(name.replace('_', ' '))}</th>" for name in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{_text(v)}</td>" for v in row.values()) + "</tr>" for row in rows)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f"<th>{_text(name.replace('_', ' '))}</th>" for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{_text(row.get(name, ''))}</td>" for name in names) + "</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"

@@ -2,6 +2,7 @@
 
 Tensors
     layers.{i}.{name}   the state of layer i, (R, ...) for its R KV heads with a memory
+    layers.{i}.carried_{name}   its last tokens as they are, (G, W, ...) for all G KV heads
     tail.tokens         tokens of the unfinished segment, int32
     passages.zlib       the passages, compressed, uint8 (only if there are passages)
 Metadata: JSON strings under the prefix `infinimem.`
@@ -40,7 +41,9 @@ from .errors import (
 
 PREFIX = "infinimem."
 HEADER_STEP = 1 << 14  # bytes
-FORMAT = 1
+FORMAT = 2
+# Layouts of older versions that can still be read.
+OLDER = {1: "f7d56d9fb5ca99cc"}
 # What a reader of the file relies on. Its hash is stored: a file whose layout differs cannot pass for this version.
 LAYOUT: dict[str, Any] = {
     "tensors": {
@@ -51,6 +54,11 @@ LAYOUT: dict[str, Any] = {
         "layers.*.values": ["F32 F16 I8", "memory heads", "slots", "value width"],
         "layers.*.values_scale": ["F32", "memory heads", "slots; times a step of int8 values"],
         "layers.*.counts": ["F32", "memory heads", "slots"],
+        "layers.*.carried_keys": ["F32 F16 I8", "heads", "tokens", "key width"],
+        "layers.*.carried_keys_scale": ["F32", "heads", "tokens; times a step of int8 keys"],
+        "layers.*.carried_values": ["F32 F16 I8", "heads", "tokens", "value width"],
+        "layers.*.carried_values_scale": ["F32", "heads", "tokens; times a step of int8 values"],
+        "layers.*.carried_counts": ["F32", "heads", "tokens; 1 each"],
         "tail.tokens": ["I32", "segment length; -1 after the last token"],
         "passages.zlib": ["U8", "bytes of zlib: JSON rows of source, page, title, start, end, text"],
     },
@@ -58,8 +66,10 @@ LAYOUT: dict[str, Any] = {
     "reading": ["tokens", "seen", "pending_text", "cutter"],
 }
 LAYOUT_HASH = hashlib.sha256(json.dumps(LAYOUT, sort_keys=True).encode()).hexdigest()[:16]
-STATE_TENSOR = re.compile(r"layers\.(\d{1,4})\.(matrix|normalizer|keys|values|keys_scale|values_scale|counts)")
-NEVER_NEGATIVE = ("counts", "normalizer", "keys_scale", "values_scale")
+STATE_TENSOR = re.compile(
+    r"layers\.(\d{1,4})\.(matrix|normalizer|(?:carried_)?(?:keys|values|keys_scale|values_scale|counts))"
+)
+NEVER_NEGATIVE = ("counts", "normalizer", "scale")
 
 
 @dataclass
@@ -143,7 +153,7 @@ def read_memory_file(path: str | os.PathLike[str]) -> MemoryFile:
     memory.adapter = raw.get("adapter", memory.adapter)
     for name, tensor in tensors.items():
         if match := STATE_TENSOR.fullmatch(name):
-            if not np.isfinite(tensor).all() or (match[2] in NEVER_NEGATIVE and (tensor < 0).any()):
+            if not np.isfinite(tensor).all() or (match[2].endswith(NEVER_NEGATIVE) and (tensor < 0).any()):
                 raise DamagedMemoryFile(f"'{name}' in '{place}' has values that no memory can have; read again")
             memory.states.setdefault(int(match[1]), {})[match[2]] = tensor
     memory.states = dict(sorted(memory.states.items()))
@@ -178,7 +188,8 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     texts = {key.removeprefix(PREFIX): value for key, value in found.items() if key.startswith(PREFIX)}
     if "format" not in texts:
         raise NotAMemoryFile(f"'{path}' is a safetensors file, but infinimem did not write it")
-    if texts["format"] != _json(FORMAT) or texts.get("layout") != _json(LAYOUT_HASH):
+    known = {_json(version): _json(layout) for version, layout in {**OLDER, FORMAT: LAYOUT_HASH}.items()}
+    if known.get(texts["format"]) != texts.get("layout", ""):
         raise UnsupportedVersion(
             f"'{path}' has format {texts['format']} (layout {texts.get('layout')}); this infinimem reads format "
             f"{FORMAT} (layout {LAYOUT_HASH}); update infinimem or read the document again"
@@ -193,8 +204,16 @@ def _read_metadata(path: Path) -> dict[str, Any]:
         parsed = {key: json.loads(text) for key, text in texts.items()}
     except (ValueError, RecursionError) as error:
         raise DamagedMemoryFile(f"the header of '{path}' is not JSON ({error}); restore a copy") from error
+    _migrate(parsed)
     _check_types(path, parsed)
     return parsed
+
+
+def _migrate(parsed: dict[str, Any]) -> None:
+    """Metadata of an older version as this version has them."""
+    if parsed["format"] == 1 and isinstance(parsed["identity"], dict):
+        # Nothing was carried over.
+        parsed["identity"]["carry"] = 0
 
 
 # Fields that a reader relies on, and their types; numbers are never negative.
@@ -203,6 +222,7 @@ IDENTITY_TYPES = {
     "rule_settings": dict,
     "segment_length": int,
     "memory_heads": dict,
+    "carry": int,
 }
 SOURCE_TYPES = {"name": str, "kind": str, "sha256": (str, type(None)), "pages": int, "characters": int}
 READING_TYPES = {"tokens": int, "seen": int, "pending_text": str, "cutter": dict}

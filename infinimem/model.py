@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from torch.nn import functional as F
 from . import heap
 from .adapter import NO_ADAPTER, Adapter, load_adapter, merge_lora, set_gates
 from .attention import Attachment, InfiniCache, MemoryRule, State, attention_modules, make_rule
+from .attention.cache import CARRIED
+from .attention.packing import packed_layout
+from .attention.rules import Layout
 from .errors import DamagedMemoryFile, InvalidSetting
 from .pretrained import DEFAULT_MODEL, load_base
 from .segments import Segmenter
@@ -39,6 +42,8 @@ DEFAULT_RULE = "slots"
 DEFAULT_SEGMENT_LENGTH = 512
 # Share of the layers, the lowest ones, that go without memory under `slots`: merged slots there harm prose.
 SHARE_WITHOUT_SLOTS = 1 / 5
+# Tokens that every segment leaves to the next one as they are, where the rule is not the paper's.
+DEFAULT_CARRY = 256
 # Reading gives freed memory back after so many segments.
 SEGMENTS_BETWEEN_TRIMS = 16
 # Elements of each weight tensor that enter the fingerprint.
@@ -54,7 +59,9 @@ class InfiniModel:
 
     model, tokenizer: from transformers; the model is changed in place (`close` undoes it). rule: a MemoryRule.
     segment_length: most tokens per segment. memory_heads: layers that get a memory, or layer to KV heads that get one;
-    None for all of them, or all but the lowest fifth of the layers under `slots`. name: what files call the model.
+    None for all of them, or all but the lowest fifth of the layers under `slots`. carry: tokens that each segment
+    leaves to the next one as they are, in all layers; None for 256, or none under the paper's rules. name: what files
+    call the model.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class InfiniModel:
         *,
         segment_length: int = DEFAULT_SEGMENT_LENGTH,
         memory_heads: MemoryHeads | None = None,
+        carry: int | None = None,
         name: str = "custom",
     ) -> None:
         if segment_length < 1:
@@ -78,6 +86,9 @@ class InfiniModel:
         if memory_heads is None:
             memory_heads = range(0 if rule.gated else round(layers * SHARE_WITHOUT_SLOTS), layers)
         self.memory_heads = _checked_heads(memory_heads, layers, heads)
+        self.carry = (0 if rule.gated else DEFAULT_CARRY) if carry is None else carry
+        if self.carry < 0:
+            raise InvalidSetting(f"carry is {carry}, but no fewer than 0 tokens can be carried over")
         self.attachment = Attachment(model, rule)
         self.model = model
         self.tokenizer = tokenizer
@@ -101,6 +112,7 @@ class InfiniModel:
         rule_settings: dict[str, Any] | None = None,
         segment_length: int | None = None,
         memory_heads: MemoryHeads | None = None,
+        carry: int | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         fetch: bool = True,
@@ -110,24 +122,34 @@ class InfiniModel:
 
         device: None takes a CUDA GPU if there is one. fetch: whether a hub id may be fetched. adapter: directory of
         an adapter, or the name of one in the package; it is merged into the weights. None takes the one that the
-        package has for the default model, if any; "none" takes none. Rule, its settings, segment length and memory
-        heads are by default those that the adapter was trained with. Errors: those of `pretrained.load_base` and
-        `adapter.load_adapter`, AdapterMismatch, InvalidSetting.
+        package has for the default model, if any; "none" takes none. Rule, its settings, segment length, memory heads
+        and carried tokens are by default those that the adapter was trained with. Errors: those of
+        `pretrained.load_base` and `adapter.load_adapter`, AdapterMismatch, InvalidSetting.
         """
         worn = load_adapter(adapter, model)
-        rule, settings, segment_length, memory_heads = _with_defaults(
-            worn, rule, rule_settings, segment_length, memory_heads
-        )
-        chosen = make_rule(rule, **settings)
+        memory = _with_defaults(worn, rule, rule_settings, segment_length, memory_heads, carry)
+        chosen = make_rule(memory.rule, **memory.settings)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         base, tokenizer, name = load_base(model, device=device, dtype=dtype, fetch=fetch)
+
+        def made_of(network: PreTrainedModel) -> InfiniModel:
+            return cls(
+                network,
+                tokenizer,
+                chosen,
+                segment_length=memory.segment_length,
+                memory_heads=memory.heads,
+                carry=memory.carry,
+                name=name,
+            )
+
         if worn is None:
-            return cls(base, tokenizer, chosen, segment_length=segment_length, memory_heads=memory_heads, name=name)
+            return made_of(base)
         # Of the base, not of the sum, which rounds differently in every dtype; the adapter has a hash of its own.
         weights = _hash_weights(base)
         merge_lora(base, worn)
-        made = cls(base, tokenizer, chosen, segment_length=segment_length, memory_heads=memory_heads, name=name)
+        made = made_of(base)
         set_gates(made.attachment.modules, worn)
         made.adapter_name, made.adapter_hash, made._base_weights = worn.name, worn.sha256, weights
         return made
@@ -154,7 +176,7 @@ class InfiniModel:
 
     def new_cache(self) -> InfiniCache:
         """An empty memory."""
-        return InfiniCache(self.rule, self.num_layers, self.memory_heads)
+        return InfiniCache(self.rule, self.num_layers, self.memory_heads, self.carry)
 
     def cache_from(self, states: Mapping[int, Mapping[str, np.ndarray]], seen: int) -> InfiniCache:
         """A memory from the state tensors of a file, (G, ...) each, into which `seen` tokens went.
@@ -164,28 +186,26 @@ class InfiniModel:
         cache = self.new_cache()
         if not states and seen == 0:
             return cache
-        if sorted(states) != list(self.memory_heads) or seen < 1:
-            raise DamagedMemoryFile(
-                f"the memory file has states for layers {sorted(states)}, not {list(self.memory_heads)}"
-            )
-        width = self.attachment.modules[0].head_dim
-        layout = self.rule.layout(width, width)
+        kept, width = min(seen, self.carry), self.attachment.modules[0].head_dim
+        heads = int(self.model.config.get_text_config().num_key_value_heads)
         loaded: dict[int, State] = {}
-        for index, state in states.items():
-            if len({tensor.shape[1] for tensor in state.values() if tensor.ndim > 1 and not self.rule.gated}) > 1:
+        for index in {*range(self.num_layers), *states}:
+            remembering = self.memory_heads.get(index, []) if seen > self.carry else []
+            needed: Layout = {}
+            if remembering:
+                layout = self.rule.layout(width, width)
+                needed |= {name: (dtype, (len(remembering), *sizes)) for name, (dtype, sizes) in layout.items()}
+            if kept and index < self.num_layers:
+                layout = packed_layout(self.rule.packing, kept, width, width)
+                needed |= {CARRIED + name: (dtype, (heads, *sizes)) for name, (dtype, sizes) in layout.items()}
+            state = states.get(index, {})
+            _check_layout(index, state, needed)
+            slots = {tensor.shape[1] for name, tensor in state.items() if not name.startswith(CARRIED)}
+            if not self.rule.gated and len(slots) > 1:
                 raise DamagedMemoryFile(f"the tensors of layer {index} have different numbers of slots")
-            for name in {*state, *layout}:
-                dtype, sizes = layout.get(name, (None, ()))
-                shape = (len(self.memory_heads[index]), *sizes)
-                found = state.get(name, np.zeros(()))
-                fits = len(found.shape) == len(shape) and all(
-                    need is None or have == need for have, need in zip(found.shape, shape, strict=True)
-                )
-                if not fits or str(found.dtype) != str(dtype).removeprefix("torch."):
-                    raise DamagedMemoryFile(
-                        f"layers.{index}.{name} is {found.dtype} {found.shape}, but the model needs {dtype} {shape}"
-                    )
-            loaded[index] = {name: torch.from_numpy(t.copy())[None].to(self.device) for name, t in state.items()}
+            if state:
+                found = {name: torch.from_numpy(tensor.copy()) for name, tensor in state.items()}
+                loaded[index] = {name: tensor[None].to(self.device) for name, tensor in found.items()}
         cache.set_states(loaded, torch.tensor([seen], device=self.device))
         return cache
 
@@ -260,16 +280,10 @@ class InfiniModel:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def merge_caches(self, caches: Sequence[InfiniCache]) -> InfiniCache:
-        """One memory of several, by the rule's `merge`; empty ones add nothing."""
-        merged: dict[int, State] = {}
-        seen: Tensor | None = None
-        for cache in caches:
-            for index, state in cache.states().items():
-                merged[index] = self.rule.merge(merged[index], state) if index in merged else state
-            if cache.seen is not None:
-                seen = cache.seen if seen is None else seen + cache.seen
+        """One memory of several, by the rule's `merge`, as if read in this order; empty ones add nothing."""
         result = self.new_cache()
-        result.set_states(merged, seen)
+        for cache in caches:
+            result = result.merged(cache)
         return result
 
     # Generating
@@ -370,6 +384,7 @@ class InfiniModel:
             "rule_settings": self.rule.settings(),
             "segment_length": self.segment_length,
             "memory_heads": sum(map(len, self.memory_heads.values())),
+            "carry": self.carry,
         }
 
     def identity(self) -> dict[str, Any]:
@@ -388,6 +403,7 @@ class InfiniModel:
                 "rule_settings": self.rule.settings(),
                 "segment_length": self.segment_length,
                 "memory_heads": {str(layer): heads for layer, heads in self.memory_heads.items()},
+                "carry": self.carry,
                 "prefix": self.prefix,
             }
         return self._identity
@@ -404,41 +420,49 @@ def shared_model(
     rule_settings: dict[str, Any] | None = None,
     segment_length: int | None = None,
     memory_heads: MemoryHeads | None = None,
+    carry: int | None = None,
     device: str | None = None,
     fetch: bool = True,
     adapter: str | os.PathLike[str] | None = None,
 ) -> InfiniModel:
     """`InfiniModel.from_pretrained`, loaded once per process for equal arguments, as long as anything uses it."""
     worn = load_adapter(adapter, name)
-    rule, settings, segment_length, memory_heads = _with_defaults(
-        worn, rule, rule_settings, segment_length, memory_heads
-    )
-    settings = make_rule(rule, **settings).settings()
-    if isinstance(memory_heads, Mapping):
-        memory_heads = {int(layer): list(heads) for layer, heads in memory_heads.items()}
-    elif memory_heads is not None:
-        memory_heads = list(memory_heads)
-    # Missing heads stand for the default ones, which the model alone knows.
-    asked = [str(name or DEFAULT_MODEL), rule, settings, segment_length, memory_heads, device]
+    memory = _with_defaults(worn, rule, rule_settings, segment_length, memory_heads, carry)
+    settings = make_rule(memory.rule, **memory.settings).settings()
+    heads: Any = None if memory.heads is None else list(memory.heads)
+    if isinstance(memory.heads, Mapping):
+        heads = {int(layer): list(members) for layer, members in memory.heads.items()}
+    # Missing heads and carry stand for the default ones, which the model alone knows.
+    asked = [str(name or DEFAULT_MODEL), memory.rule, settings, memory.segment_length, device]
     asked += [worn.name, worn.sha256] if worn else []
-    key = json.dumps(asked, sort_keys=True)
+    key = json.dumps([*asked, heads, memory.carry], sort_keys=True)
     with _shared_lock:
         model = _shared.get(key)
         if model is None:
             model = InfiniModel.from_pretrained(
                 name,
-                rule=rule,
+                rule=memory.rule,
                 rule_settings=settings,
-                segment_length=segment_length,
-                memory_heads=memory_heads,
+                segment_length=memory.segment_length,
+                memory_heads=heads,
+                carry=memory.carry,
                 device=device,
                 fetch=fetch,
                 adapter=worn or NO_ADAPTER,
             )
             _shared[key] = model
-            asked[4] = model.memory_heads
-            _shared[json.dumps(asked, sort_keys=True)] = model
+            _shared[json.dumps([*asked, model.memory_heads, model.carry], sort_keys=True)] = model
         return model
+
+
+class _Memory(NamedTuple):
+    """What a model's memory is made of; None where the model itself knows the default."""
+
+    rule: str
+    settings: dict[str, Any]
+    segment_length: int
+    heads: MemoryHeads | None
+    carry: int | None
 
 
 def _with_defaults(
@@ -447,8 +471,9 @@ def _with_defaults(
     rule_settings: dict[str, Any] | None,
     segment_length: int | None,
     memory_heads: MemoryHeads | None,
-) -> tuple[str, dict[str, Any], int, MemoryHeads | None]:
-    """Rule, its settings, segment length and memory heads: as asked, else as the adapter was trained, else ours."""
+    carry: int | None,
+) -> _Memory:
+    """As asked, else as the adapter was trained, else ours."""
     trained = adapter.memory if adapter else {}
     rule = rule or str(trained.get("rule", DEFAULT_RULE))
     if segment_length is None:
@@ -458,7 +483,23 @@ def _with_defaults(
         settings = {**trained.get("rule_settings", {}), **settings}
         if memory_heads is None and "memory_heads" in trained:
             memory_heads = {int(layer): heads for layer, heads in trained["memory_heads"].items()}
-    return rule, settings, segment_length, memory_heads
+        if carry is None and "carry" in trained:
+            carry = int(trained["carry"])
+    return _Memory(rule, settings, segment_length, memory_heads, carry)
+
+
+def _check_layout(index: int, state: Mapping[str, np.ndarray], needed: Layout) -> None:
+    """Raise DamagedMemoryFile where a layer's tensors are not those needed; None in a shape stands for any size."""
+    for name in {*state, *needed}:
+        dtype, shape = needed.get(name, (None, ()))
+        found = state.get(name, np.zeros(()))
+        fits = len(found.shape) == len(shape) and all(
+            need is None or have == need for have, need in zip(found.shape, shape, strict=True)
+        )
+        if not fits or str(found.dtype) != str(dtype).removeprefix("torch."):
+            raise DamagedMemoryFile(
+                f"layers.{index}.{name} is {found.dtype} {found.shape}, but the model needs {dtype} {shape}"
+            )
 
 
 def _checked_heads(chosen: MemoryHeads, layers: int, heads: int) -> dict[int, list[int]]:

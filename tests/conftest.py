@@ -94,6 +94,7 @@ def make_model(tokenizer: transformers.PreTrainedTokenizerFast) -> MakeModel:
         *,
         segment_length: int = 16,
         memory_heads: Any = None,
+        carry: int = 0,
         dtype: torch.dtype = torch.float32,
         **settings: Any,
     ) -> InfiniModel:
@@ -106,6 +107,7 @@ def make_model(tokenizer: transformers.PreTrainedTokenizerFast) -> MakeModel:
             make_rule(rule, **settings),
             segment_length=segment_length,
             memory_heads=memory_heads,
+            carry=carry,
             name="tiny",
         )
 

@@ -42,7 +42,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def file(story: Path, tiny_directory: Path) -> Path:
     target = story.parent / "story.safetensors"
-    ingest = ["ingest", story, "-o", target, "-m", tiny_directory, "--segment-length", 32, "--slots", 24]
+    ingest = ["ingest", story, "-o", target, "-m", tiny_directory, "--segment-length", 32, "--slots", 24, "--carry", 16]
     shown = as_json(*ingest)
     assert {"tokens", "seconds", "tokens_per_second", "pages"} <= set(shown)
     assert {"memory_bytes", "file_bytes", "rule", "model"} <= set(shown)
@@ -97,7 +97,9 @@ def test_inspect_describes_the_file_and_writes_a_report(file: Path, tmp_path: Pa
     out = infinimem("inspect", file, "--html", tmp_path / "report.html").stdout
     assert "story.txt" in out and "slots" in out
     shown = as_json("inspect", file)
-    assert shown["pages"] == 1 and len(shown["layers"]) == 3 and shown["sources"][0]["sha256"]
+    assert shown["pages"] == 1 and shown["sources"][0]["sha256"] and shown["settings"]["carry"] == 16
+    assert [layer["carried"] for layer in shown["layers"]] == [16] * 4
+    assert [layer.get("slots") for layer in shown["layers"]] == [None, 24, 24, 24]
     report = (tmp_path / "report.html").read_text()
     assert shown["fingerprint"] in report and "<script" not in report
 

@@ -360,7 +360,7 @@ def test_lone_surrogates_and_control_tokens_in_a_text_do_no_harm(model: InfiniMo
 
 
 def test_an_infinimodel_with_further_settings_is_refused(model: InfiniModel) -> None:
-    with pytest.raises(InvalidSetting, match="leave them out"):
+    with pytest.raises(InvalidSetting, match="has its rule already"):
         DocumentMemory.from_text(STORY, model=model, rule="linear")
 
 

@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TEXT, MakeModel, tiny_network
@@ -56,10 +57,18 @@ def test_sliding_is_a_plain_forward_over_two_segments(make_model: MakeModel, seg
     assert set(SYSTEMS) & set(result) == {"sliding"} and "mean_change" not in result
 
 
-def test_recent_is_exact_while_the_bytes_hold_everything_and_less_after_that(make_model: MakeModel) -> None:
-    roomy = perplexity(make_model(slots=1000, packing="float32"), TEXT * 3, systems=SYSTEMS)
-    assert roomy["recent"] == roomy["exact"] and math.isclose(roomy["memory"], roomy["exact"], rel_tol=1e-5)
-    small = perplexity(make_model(slots=24, packing="float32"), TEXT * 3, systems=SYSTEMS)
+def test_recent_is_plain_attention_while_the_bytes_hold_everything_and_less_after_that(make_model: MakeModel) -> None:
+    model = make_model(slots=1000, packing="float32", memory_heads=range(4))
+    roomy = perplexity(model, TEXT * 3, systems=SYSTEMS)
+    assert math.isclose(roomy["memory"], roomy["exact"], rel_tol=1e-5)
+    ids = model.encoder.encode(TEXT * 3)
+    segments = list(model.segmenter.split(ids))
+    with torch.no_grad():
+        everything = tiny_network("Llama")(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    scored = [p for p in range(len(segments[0]), len(ids)) if p not in np.cumsum([len(part) for part in segments])]
+    loss = -sum(float(everything[place - 1, ids[place]]) for place in scored)
+    assert math.isclose(roomy["recent"], math.exp(loss / len(scored)), rel_tol=1e-3)
+    small = perplexity(make_model(slots=24, packing="float32", memory_heads=range(4)), TEXT * 3, systems=SYSTEMS)
     assert small["exact"] == roomy["exact"]
     assert len({small[system] for system in SYSTEMS}) == len(SYSTEMS)
     assert small["documents"][0]["recent_tokens"] == 24
@@ -67,15 +76,16 @@ def test_recent_is_exact_while_the_bytes_hold_everything_and_less_after_that(mak
 
 @pytest.mark.parametrize(("rule", "tokens"), [("slots", 24), ("linear", (16 * 16 + 16) // 33), ("recent", 17)])
 def test_recent_has_the_bytes_of_the_memory(make_model: MakeModel, rule: str, tokens: int) -> None:
-    model = make_model(rule=rule, **({"tokens": 17} if rule == "recent" else {}))
+    model = make_model(rule=rule, memory_heads=range(4), **({"tokens": 17} if rule == "recent" else {}))
     row = perplexity(model, TEXT * 3, systems=["recent"])["documents"][0]
     assert row["recent_tokens"] == recent_tokens(model, row["memory_bytes"]) == tokens
 
 
-def test_recent_has_the_bytes_of_a_memory_in_some_heads(make_model: MakeModel) -> None:
-    model = make_model(memory_heads={1: [0], 3: [0, 1]})
+def test_recent_has_the_bytes_of_a_memory_in_some_heads_and_of_what_is_carried(make_model: MakeModel) -> None:
+    model = make_model(memory_heads={1: [0], 3: [0, 1]}, carry=10)
     row = perplexity(model, TEXT * 3, systems=["recent"])["documents"][0]
-    assert row["memory_bytes"] == 3 * 24 * (32 + 2 * 4 + 4) and row["recent_tokens"] == 24
+    token = 32 + 2 * 4 + 4
+    assert row["memory_bytes"] == 3 * 24 * token + 8 * 10 * token and row["recent_tokens"] == 3 * 24 // 8 + 10
 
 
 def test_books_are_scored_apart_and_together(make_model: MakeModel) -> None:

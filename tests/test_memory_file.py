@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from infinimem import memory_file
+from infinimem import DocumentMemory, memory_file
 from infinimem.errors import (
     DamagedMemoryFile,
     InfinimemError,
@@ -27,6 +28,10 @@ from infinimem.errors import (
 )
 from infinimem.memory_file import MemoryFile, check_writable, differences, read_memory_file
 from infinimem.passages import Passage, pack
+
+GOLDEN = Path(__file__).parent / "golden"
+if TYPE_CHECKING:
+    from conftest import MakeModel
 
 CUTTER = {"source": "book", "page": 1, "title": None, "offset": 0, "pending": ""}
 
@@ -48,6 +53,7 @@ def sample() -> MemoryFile:
             "rule_settings": {"slots": 5},
             "segment_length": 16,
             "memory_heads": {"0": [0, 1], "3": [1]},
+            "carry": 0,
         },
         sources=[{"name": "book é.txt", "kind": "text", "sha256": "00", "pages": 2, "characters": 10}],
         reading={"tokens": 12, "seen": 10, "pending_text": "tail ☂", "cutter": CUTTER},
@@ -93,8 +99,33 @@ def test_the_file_is_plain_safetensors(written: Path) -> None:
         assert set(file.metadata()) == {f"infinimem.{key}" for key in memory_file.LAYOUT["metadata"]}
 
 
-def test_the_layout_of_version_1_is_frozen() -> None:
-    assert (memory_file.FORMAT, memory_file.LAYOUT_HASH) == (1, "f7d56d9fb5ca99cc")
+def test_the_layout_of_a_version_is_frozen() -> None:
+    assert {**memory_file.OLDER, memory_file.FORMAT: memory_file.LAYOUT_HASH} == {
+        1: "f7d56d9fb5ca99cc",
+        2: "cbbac0acb6313fa5",
+    }
+
+
+def test_a_file_of_version_1_is_read_as_one_in_which_nothing_is_carried_over() -> None:
+    file = read_memory_file(GOLDEN / "memory-1.safetensors")
+    assert file.identity["carry"] == 0 and file.reading["tokens"] == 75
+    assert {name: tensor.shape for name, tensor in file.states[1].items()} == {
+        "keys": (2, 8, 16),
+        "keys_scale": (2, 8),
+        "values": (2, 8, 16),
+        "values_scale": (2, 8),
+        "counts": (2, 8),
+    }
+    memory = DocumentMemory.load(GOLDEN / "memory-1.safetensors")
+    assert [passage.source for passage in memory.retrieve("How many ships passed on Monday?")] == ["harbour.txt"]
+
+
+def test_a_model_that_carries_nothing_goes_on_with_a_file_of_version_1(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(slots=8, memory_heads=[1])
+    memory = DocumentMemory.load(GOLDEN / "memory-1.safetensors", model=model)
+    memory.append_text(" The bell rang.", name="harbour.txt")
+    memory.save(tmp_path / "memory.safetensors")
+    assert read_memory_file(tmp_path / "memory.safetensors").identity == model.identity()
 
 
 def test_every_truncation_is_refused(written: Path, tmp_path: Path) -> None:
@@ -155,7 +186,7 @@ def rewrite(path: Path, change: dict[str, str], tensors: dict[str, np.ndarray] |
     save_file(kept, path, {f"infinimem.{key}": value for key, value in texts.items()})
 
 
-@pytest.mark.parametrize("change", [{"format": "2"}, {"format": '"1"'}, {"layout": '"0000000000000000"'}])
+@pytest.mark.parametrize("change", [{"format": "1"}, {"format": "3"}, {"format": '"2"'}, {"layout": '"0"'}])
 def test_another_version_is_refused_even_with_right_checksums(written: Path, change: dict[str, str]) -> None:
     rewrite(written, change)
     with pytest.raises(UnsupportedVersion, match="update infinimem"):

@@ -187,7 +187,8 @@ def test_a_model_that_begins_texts_with_a_token_gets_it_in_every_segment(tokeniz
                 plain["input_ids"] = [1, *plain["input_ids"]]
             return plain
 
-    model = InfiniModel(tiny_network("Llama"), Beginning(), make_rule("slots", slots=64), segment_length=8)  # type: ignore[arg-type]
+    rule = make_rule("slots", slots=64)
+    model = InfiniModel(tiny_network("Llama"), Beginning(), rule, segment_length=8, carry=0)  # type: ignore[arg-type]
     assert model.prefix == [1]
     seen: list[torch.Tensor] = []
     model.model.get_input_embeddings().register_forward_hook(lambda m, args, out: seen.append(args[0]))

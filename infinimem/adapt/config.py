@@ -33,7 +33,8 @@ def setting(default: Any = MISSING, **limits: Any) -> Any:
 class ModelConfig:
     """What is adapted. name: as for `--model`, None for the embedded default. dtype: of the frozen base weights.
 
-    memory_layers, or memory_heads (layer to KV heads): what has a memory; neither for the rule's default.
+    memory_layers, or memory_heads (layer to KV heads): what has a memory; neither for the rule's default. carry: tokens
+    that a segment leaves to the next one as they are; None for the rule's default.
     """
 
     name: str | None = None
@@ -43,6 +44,7 @@ class ModelConfig:
     segment_length: int = setting(512, least=8)
     memory_layers: tuple[int, ...] | None = setting(None, least=1)
     memory_heads: dict[str, Any] = field(default_factory=dict)
+    carry: int | None = setting(None, least=0)
 
     def __post_init__(self) -> None:
         for layer, heads in self.memory_heads.items():

@@ -111,7 +111,7 @@ An adapter of infinimem: LoRA in PEFT's layout, and what belongs to the memory i
 
 - base model: {base}
 - memory: rule `{rule.name}`, settings `{json.dumps(rule.settings())}`, {model.segment_length} tokens a segment,
-  {len(model.memory_heads)} of {model.num_layers} layers
+  {model.carry} carried over, {len(model.memory_heads)} of {model.num_layers} layers
 - trained: {run["steps"]} of {config.steps} steps{state}, {run["tokens"]:,} tokens, {run["seconds"] / 60:,.1f} minutes
 - hardware: {run["hardware"]}, base weights in {run["dtype"]}
 

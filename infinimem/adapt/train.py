@@ -159,6 +159,7 @@ class Trainer:
                 "rule_settings": used_rule(self.config).settings(),
                 "segment_length": model.segment_length,
                 "memory_heads": {str(layer): heads for layer, heads in model.memory_heads.items()},
+                "carry": model.carry,
             },
         )
         write_atomically(directory / CARD, card(self.config, model, run).encode())
@@ -193,6 +194,7 @@ def load_model(config: AdaptConfig, device: str | None = None) -> InfiniModel:
         rule_settings=trained_settings(config),
         segment_length=wanted.segment_length,
         memory_heads=wanted.heads,
+        carry=wanted.carry,
         device=device,
         dtype=dtype,
         adapter=NO_ADAPTER,

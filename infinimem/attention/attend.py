@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import InvalidSetting, NoRotaryEmbedding
 from .cache import InfiniCache, InfiniLayer
+from .carried import too_far
 from .local import attention_with_mass
 from .rotary import Tables, compose, inverse, rotate
 from .rules import LinearRule, MemoryRule
@@ -37,12 +38,15 @@ _active = threading.local()
 class _Forward:
     """What one attention module's forward works with."""
 
-    __slots__ = ("far", "layer", "tables")
+    __slots__ = ("before", "far", "layer", "tables")
 
-    def __init__(self, layer: InfiniLayer, tables: Tables | None, far: Tables | None) -> None:
+    def __init__(
+        self, layer: InfiniLayer, tables: Tables | None, far: Tables | None, before: Callable[[Tensor], Tensor]
+    ) -> None:
         self.layer = layer
         self.tables = tables  # rotation of this forward's tokens; None for a layer without rotation
         self.far = far  # rotation at the rule's virtual distance, (1, 1, R) each
+        self.before = before  # turns keys (B, G, W, D) as those of the W tokens before position 0
 
 
 class MemoryGate(nn.Module):
@@ -73,49 +77,81 @@ def attend(
     base: the model's own attention function. Returns (B, T, H, Dv), as transformers expects.
     """
     forward: _Forward | None = getattr(_active, "forward", None)
-    if forward is None or not forward.layer.remembers:
+    if forward is None or not forward.layer.keeps:
         return base(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
     layer, rule = forward.layer, forward.layer.rule
     undo = None if forward.tables is None else inverse(forward.tables)
     if layer.recording:
-        new = layer.of_heads(key[:, :, -query.shape[2] :])
+        new = key[:, :, -query.shape[2] :]
         layer.record(new.float() if undo is None else rotate(new, *undo))
-    if layer.state is None or layer.seen is None:
+    if layer.state is None and layer.carried is None:
         return base(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
 
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     softcap = kwargs.get("softcap")
-    written = (layer.seen > 0)[:, None, None, None]  # (B, 1, 1, 1)
     group = query.shape[1] // key.shape[1]  # query heads per KV head
     asking = layer.of_heads(query, group)  # (B, R * group, T, D)
-    if rule.gated:
-        content = asking.float() if undo is None else rotate(asking, *undo)
-        state = layer.prepared(torch.float32)
-        memory = rule.read(state, content, scaling, softcap).values  # (B, R * group, T, Dv)
-        local, weights = base(module, query, key, value, attention_mask, **kwargs)
-        share = layer.of_heads(module.memory_gate()[None, :, None, None], group) * written
-        return _join(layer, local.transpose(1, 2), memory, share, group).transpose(1, 2), weights
-
     # The CPU's fused kernel is faster in float32 than in bfloat16, products of such small heads included.
     dtype = torch.float32 if query.device.type == "cpu" else query.dtype
+    weights = None
+    if rule.gated and layer.carried is None:
+        local, weights = base(module, query, key, value, attention_mask, **kwargs)
+        local, mass = local.transpose(1, 2), None
+    else:
+        local, mass = attention_with_mass(
+            query.to(dtype),
+            _per_query_head(key.to(dtype), query),
+            _per_query_head(value.to(dtype), query),
+            _bias(attention_mask, dtype),
+            scaling,
+            softcap,
+            causal=attention_mask is None and query.shape[2] > 1,
+        )
+    if layer.carried is not None and mass is not None:
+        hidden = None
+        if (reach := kwargs.get("sliding_window")) is not None:
+            hidden = too_far(kwargs["position_ids"], layer.carried["counts"].shape[-1], reach)
+        near, near_mass = _read_carried(forward, query.to(dtype), hidden, scaling, softcap)
+        local, mass = torch.lerp(local, near, _share(near_mass, mass)), torch.logaddexp(mass, near_mass)
+    if layer.state is None or layer.seen is None:
+        return local.transpose(1, 2).to(query.dtype), weights
+    if rule.gated:
+        written = (layer.seen > layer.carry)[:, None, None, None]  # (B, 1, 1, 1)
+        content = asking.float() if undo is None else rotate(asking, *undo)
+        far = rule.read(layer.prepared(torch.float32), content, scaling, softcap).values  # (B, R * group, T, Dv)
+        share = layer.of_heads(module.memory_gate()[None, :, None, None], group) * written
+        return _join(layer, local, far, share, group).transpose(1, 2).to(query.dtype), weights
     if undo is not None and forward.far is not None:
         asking = rotate(asking, *compose(undo, forward.far))
     far, far_mass = rule.read(layer.prepared(dtype), asking.to(dtype), scaling, softcap)
-    if far_mass is None:
+    if far_mass is None or mass is None:
         raise TypeError(f"rule {rule.name!r} has neither a gate nor a mass")
-    local, local_mass = attention_with_mass(
-        query.to(dtype),
-        _per_query_head(key.to(dtype), query),
-        _per_query_head(value.to(dtype), query),
-        _bias(attention_mask, dtype),
-        scaling,
-        softcap,
-        causal=attention_mask is None and query.shape[2] > 1,
-    )
-    # The memory's part of one softmax over both, (B, R * group, T, 1).
-    share = torch.sigmoid(far_mass - layer.of_heads(local_mass, group)).unsqueeze(-1)
-    share = torch.where(written, share, 0.0)
+    share = _share(far_mass, layer.of_heads(mass, group))
     return _join(layer, local, far, share, group).transpose(1, 2).to(query.dtype), None
+
+
+def _read_carried(
+    forward: _Forward, query: Tensor, hidden: Tensor | None, scaling: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """What the carried tokens answer to queries (B, H, T, D).
+
+    hidden: (B, 1, T, W), added to the logits. Returns values (B, H, T, Dv) and the log of their softmax's denominator,
+    (B, H, T).
+    """
+    near = forward.layer.near(query.dtype, forward.before)
+    batch, heads, tokens, width = query.shape
+    groups, bias = near["keys"].shape[1], near.get("bias")
+    if hidden is not None:
+        hidden = hidden.repeat(1, 1, heads // groups, 1)  # (B, 1, H/G*T, W)
+        bias = hidden if bias is None else bias + hidden
+    grouped = query.reshape(batch, groups, -1, width)  # (B, G, H/G*T, D)
+    values, mass = attention_with_mass(grouped, near["keys"], near["values"], bias, scaling, softcap)
+    return values.reshape(batch, heads, tokens, -1), mass.reshape(batch, heads, tokens)
+
+
+def _share(part: Tensor, rest: Tensor) -> Tensor:
+    """The share of one part of a softmax, (..., T, 1), from the logs of both denominators (..., T)."""
+    return torch.sigmoid((part - rest).masked_fill(part.isneginf(), float("-inf"))).unsqueeze(-1)
 
 
 def _join(layer: InfiniLayer, local: Tensor, memory: Tensor, share: Tensor, group: int) -> Tensor:
@@ -192,7 +228,12 @@ class Attachment:
         if isinstance(cache, InfiniCache):
             index = module.layer_idx
             tables = kwargs.get("position_embeddings") if rotates(module) else None
-            _active.forward = _Forward(cache.layers[index], tables, self._far_tables(module, cache.rule.distance))
+            _active.forward = _Forward(
+                cache.layers[index],
+                tables,
+                self._far_tables(module, cache.rule.distance),
+                partial(self._turned_before, module),
+            )
 
     def _far_tables(self, module: Any, distance: int | None) -> Tables | None:
         """Tables of the rotation by the virtual distance, scaled as keys at position 0 would be too."""
@@ -200,15 +241,24 @@ class Attachment:
             return None
         key = (id(module), distance)
         if key not in self._far:
-            rotary = self.model.get_decoder().rotary_emb
-            device = next(module.parameters()).device
-            x = torch.zeros(1, 1, 1, device=device)
-            position = torch.tensor([[0, distance]], device=device)
-            layer_type = getattr(module, "layer_type", None)
-            per_type = hasattr(rotary, f"{layer_type}_inv_freq")
-            cos, sin = rotary(x, position, layer_type) if per_type else rotary(x, position)
+            cos, sin = self._tables(module, [0, distance])
             self._far[key] = (cos[:, 1:] * cos[:, :1], sin[:, 1:] * cos[:, :1])
         return self._far[key]
+
+    def _turned_before(self, module: Any, keys: Tensor) -> Tensor:
+        """Position-free keys (B, G, W, D) as those of the W tokens before position 0."""
+        return rotate(keys, *self._tables(module, range(-keys.shape[2], 0))) if rotates(module) else keys
+
+    def _tables(self, module: Any, positions: Sequence[int]) -> Tables:
+        """The model's own tables for these positions, (1, N, R) float32."""
+        rotary = self.model.get_decoder().rotary_emb
+        device = next(module.parameters()).device
+        x = torch.zeros(1, 1, 1, device=device)
+        places = torch.tensor([list(positions)], device=device)
+        layer_type = getattr(module, "layer_type", None)
+        per_type = hasattr(rotary, f"{layer_type}_inv_freq")
+        found: Tables = rotary(x, places, layer_type) if per_type else rotary(x, places)
+        return found
 
     def detach(self) -> None:
         """Remove hooks and gates, and give the model its own attention function back."""

@@ -1,9 +1,10 @@
-"""`InfiniCache`: a transformers `Cache` whose layers hold a local window and a compressive memory.
+"""`InfiniCache`: a transformers `Cache` whose layers hold a segment, carried tokens, and a compressive memory.
 
-- the window (rotated keys, values) grows with every forward, like a `DynamicCache`
-- `end_segment()` writes the window into the memory and empties it; nothing else ever writes
-- `get_seq_length` counts the window alone, so `model.generate(..., past_key_values=cache)` treats the prompt as the
-  start of the text while every layer also reads the memory
+- the segment (rotated keys, values) grows with every forward, like a `DynamicCache`
+- `end_segment()` carries its last tokens over to the next one, writes what they push out into the memory, and empties
+  it; nothing else ever writes
+- `get_seq_length` counts the segment alone, so `model.generate(..., past_key_values=cache)` treats the prompt as the
+  start of the text while every layer also reads what came before
 - states are never changed in place: `clone()` shares them, costs nothing, and protects the original
 """
 
@@ -17,33 +18,47 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ..errors import InvalidSetting
+from .carried import Leaving, bias_of, carry_over
+from .packing import unpack
 from .rules import MemoryRule, State
+
+# Begins the names of the carried tokens' tensors, beside those of the memory.
+CARRIED = "carried_"
 
 
 class InfiniLayer(DynamicLayer):
-    """Window and memory of one attention layer.
+    """Segment, carried tokens and memory of one attention layer.
 
-    heads: the KV heads that have a memory; None for all of them, empty for a layer that has a window alone.
+    heads: the KV heads that have a memory; None for all of them, empty for a layer without one. carry: most tokens of
+    the past that all heads keep as they are.
     """
 
     is_croppable = False
-    keys: Any  # (B, G, S, D); None while the window is empty
+    keys: Any  # (B, G, S, D); None while the segment is empty
     values: Any  # (B, G, S, Dv)
 
-    def __init__(self, rule: MemoryRule, heads: Sequence[int] | None = None) -> None:
+    def __init__(self, rule: MemoryRule, heads: Sequence[int] | None = None, carry: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rule = rule
         self.heads = None if heads is None else tuple(heads)
+        self.carry = carry
         self.recording = False
+        self.carried: State | None = None  # of all heads, (B, G, ...) each
         self.state: State | None = None  # of the remembering heads, (B, R, ...) each
-        self.seen: Tensor | None = None  # (B,) tokens in the memory
-        self.content_keys: list[Tensor] = []  # position-free keys of the window, (B, R, T, D) each
+        self.seen: Tensor | None = None  # (B,) tokens read in earlier segments
+        self.content_keys: list[Tensor] = []  # position-free keys of the segment, (B, G, T, D) each
         self._prepared: tuple[torch.dtype, State] | None = None
+        self._near: tuple[torch.dtype, State] | None = None
 
     @property
     def remembers(self) -> bool:
         """Whether any head has a memory."""
         return self.heads is None or bool(self.heads)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything of a segment stays when it ends."""
+        return self.remembers or self.carry > 0
 
     def of_heads(self, x: Tensor, group: int = 1) -> Tensor:
         """The part of x (B, G * group, ...) that belongs to the remembering heads: (B, R * group, ...)."""
@@ -64,7 +79,7 @@ class InfiniLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append to the window; returns the whole window's keys and values, (B, G, S, D)."""
+        """Append to the segment; returns all of its keys and values, (B, G, S, D)."""
         if self.get_seq_length() == 0:
             self.dtype, self.device = key_states.dtype, key_states.device
             self.keys, self.values = key_states, value_states
@@ -75,7 +90,7 @@ class InfiniLayer(DynamicLayer):
         return self.keys, self.values
 
     def record(self, content_keys: Tensor) -> None:
-        """Keep position-free keys (B, R, T, D) of new tokens for the next write."""
+        """Keep position-free keys (B, G, T, D) of new tokens for the end of the segment."""
         self.content_keys.append(content_keys)
 
     def prepared(self, dtype: torch.dtype) -> State:
@@ -84,27 +99,42 @@ class InfiniLayer(DynamicLayer):
             self._prepared = (dtype, self.rule.prepare(self.state or {}, dtype))
         return self._prepared[1]
 
-    def set_memory(self, state: State | None, seen: Tensor | None) -> None:
-        """Replace the memory by `state`, into which `seen` (B,) tokens went."""
-        self.state, self.seen, self._prepared = state, seen, None
+    def near(self, dtype: torch.dtype, rotate: Callable[[Tensor], Tensor]) -> State:
+        """The carried tokens unpacked, their keys turned by `rotate`; made once per state and dtype."""
+        if self._near is None or self._near[0] != dtype:
+            state = unpack(self.carried or {})
+            near = {"keys": rotate(state["keys"]).to(dtype), "values": state["values"].to(dtype)}
+            if (bias := bias_of(state)) is not None:
+                near["bias"] = bias
+            self._near = (dtype, near)
+        return self._near[1]
 
-    def empty_window(self) -> None:
-        """Forget the local window, keep the memory."""
+    def set_past(self, state: State | None, carried: State | None, seen: Tensor | None) -> None:
+        """Replace memory and carried tokens, which hold `seen` (B,) tokens."""
+        self.state, self.carried, self.seen = state, carried, seen
+        self._prepared = self._near = None
+
+    def empty_segment(self) -> None:
+        """Forget the segment, keep the past."""
         self.keys = self.values = None
         self.is_initialized = False
         self.content_keys = []
 
     def reset(self) -> None:
-        """Forget window and memory."""
-        self.empty_window()
-        self.set_memory(None, None)
+        """Forget the segment and the past."""
+        self.empty_segment()
+        self.set_past(None, None, None)
 
     def _rows(self, change: Callable[[Tensor], Tensor]) -> None:
         if self.get_seq_length() > 0:
             self.keys, self.values = change(self.keys), change(self.values)
         self.content_keys = [change(keys) for keys in self.content_keys]
-        if self.state is not None and self.seen is not None:
-            self.set_memory({name: change(tensor) for name, tensor in self.state.items()}, change(self.seen))
+        if self.seen is not None:
+            state, carried = (
+                None if past is None else {name: change(tensor) for name, tensor in past.items()}
+                for past in (self.state, self.carried)
+            )
+            self.set_past(state, carried, change(self.seen))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams of a beam search, memory included."""
@@ -119,10 +149,11 @@ class InfiniLayer(DynamicLayer):
         self._rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def clone(self) -> InfiniLayer:
-        """Same memory (shared, never changed in place), own window."""
-        other = InfiniLayer(self.rule, self.heads)
+        """Same past (shared, never changed in place), own segment."""
+        other = InfiniLayer(self.rule, self.heads, self.carry)
         other.recording = self.recording
-        other.state, other.seen, other._prepared = self.state, self.seen, self._prepared
+        other.set_past(self.state, self.carried, self.seen)
+        other._prepared, other._near = self._prepared, self._near
         other.content_keys = list(self.content_keys)
         if self.get_seq_length() > 0:
             other.update(self.keys, self.values)
@@ -133,57 +164,77 @@ class InfiniCache(Cache):
     """One `InfiniLayer` per decoder layer.
 
     rule: how the memory is written and read. num_layers: layers of the model. memory_heads: layer to the KV heads that
-    have a memory; None for all heads of all layers.
+    have a memory; None for all heads of all layers. carry: most tokens that are kept as they are.
     """
 
     layers: list[InfiniLayer]  # type: ignore[assignment]
 
     def __init__(
-        self, rule: MemoryRule, num_layers: int, memory_heads: Mapping[int, Sequence[int]] | None = None
+        self,
+        rule: MemoryRule,
+        num_layers: int,
+        memory_heads: Mapping[int, Sequence[int]] | None = None,
+        carry: int = 0,
     ) -> None:
         chosen = [None if memory_heads is None else memory_heads.get(index, ()) for index in range(num_layers)]
-        super().__init__(layers=[InfiniLayer(rule, heads) for heads in chosen])
+        super().__init__(layers=[InfiniLayer(rule, heads, carry) for heads in chosen])
         self.rule = rule
 
     @property
     def seen(self) -> Tensor | None:
-        """Tokens in the memory, (B,) int64; None while it is empty."""
-        return next((layer.seen for layer in self.layers if layer.remembers), None)
+        """Tokens read in ended segments, (B,) int64; None before the first has ended."""
+        return next((layer.seen for layer in self.layers if layer.keeps), None)
 
     def recording(self, on: bool = True) -> InfiniCache:
         """Keep position-free keys from now on, so that `end_segment` can write; returns the cache itself."""
         for layer in self.layers:
-            layer.recording = on and layer.remembers
+            layer.recording = on and layer.keeps
         return self
 
     def states(self) -> dict[int, State]:
-        """The memory: layer index to state; empty before the first write."""
-        return {i: layer.state for i, layer in enumerate(self.layers) if layer.remembers and layer.state is not None}
+        """The past: layer index to the memory's tensors and, with "carried_" before their names, those of the
+        carried tokens; empty before the first write."""
+        return {
+            index: {**(layer.state or {}), **{CARRIED + name: t for name, t in (layer.carried or {}).items()}}
+            for index, layer in enumerate(self.layers)
+            if layer.state is not None or layer.carried is not None
+        }
 
-    def set_states(self, states: dict[int, State], seen: Tensor | None) -> None:
-        """Replace the memory; layers that are not named become empty. seen: (B,) int64."""
+    def set_states(self, states: Mapping[int, State], seen: Tensor | None) -> None:
+        """Replace the past; layers that are not named become empty. seen: (B,) int64."""
         for index, layer in enumerate(self.layers):
-            state = states.get(index)
-            layer.set_memory(state, None if state is None else seen)
+            given = states.get(index, {})
+            carried = {name.removeprefix(CARRIED): t for name, t in given.items() if name.startswith(CARRIED)}
+            state = {name: t for name, t in given.items() if not name.startswith(CARRIED)}
+            layer.set_past(state or None, carried or None, seen if given else None)
 
     def end_segment(self, mask: Tensor | None = None, *, written: slice = slice(None)) -> None:
-        """Write the window of every layer into its memory, then empty all windows.
+        """Carry the end of every layer's segment over, write what that pushes out into its memory, empty the segment.
 
-        written: the part of the window that is written. mask: (B, T) bool over that part, False for padding. Layers
+        written: the part of the segment that stays at all. mask: (B, T) bool over that part, False for padding. Layers
         are written in one batched call.
         """
-        layers = [layer for layer in self.layers if layer.remembers]
+        layers = [layer for layer in self.layers if layer.keeps]
         if layers and layers[0].get_seq_length() > 0:
             length = layers[0].get_seq_length()
             if any(sum(k.shape[-2] for k in layer.content_keys) != length for layer in layers):
                 raise InvalidSetting("this segment was read without recording; call cache.recording() before reading")
             for group in _equal_shapes(layers):
-                _write(group, mask, written)
+                _end(group, mask, written)
         for layer in self.layers:
-            layer.empty_window()
+            layer.empty_segment()
+
+    def merged(self, other: InfiniCache) -> InfiniCache:
+        """The past of both, as if `other` had been read after this one: what this one carries goes into the memory."""
+        result = InfiniCache(self.rule, 0)
+        result.layers = [
+            _merged(first, second) if first.keeps else first.clone()
+            for first, second in zip(self.layers, other.layers, strict=True)
+        ]
+        return result
 
     def clone(self) -> InfiniCache:
-        """A cache with the same memory and a window of its own; generation on it leaves this one as it is."""
+        """A cache with the same past and a segment of its own; generation on it leaves this one as it is."""
         other = InfiniCache(self.rule, 0)
         other.layers = [layer.clone() for layer in self.layers]
         return other
@@ -197,20 +248,68 @@ def _equal_shapes(layers: Sequence[InfiniLayer]) -> list[list[InfiniLayer]]:
     return list(groups.values())
 
 
-def _write(layers: Sequence[InfiniLayer], mask: Tensor | None, written: slice) -> None:
-    """Write the windows of several layers in one call, their heads side by side."""
-    rule, batch = layers[0].rule, layers[0].keys.shape[0]
+def _end(layers: Sequence[InfiniLayer], mask: Tensor | None, written: slice) -> None:
+    """End the segments of several layers in one call, their heads side by side."""
+    batch, size = layers[0].keys.shape[0], layers[0].carry
     keys = torch.cat([torch.cat(layer.content_keys, dim=-2)[:, :, written] for layer in layers], dim=1)
-    values = torch.cat([layer.of_heads(layer.values)[:, :, written] for layer in layers], dim=1)  # (B, sum of R, T, Dv)
-    states = [layer.state for layer in layers if layer.state is not None]
-    stacked = {name: torch.cat([state[name] for state in states], dim=1) for name in states[0]} if states else None
-    state = rule.write(stacked, keys, values, mask)
+    values = torch.cat([layer.values[:, :, written] for layer in layers], dim=1)  # (B, sum of G, T, Dv)
     if mask is None:
         added = torch.full((batch,), keys.shape[-2], dtype=torch.int64, device=keys.device)
     else:
         added = mask.sum(dim=-1)
     seen = added if layers[0].seen is None else layers[0].seen + added
-    sizes = [layer.content_keys[0].shape[1] for layer in layers]
-    parts = {name: tensor.split(sizes, dim=1) for name, tensor in state.items()}
-    for index, layer in enumerate(layers):
-        layer.set_memory({name: tensors[index] for name, tensors in parts.items()}, seen)
+    leaving: Leaving | None = Leaving(keys, values, mask)
+    if size:
+        before = _side_by_side([layer.carried for layer in layers])
+        carried, leaving = carry_over(before, keys, values, mask, size, layers[0].rule.packing)
+        parts = _apart(carried, [layer.keys.shape[1] for layer in layers])
+        for layer, part in zip(layers, parts, strict=True):
+            layer.set_past(layer.state, part, seen)
+    if leaving is not None:
+        _write(layers, leaving, seen)
+
+
+def _write(layers: Sequence[InfiniLayer], leaving: Leaving, seen: Tensor) -> None:
+    """Write tokens (of all heads of all these layers) into the memories of those that remember."""
+    sizes = [layer.keys.shape[1] for layer in layers]
+    chosen = [
+        (layer, layer.of_heads(keys), layer.of_heads(values))
+        for layer, keys, values in zip(
+            layers, leaving.keys.split(sizes, dim=1), leaving.values.split(sizes, dim=1), strict=True
+        )
+        if layer.remembers
+    ]
+    if not chosen:
+        return
+    keys = torch.cat([keys for _, keys, _ in chosen], dim=1)  # (B, sum of R, T, D)
+    values = torch.cat([values for _, _, values in chosen], dim=1)
+    before = _side_by_side([layer.state for layer, _, _ in chosen])
+    state = chosen[0][0].rule.write(before, keys, values, leaving.mask)
+    for (layer, _, _), part in zip(chosen, _apart(state, [keys.shape[1] for _, keys, _ in chosen]), strict=True):
+        layer.set_past(part, layer.carried, seen)
+
+
+def _side_by_side(states: Sequence[State | None]) -> State | None:
+    """The states of several layers as one, their heads side by side; None where they have none yet."""
+    found = [state for state in states if state is not None]
+    return {name: torch.cat([state[name] for state in found], dim=1) for name in found[0]} if found else None
+
+
+def _apart(state: State, sizes: Sequence[int]) -> list[State]:
+    """The states of layers with so many heads each."""
+    parts = {name: tensor.split(list(sizes), dim=1) for name, tensor in state.items()}
+    return [{name: tensors[index] for name, tensors in parts.items()} for index in range(len(sizes))]
+
+
+def _merged(first: InfiniLayer, second: InfiniLayer) -> InfiniLayer:
+    if first.seen is None or second.seen is None:
+        return (second if first.seen is None else first).clone()
+    result, rule, state = first.clone(), first.rule, first.state
+    if first.carried is not None and first.remembers:
+        pushed = unpack(first.carried)
+        mask = None if (bias_of(pushed)) is None else pushed["counts"][:, 0] > 0
+        state = rule.write(state, first.of_heads(pushed["keys"]), first.of_heads(pushed["values"]), mask)
+    both = [one for one in (state, second.state) if one is not None]
+    merged = rule.merge(both[0], both[1]) if len(both) == 2 else (both[0] if both else None)
+    result.set_past(merged, second.carried, first.seen + second.seen)
+    return result

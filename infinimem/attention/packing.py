@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from .rules import State
+from .rules import Layout, State
 
 FLOATS = {"float32": torch.float32, "float16": torch.float16}
 PACKINGS = (*FLOATS, "int8")
@@ -43,14 +43,10 @@ def unpack(state: State) -> State:
     return unpacked
 
 
-def packed_layout(packing: str) -> dict[str, torch.dtype]:
-    """Names and dtypes of the packed tensors."""
-    if packing in FLOATS:
-        return {"keys": FLOATS[packing], "values": FLOATS[packing], "counts": torch.float32}
-    return {
-        "keys": torch.int8,
-        "values": torch.int8,
-        "keys_scale": torch.float32,
-        "values_scale": torch.float32,
-        "counts": torch.float32,
-    }
+def packed_layout(packing: str, places: int | None, key_width: int, value_width: int) -> Layout:
+    """The packed tensors of so many slots (None: any number): dtypes, and shapes after (B, G)."""
+    scales = {"keys_scale": torch.float32, "values_scale": torch.float32} if packing == "int8" else {}
+    kept = FLOATS.get(packing, torch.int8)
+    dtypes = {"keys": kept, "values": kept, **scales, "counts": torch.float32}
+    widths = {"keys": (key_width,), "values": (value_width,)}
+    return {name: (dtype, (places, *widths.get(name, ()))) for name, dtype in dtypes.items()}

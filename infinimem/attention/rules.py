@@ -52,6 +52,8 @@ class MemoryRule(ABC):
 
     name: ClassVar[str]
     gated: ClassVar[bool]
+    #: How keys and values that are kept as they are lie in memory; see packing.py.
+    packing: str = "float32"
     #: Queries are turned as if all of the past lay this many tokens back; None reads without any position.
     distance: int | None = None
 

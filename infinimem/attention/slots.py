@@ -69,8 +69,7 @@ class SlotsRule(MemoryRule):
         }
 
     def layout(self, key_width: int, value_width: int) -> Layout:
-        widths = {"keys": (key_width,), "values": (value_width,)}
-        return {name: (dtype, (None, *widths.get(name, ()))) for name, dtype in packed_layout(self.packing).items()}
+        return packed_layout(self.packing, None, key_width, value_width)
 
     def write(self, state: State | None, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> State:
         batch, groups, tokens, _ = keys.shape

@@ -2,12 +2,13 @@
 
 Systems; every one predicts the same tokens:
 
-- memory: each segment read after all earlier ones went into the model's memory
+- memory: each segment read after all earlier ones, with the model's carried tokens and its memory
 - window: each segment read for itself
 - sliding: plain attention with real positions over the previous segment and this one; what a user would do without a
   memory
-- exact: all past keys and values as they are, read at the memory's virtual distance; what compression gives away
-- recent: the memory's bytes, at the text's end, spent on the last tokens' keys and values, read the same way
+- exact: in place of the memory all older keys and values as they are, read at its virtual distance; what compression
+  gives away
+- recent: the bytes of memory and carried tokens, at the text's end, spent on carried tokens alone
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..attention import InfiniCache, RecentRule
+from ..attention.packing import packed_layout
 from ..errors import EmptySource, InvalidSetting
 from .continuations import state_bytes
 from .intervals import mean
 
 if TYPE_CHECKING:
-    from ..attention import InfiniCache
     from ..model import InfiniModel
 
 SYSTEMS = ("memory", "window", "sliding", "exact", "recent")
-DISTANCE = 512  # of exact and recent keys, where the model's own rule has no virtual distance
+DISTANCE = 512  # of exact keys, where the model's own rule has no virtual distance
 
 
 def perplexity(
@@ -99,13 +101,12 @@ def perplexity(
 
 
 def recent_tokens(model: InfiniModel, memory_bytes: int) -> int:
-    """How many tokens' keys, values and counts, in all heads with a memory, have these bytes together; at least 2."""
-    from ..attention import RecentRule
-
-    one = torch.zeros(1, 1, 1, model.attachment.modules[0].head_dim)  # key or value of a token, (B, G, T, D)
-    state = RecentRule(packing=getattr(model.rule, "packing", "float32")).write(None, one, one)
-    token_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    return max(2, memory_bytes // (token_bytes * sum(map(len, model.memory_heads.values()))))
+    """How many carried tokens, in all heads of all layers, have these bytes together; at least 2."""
+    width = model.attachment.modules[0].head_dim
+    heads = int(model.model.config.get_text_config().num_key_value_heads) * model.num_layers
+    layout = packed_layout(model.rule.packing, 1, width, width)
+    token_bytes = sum(dtype.itemsize * math.prod(size or 1 for size in sizes) for dtype, sizes in layout.values())
+    return max(2, memory_bytes // (token_bytes * heads))
 
 
 def _order(chosen: Sequence[str]) -> list[str]:
@@ -132,17 +133,13 @@ class _Reader:
     """Reads one text with one system, segment by segment."""
 
     def __init__(self, model: InfiniModel, system: str, memory_bytes: int) -> None:
-        from ..attention import RecentRule
-
         distance = DISTANCE if model.rule.distance is None else model.rule.distance
         if system == "exact":
             model = model.with_rule(RecentRule(tokens=1 << 40, distance=distance, packing="float32"))
-        elif system == "recent":
-            packing = getattr(model.rule, "packing", "float32")
-            tokens = recent_tokens(model, memory_bytes)
-            model = model.with_rule(RecentRule(tokens=tokens, distance=distance, packing=packing))
         self.model, self.system = model, system
-        self.cache: InfiniCache = model.new_cache()
+        self.cache = model.new_cache()
+        if system == "recent":
+            self.cache = InfiniCache(model.rule, model.num_layers, {}, recent_tokens(model, memory_bytes))
         self._before: list[int] | None = None
 
     @torch.no_grad()

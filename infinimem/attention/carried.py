@@ -1,0 +1,95 @@
+"""Carried tokens: the end of the past as it is, read at its true distance, before older tokens go into the memory.
+
+- at the end of a segment its last tokens stay behind, with position-free keys; what they push out is written into the
+  memory, so every token is in one of the two
+- the first tokens of the text stay for good: attention rests on them where it has nothing to look for, and a window
+  that moves away from them is lost (attention sinks, arXiv 2309.17453)
+- the next segment, or a question, reads them as the tokens just before it, in one softmax with itself
+- a carried state is {"keys" (B, G, W, D), "values" (B, G, W, Dv), "counts" (B, G, W)}, packed like slots; counts are 1,
+  or 0 for places that are empty because another row of the batch has read more
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .packing import pack, unpack
+from .rules import State
+
+# First tokens of the text that stay for good.
+SINKS = 4
+
+
+class Leaving(NamedTuple):
+    """Tokens that go into the memory. mask: (B, T), False where a row has none; None where all have."""
+
+    keys: Tensor  # (B, G, T, D), position-free
+    values: Tensor  # (B, G, T, Dv)
+    mask: Tensor | None
+
+
+def carry_over(
+    carried: State | None, keys: Tensor, values: Tensor, mask: Tensor | None, size: int, packing: str
+) -> tuple[State, Leaving | None]:
+    """Of the carried tokens and those of a segment: the `size` that stay, and those that leave.
+
+    keys: (B, G, T, D) and values: (B, G, T, Dv), position-free. mask: (B, T), False for padding.
+    """
+    batch, groups, tokens, _ = keys.shape
+    counts = torch.ones(batch, tokens, device=keys.device) if mask is None else mask.float()
+    joined = {
+        "keys": keys.float(),
+        "values": values.float(),
+        "counts": counts.unsqueeze(1).expand(-1, groups, -1),
+    }
+    if carried is not None:
+        before = unpack(carried)
+        joined = {name: torch.cat((before[name], tensor), dim=2) for name, tensor in joined.items()}
+    real = joined["counts"][:, 0] > 0  # (B, N)
+    if not bool(real.all()):
+        # Each row's own tokens last, so that it is treated as if alone.
+        order = real.long().argsort(dim=1, stable=True)
+        joined = {name: _of_rows(tensor, order) for name, tensor in joined.items()}
+        real = real.gather(1, order)
+    total, filled = real.shape[1], min(size, int(real.sum(dim=1).max()))
+    sinks, found = min(SINKS, size // 2), real.sum(dim=1, keepdim=True)  # found: (B, 1)
+    places = torch.arange(filled, device=keys.device)
+    # The first tokens of a row that has more than there is room for, and the last ones of every row.
+    chosen = torch.where(places < sinks, total - found.clamp_min(filled) + places, total - filled + places)  # (B, W)
+    stay = {name: _of_rows(tensor, chosen) for name, tensor in joined.items()}
+    end, longest = total - size + sinks, int(found.max())
+    if longest <= size:
+        return pack(stay, packing), None
+    begin = total - longest + sinks
+    left = torch.arange(begin, end, device=keys.device) >= total - found + sinks  # (B, end - begin)
+    mask = None if bool(left.all()) else left
+    return pack(stay, packing), Leaving(joined["keys"][:, :, begin:end], joined["values"][:, :, begin:end], mask)
+
+
+def bias_of(carried: State) -> Tensor | None:
+    """What hides the empty places, (B, G, 1, W); None where there are none."""
+    counts = carried["counts"]
+    return None if bool((counts > 0).all()) else counts.log().unsqueeze(-2)
+
+
+def too_far(positions: Tensor, carried: int, reach: int) -> Tensor | None:
+    """What hides the carried tokens that lie `reach` or more tokens back from queries at `positions` (B, T).
+
+    (B, 1, T, W); None if all are near enough.
+    """
+    back = torch.arange(carried, 0, -1, device=positions.device)  # of position 0
+    distance = positions[:, None, :, None] + back
+    if bool((distance < reach).all()):
+        return None
+    return torch.zeros(distance.shape, device=back.device).masked_fill(distance >= reach, float("-inf"))
+
+
+def _of_rows(x: Tensor, order: Tensor) -> Tensor:
+    """x (B, G, N, ...) with its places N in the order (B, N)."""
+    index = order[:, None, :].expand(-1, x.shape[1], -1)
+    if x.ndim == 4:
+        return x.gather(2, index.unsqueeze(-1).expand(-1, -1, -1, x.shape[3]))
+    return x.gather(2, index)
