@@ -3,8 +3,7 @@
     adapter_config.json        peft_type LORA, r, lora_alpha, target_modules, base_model_name_or_path, ...
     adapter_model.safetensors  base_model.model.{module}.lora_A.weight (r, in) and .lora_B.weight (out, r)
     memory.safetensors         layers.{i}.gate (H,) float32, equation 10's beta; metadata `infinimem.trained`, JSON:
-                               rule, rule_settings, segment_length, memory_heads, carry that it was
-                               trained with
+                               rule, rule_settings, segment_length, memory_heads, carry that it was trained with
 
 An adapter is merged into the base weights when it is loaded, W += scale * B A with scale = lora_alpha / r. The third
 file may be missing: then it is a plain PEFT adapter. Nothing but safetensors and JSON is ever read.
@@ -42,6 +41,7 @@ MAX_CONFIG_BYTES = 1 << 20
 LORA_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 GATE_TENSOR = re.compile(r"layers\.(\d{1,4})\.gate")
 MEMORY_TYPES = {"rule": str, "rule_settings": dict, "segment_length": int, "memory_heads": dict}
+MEMORY_KEYS = (*MEMORY_TYPES, "carry")
 # Variants of LoRA whose merge is not W += scale * B A with one scale.
 VARIANTS = (
     "use_dora",
@@ -66,9 +66,8 @@ class Adapter:
     """A loaded adapter.
 
     name: what memory files call it. lora: module path to (A (r, in), B (out, r)), float32. scale: of their product.
-    gates: layer to beta (H,) float32. memory: what it was trained with, of MEMORY_TYPES, with
-    "carry" unless it is older than that, {} if unknown. sha256: of
-    the content of its files.
+    gates: layer to beta (H,) float32. memory: what it was trained with, of MEMORY_TYPES, with "carry" unless it is
+    older than that; {} if unknown. sha256: of the content of its files.
     """
 
     name: str
@@ -301,7 +300,7 @@ def write_adapter(
     }
     betas = {f"layers.{index}.gate": beta.detach().float().cpu().contiguous() for index, beta in gates.items()}
     # One key alone: the library writes several in random order, and equal adapters must have equal hashes.
-    trained = {TRAINED: json.dumps({key: memory[key] for key in MEMORY_TYPES}, sort_keys=True)}
+    trained = {TRAINED: json.dumps({key: memory[key] for key in MEMORY_KEYS if key in memory}, sort_keys=True)}
     write_atomically(directory / LORA_FILE, save(halves, {"format": "pt"}))
     write_atomically(directory / MEMORY_FILE, save(betas, trained))
     write_atomically(directory / CONFIG_FILE, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())

@@ -99,8 +99,8 @@ def eval_passkey(
 @click.option("--limit", type=click.IntRange(min=1), help="Tokens of each text to use.")
 @click.option("--skip", type=click.IntRange(min=0), default=0, help="Tokens of each text to leave out at its start.")
 @click.option("--systems", default="memory,window", show_default=True,
-              help="From memory, window, sliding (two segments of plain attention), exact (the past kept as it is), "
-              "recent (the memory's bytes of last tokens).")  # fmt: skip
+              help="From memory, window, sliding (two segments of plain attention), exact (the past as it is), "
+              "recent (all of the memory's bytes for carried tokens).")  # fmt: skip
 @model_options
 @json_option
 def eval_perplexity(

@@ -50,7 +50,9 @@ _MEMORY_OPTIONS = (
     click.option("--slots", type=click.IntRange(min=2), help="Slots per KV head (rule recent: tokens kept)."),
     click.option("--packing", type=click.Choice(PACKINGS), help="Numbers of slots; default: int8."),
     click.option("--segment-length", type=click.IntRange(min=1), help="Tokens per segment; default: 512."),
-    click.option("--carry", type=click.IntRange(min=0), help="Last tokens kept as they are; default: 256 (slots), 0."),
+    click.option(
+        "--carry", type=click.IntRange(min=0), help="Last tokens kept as they are; default: 256, or 0 (linear, delta)."
+    ),
 )
 
 

@@ -190,8 +190,9 @@ class DocumentMemory:
         """One memory of several, made by equal models and settings.
 
         `linear`: states are added, exactly. `delta`: added too, an approximation (what both store under similar keys
-        counts twice). `slots`: pooled and merged to capacity, an approximation of the same kind as reading. In all
-        cases the documents did not see each other while they were read. Raises MergeMismatch.
+        counts twice). `slots`: pooled and merged to capacity, an approximation of the same kind as reading. Carried
+        tokens: as if read one after the other. In all cases the documents did not see each other while they were read.
+        Raises MergeMismatch.
         """
         chosen = list(memories)
         if not chosen:

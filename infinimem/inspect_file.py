@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .memory_file import FORMAT, read_memory_file
+from .memory_file import read_memory_file
 from .reading import Record
 
 
@@ -20,7 +20,7 @@ def describe(path: Path) -> dict[str, Any]:
     return {
         "file": str(path),
         "file_bytes": path.stat().st_size,
-        "format": FORMAT,
+        "format": file.format,
         "model": file.model,
         "adapter": file.adapter,
         "rule": identity["rule"],

@@ -84,10 +84,11 @@ class MemoryFile:
     tail: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     passages: np.ndarray | None = None
     adapter: str = "none"
+    format: int = FORMAT
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the compressive memory itself."""
+        """Bytes of the compressive memory and of the carried tokens."""
         return sum(tensor.nbytes for state in self.states.values() for tensor in state.values())
 
     @cached_property
@@ -150,11 +151,13 @@ def read_memory_file(path: str | os.PathLike[str]) -> MemoryFile:
     if _hash_tensors(tensors) != raw["tensors_sha256"]:
         raise DamagedMemoryFile(f"the tensors in '{place}' do not have their checksum; restore a copy or read again")
     memory = MemoryFile(raw["model"], raw["identity"], raw["sources"], raw["reading"])
-    memory.adapter = raw.get("adapter", memory.adapter)
+    memory.adapter, memory.format = raw.get("adapter", memory.adapter), raw["format"]
     for name, tensor in tensors.items():
         if match := STATE_TENSOR.fullmatch(name):
             if not np.isfinite(tensor).all() or (match[2].endswith(NEVER_NEGATIVE) and (tensor < 0).any()):
                 raise DamagedMemoryFile(f"'{name}' in '{place}' has values that no memory can have; read again")
+            if match[2] == "carried_counts" and (tensor != 1).any():
+                raise DamagedMemoryFile(f"'{name}' in '{place}' counts a token other than once; read again")
             memory.states.setdefault(int(match[1]), {})[match[2]] = tensor
     memory.states = dict(sorted(memory.states.items()))
     tail = tensors.get("tail.tokens", memory.tail)
@@ -216,7 +219,7 @@ def _migrate(parsed: dict[str, Any]) -> None:
         parsed["identity"]["carry"] = 0
 
 
-# Fields that a reader relies on, and their types; numbers are never negative.
+# Fields that a reader relies on, and their types; numbers are never negative, nor larger than JSON can hold.
 IDENTITY_TYPES = {
     "rule": str,
     "rule_settings": dict,
@@ -235,7 +238,7 @@ def _check_types(path: Path, parsed: dict[str, Any]) -> None:
             isinstance(value, dict)
             and (set(value) == set(types) if exactly else set(types) <= set(value))
             and all(isinstance(value[name], kind) for name, kind in types.items())
-            and all(value[name] >= 0 for name, kind in types.items() if kind is int)
+            and all(0 <= value[name] < 1 << 53 for name, kind in types.items() if kind is int)
         )
 
     sound = {
@@ -257,9 +260,7 @@ def _check_types(path: Path, parsed: dict[str, Any]) -> None:
 def _check_name(path: Path, name: str, dtype: str) -> None:
     kind = "layers.*." + match[2] if (match := STATE_TENSOR.fullmatch(name)) else name
     if dtype not in LAYOUT["tensors"].get(kind, [""])[0].split():
-        raise DamagedMemoryFile(
-            f"'{path}' holds a tensor '{name}' of type {dtype}, which format {FORMAT} does not have"
-        )
+        raise DamagedMemoryFile(f"'{path}' holds a tensor '{name}' of type {dtype}, which no format up to {FORMAT} has")
 
 
 def _ordered_header(data: bytes) -> bytes:

@@ -1,7 +1,8 @@
 """`InfiniModel`: a pretrained causal language model that reads through a memory.
 
 - wraps a stock transformers model; `read` streams tokens into an `InfiniCache`, `generate` answers from one
-- while reading, the language-model head is not computed, and the local window never exceeds a segment
+- while reading, the language-model head is not computed, and attention sees a segment, the tokens carried over from
+  before it, and the memory: the same cost however long the text
 - positions start at 0 in every segment and in every prompt: the memory knows no positions beyond them
 - models that begin every text with a special token (Gemma, Llama) get it at the start of each segment too, as the
   place where attention rests; it is not written into the memory
@@ -86,9 +87,12 @@ class InfiniModel:
         if memory_heads is None:
             memory_heads = range(0 if rule.gated else round(layers * SHARE_WITHOUT_SLOTS), layers)
         self.memory_heads = _checked_heads(memory_heads, layers, heads)
-        self.carry = (0 if rule.gated else DEFAULT_CARRY) if carry is None else carry
-        if self.carry < 0:
-            raise InvalidSetting(f"carry is {carry}, but no fewer than 0 tokens can be carried over")
+        room = context - segment_length - len(self.prefix)
+        self.carry = (0 if rule.gated else min(DEFAULT_CARRY, room)) if carry is None else carry
+        if not 0 <= self.carry <= room:
+            raise InvalidSetting(
+                f"carry is {carry}; beside a segment the model's context has room for 0 to {room} tokens"
+            )
         self.attachment = Attachment(model, rule)
         self.model = model
         self.tokenizer = tokenizer
@@ -123,7 +127,7 @@ class InfiniModel:
         device: None takes a CUDA GPU if there is one. fetch: whether a hub id may be fetched. adapter: directory of
         an adapter, or the name of one in the package; it is merged into the weights. None takes the one that the
         package has for the default model, if any; "none" takes none. Rule, its settings, segment length, memory heads
-        and carried tokens are by default those that the adapter was trained with. Errors: those of
+        and carried tokens are by default those that the adapter was trained with, if it says so. Errors: those of
         `pretrained.load_base` and `adapter.load_adapter`, AdapterMismatch, InvalidSetting.
         """
         worn = load_adapter(adapter, model)
@@ -176,7 +180,7 @@ class InfiniModel:
 
     def new_cache(self) -> InfiniCache:
         """An empty memory."""
-        return InfiniCache(self.rule, self.num_layers, self.memory_heads, self.carry)
+        return InfiniCache(self.rule, self.num_layers, self.memory_heads, self.carry, len(self.prefix))
 
     def cache_from(self, states: Mapping[int, Mapping[str, np.ndarray]], seen: int) -> InfiniCache:
         """A memory from the state tensors of a file, (G, ...) each, into which `seen` tokens went.

@@ -1,7 +1,7 @@
 """Where a segment ends: at the last sentence or line end in its upper half, so that no fact is torn in two.
 
-What stands on both sides of a segment border never meets in local attention. Cuts depend on the tokens alone, not on
-how they arrive.
+What stands on both sides of a segment border meets through carried tokens and memory alone. Cuts depend on the tokens
+alone, not on how they arrive.
 """
 
 from __future__ import annotations

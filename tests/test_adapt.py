@@ -293,7 +293,13 @@ def test_a_loss_that_is_no_number_ends_the_run(configured: Callable[..., AdaptCo
 def test_what_was_trained_is_what_an_adapter_gives(
     configured: Callable[..., AdaptConfig], small_directory: Path
 ) -> None:
-    config = configured(model__rule="linear", model__rule_settings={}, model__memory_layers=[1], lora__lr=0.03)
+    config = configured(
+        model__rule="linear",
+        model__rule_settings={},
+        model__memory_layers=[1],
+        model__carry=24,
+        lora__lr=0.03,
+    )
     model = train_module.load_model(config)
     trainer = Trainer(config, model)
     for step in range(3):
@@ -313,7 +319,7 @@ def test_what_was_trained_is_what_an_adapter_gives(
 
     beside = last_logits(model)
     worn = InfiniModel.from_pretrained(small_directory, adapter=output, dtype=torch.float32)
-    assert (worn.rule.name, worn.memory_heads, worn.segment_length) == ("linear", {1: [0, 1]}, 160)
+    assert (worn.rule.name, worn.memory_heads, worn.segment_length, worn.carry) == ("linear", {1: [0, 1]}, 160, 24)
     torch.testing.assert_close(last_logits(worn), beside, rtol=1e-4, atol=1e-4)
     bare = InfiniModel.from_pretrained(small_directory, adapter="none", rule="linear", dtype=torch.float32)
     assert not torch.allclose(last_logits(bare), beside, atol=1e-2)

@@ -36,9 +36,9 @@ STORY = (
 )
 
 
-@pytest.fixture
-def model(make_model: MakeModel) -> InfiniModel:
-    return make_model()
+@pytest.fixture(params=[0, 10], ids=["nothing carried", "ten carried"])
+def model(request: pytest.FixtureRequest, make_model: MakeModel) -> InfiniModel:
+    return make_model(carry=request.param)
 
 
 @pytest.fixture
@@ -144,9 +144,14 @@ def test_linear_merge_adds_the_states_exactly(make_model: MakeModel) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_merged_memory_can_be_saved_and_read_on(rule: str, make_model: MakeModel, tmp_path: Path) -> None:
-    model = make_model(rule=rule)
-    merged = DocumentMemory.merge([DocumentMemory.from_text(STORY, name=n, model=model) for n in "ab"])
+@pytest.mark.parametrize("texts", [(STORY, STORY), (STORY, "The bell rang."), ("The bell rang. ", "It rang twice.")])
+@pytest.mark.parametrize("carry", [0, 10])
+def test_a_merged_memory_can_be_saved_and_read_on(
+    rule: str, texts: tuple[str, str], carry: int, make_model: MakeModel, tmp_path: Path
+) -> None:
+    model = make_model(rule=rule, carry=carry)
+    parts = [DocumentMemory.from_text(text, name=name, model=model) for name, text in zip("ab", texts, strict=True)]
+    merged = DocumentMemory.merge(parts)
     merged.save(tmp_path / "m")
     loaded = DocumentMemory.load(tmp_path / "m", model=model)
     for memory in (merged, loaded):
@@ -367,7 +372,8 @@ def test_an_infinimodel_with_further_settings_is_refused(model: InfiniModel) -> 
 def test_info_counts_what_was_read(model: InfiniModel, book: Path) -> None:
     info = DocumentMemory.ingest(book, model=model).info()
     assert info["pages"] == 3 and info["sources"][0]["kind"] == "text" and info["sources"][0]["sha256"]
-    assert info["memory_bytes"] == info["memory_layers"] * 2 * 24 * (16 + 16 + 2 * 4 + 4)
+    places = info["memory_layers"] * 2 * 24 + 4 * 2 * info["carry"]  # slots of 3 layers, carried tokens of all 4
+    assert info["memory_bytes"] == places * (16 + 16 + 2 * 4 + 4)
     tokens = len(model.tokenizer("\n\n".join([STORY.strip(), (TEXT * 6).strip(), (TEXT * 6).strip()]))["input_ids"])
     assert abs(info["tokens"] - tokens) <= 2
 

@@ -2,8 +2,8 @@
 
 - `attached(model, ...)` / `attach(model, ...)`: registers nothing but a new name in transformers' attention registry,
   puts two hooks on each attention module of this one model, and takes all of it back on `detach()`
-- with no `InfiniCache`, or while its memory is empty, the model's own attention function runs on its own arguments:
-  same bits as the unmodified model
+- with no `InfiniCache`, or while nothing of the past is in it, the model's own attention function runs on its own
+  arguments: same bits as the unmodified model
 - what a forward needs (the cache layer, the rotation tables) travels in a thread-local set by the hooks, so one model
   can serve many threads with different memories
 """
@@ -46,7 +46,7 @@ class _Forward:
         self.layer = layer
         self.tables = tables  # rotation of this forward's tokens; None for a layer without rotation
         self.far = far  # rotation at the rule's virtual distance, (1, 1, R) each
-        self.before = before  # turns keys (B, G, W, D) as those of the W tokens before position 0
+        self.before = before  # turns keys (B, G, W, D) as those of the W tokens before the segment's own
 
 
 class MemoryGate(nn.Module):
@@ -91,8 +91,9 @@ def attend(
     softcap = kwargs.get("softcap")
     group = query.shape[1] // key.shape[1]  # query heads per KV head
     asking = layer.of_heads(query, group)  # (B, R * group, T, D)
-    # The CPU's fused kernel is faster in float32 than in bfloat16, products of such small heads included.
-    dtype = torch.float32 if query.device.type == "cpu" else query.dtype
+    # Tokens that begin every text rest on themselves alone, as they always did.
+    past = (kwargs["position_ids"] >= layer.prefix).unsqueeze(1) if layer.prefix else None  # (B, 1, T)
+    dtype = compute_dtype(query)
     weights = None
     if rule.gated and layer.carried is None:
         local, weights = base(module, query, key, value, attention_mask, **kwargs)
@@ -110,9 +111,12 @@ def attend(
     if layer.carried is not None and mass is not None:
         hidden = None
         if (reach := kwargs.get("sliding_window")) is not None:
-            hidden = too_far(kwargs["position_ids"], layer.carried["counts"].shape[-1], reach)
+            hidden = too_far(kwargs["position_ids"] - layer.prefix, layer.carried["counts"].shape[-1], reach)
         near, near_mass = _read_carried(forward, query.to(dtype), hidden, scaling, softcap)
-        local, mass = torch.lerp(local, near, _share(near_mass, mass)), torch.logaddexp(mass, near_mass)
+        if past is not None:
+            near_mass = near_mass.masked_fill(~past, float("-inf"))
+        local = torch.lerp(local, near, _share(near_mass, mass).to(local.dtype))
+        mass = torch.logaddexp(mass, near_mass)
     if layer.state is None or layer.seen is None:
         return local.transpose(1, 2).to(query.dtype), weights
     if rule.gated:
@@ -120,14 +124,23 @@ def attend(
         content = asking.float() if undo is None else rotate(asking, *undo)
         far = rule.read(layer.prepared(torch.float32), content, scaling, softcap).values  # (B, R * group, T, Dv)
         share = layer.of_heads(module.memory_gate()[None, :, None, None], group) * written
+        share = share if past is None else share * past.unsqueeze(-1)
         return _join(layer, local, far, share, group).transpose(1, 2).to(query.dtype), weights
     if undo is not None and forward.far is not None:
         asking = rotate(asking, *compose(undo, forward.far))
     far, far_mass = rule.read(layer.prepared(dtype), asking.to(dtype), scaling, softcap)
     if far_mass is None or mass is None:
         raise TypeError(f"rule {rule.name!r} has neither a gate nor a mass")
+    if past is not None:
+        far_mass = far_mass.masked_fill(~past, float("-inf"))
     share = _share(far_mass, layer.of_heads(mass, group))
     return _join(layer, local, far, share, group).transpose(1, 2).to(query.dtype), None
+
+
+def compute_dtype(query: Tensor) -> torch.dtype:
+    """What attention with a past is computed in."""
+    # The CPU's fused kernel is faster in float32 than in bfloat16, products of such small heads included.
+    return torch.float32 if query.device.type == "cpu" else query.dtype
 
 
 def _read_carried(
@@ -232,7 +245,7 @@ class Attachment:
                 cache.layers[index],
                 tables,
                 self._far_tables(module, cache.rule.distance),
-                partial(self._turned_before, module),
+                partial(self._turned_before, module, cache.layers[index].prefix),
             )
 
     def _far_tables(self, module: Any, distance: int | None) -> Tables | None:
@@ -245,9 +258,9 @@ class Attachment:
             self._far[key] = (cos[:, 1:] * cos[:, :1], sin[:, 1:] * cos[:, :1])
         return self._far[key]
 
-    def _turned_before(self, module: Any, keys: Tensor) -> Tensor:
-        """Position-free keys (B, G, W, D) as those of the W tokens before position 0."""
-        return rotate(keys, *self._tables(module, range(-keys.shape[2], 0))) if rotates(module) else keys
+    def _turned_before(self, module: Any, start: int, keys: Tensor) -> Tensor:
+        """Position-free keys (B, G, W, D) as those of the W tokens before position `start`."""
+        return rotate(keys, *self._tables(module, range(start - keys.shape[2], start))) if rotates(module) else keys
 
     def _tables(self, module: Any, positions: Sequence[int]) -> Tables:
         """The model's own tables for these positions, (1, N, R) float32."""

@@ -30,18 +30,19 @@ class InfiniLayer(DynamicLayer):
     """Segment, carried tokens and memory of one attention layer.
 
     heads: the KV heads that have a memory; None for all of them, empty for a layer without one. carry: most tokens of
-    the past that all heads keep as they are.
+    the past that all heads keep as they are. prefix: tokens before every segment and prompt that see no past.
     """
 
     is_croppable = False
     keys: Any  # (B, G, S, D); None while the segment is empty
     values: Any  # (B, G, S, Dv)
 
-    def __init__(self, rule: MemoryRule, heads: Sequence[int] | None = None, carry: int = 0) -> None:
+    def __init__(self, rule: MemoryRule, heads: Sequence[int] | None = None, carry: int = 0, prefix: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rule = rule
         self.heads = None if heads is None else tuple(heads)
         self.carry = carry
+        self.prefix = prefix
         self.recording = False
         self.carried: State | None = None  # of all heads, (B, G, ...) each
         self.state: State | None = None  # of the remembering heads, (B, R, ...) each
@@ -150,7 +151,7 @@ class InfiniLayer(DynamicLayer):
 
     def clone(self) -> InfiniLayer:
         """Same past (shared, never changed in place), own segment."""
-        other = InfiniLayer(self.rule, self.heads, self.carry)
+        other = InfiniLayer(self.rule, self.heads, self.carry, self.prefix)
         other.recording = self.recording
         other.set_past(self.state, self.carried, self.seen)
         other._prepared, other._near = self._prepared, self._near
@@ -164,7 +165,8 @@ class InfiniCache(Cache):
     """One `InfiniLayer` per decoder layer.
 
     rule: how the memory is written and read. num_layers: layers of the model. memory_heads: layer to the KV heads that
-    have a memory; None for all heads of all layers. carry: most tokens that are kept as they are.
+    have a memory; None for all heads of all layers. carry: most tokens that are kept as they are. prefix: tokens
+    before every segment and prompt that see no past.
     """
 
     layers: list[InfiniLayer]  # type: ignore[assignment]
@@ -175,9 +177,10 @@ class InfiniCache(Cache):
         num_layers: int,
         memory_heads: Mapping[int, Sequence[int]] | None = None,
         carry: int = 0,
+        prefix: int = 0,
     ) -> None:
         chosen = [None if memory_heads is None else memory_heads.get(index, ()) for index in range(num_layers)]
-        super().__init__(layers=[InfiniLayer(rule, heads, carry) for heads in chosen])
+        super().__init__(layers=[InfiniLayer(rule, heads, carry, prefix) for heads in chosen])
         self.rule = rule
 
     @property
@@ -302,14 +305,17 @@ def _apart(state: State, sizes: Sequence[int]) -> list[State]:
 
 
 def _merged(first: InfiniLayer, second: InfiniLayer) -> InfiniLayer:
+    """Memories merged by the rule; carried tokens as if those of the second had been read after the first's."""
     if first.seen is None or second.seen is None:
         return (second if first.seen is None else first).clone()
-    result, rule, state = first.clone(), first.rule, first.state
-    if first.carried is not None and first.remembers:
-        pushed = unpack(first.carried)
-        mask = None if (bias_of(pushed)) is None else pushed["counts"][:, 0] > 0
-        state = rule.write(state, first.of_heads(pushed["keys"]), first.of_heads(pushed["values"]), mask)
+    result, rule, carried, state = first.clone(), first.rule, first.carried, first.state
+    if second.carried is not None:
+        later = unpack(second.carried)
+        mask = None if bias_of(later) is None else later["counts"][:, 0] > 0
+        carried, leaving = carry_over(carried, later["keys"], later["values"], mask, first.carry, rule.packing)
+        if leaving is not None and first.remembers:
+            state = rule.write(state, first.of_heads(leaving.keys), first.of_heads(leaving.values), leaving.mask)
     both = [one for one in (state, second.state) if one is not None]
-    merged = rule.merge(both[0], both[1]) if len(both) == 2 else (both[0] if both else None)
-    result.set_past(merged, second.carried, first.seen + second.seen)
+    merged = rule.merge(both[0], both[1]) if len(both) == 2 else next(iter(both), None)
+    result.set_past(merged, carried, first.seen + second.seen)
     return result

@@ -4,7 +4,8 @@
   memory, so every token is in one of the two
 - the first tokens of the text stay for good: attention rests on them where it has nothing to look for, and a window
   that moves away from them is lost (attention sinks, arXiv 2309.17453)
-- the next segment, or a question, reads them as the tokens just before it, in one softmax with itself
+- the next segment, or a question, reads them as the tokens just before it, in one softmax with itself; the first
+  tokens of the text stand before the others there, wherever they once were
 - a carried state is {"keys" (B, G, W, D), "values" (B, G, W, Dv), "counts" (B, G, W)}, packed like slots; counts are 1,
   or 0 for places that are empty because another row of the batch has read more
 """

@@ -1,8 +1,9 @@
 """The `slots` rule: a bounded set of merged keys and values, read by the model's own softmax.
 
 - beyond the paper: every KV head keeps at most `slots` triples (key centroid, value mean, token count)
-- a read is one softmax over slots and local window together; a slot's logit is q·k + mass · log(count): with mass 1 as
-  if each of its tokens stood at the centroid, below 1 so that what a long text repeats does not drown what it says once
+- a read is one softmax over slots, carried tokens and segment together; a slot's logit is q·k + mass · log(count): with
+  mass 1 as if each of its tokens stood at the centroid, below 1 so that what a long text repeats does not drown what it
+  says once
 - queries are turned by one fixed virtual distance, so all of the past seems to lay that far back; the pretrained
   heads find it without any training
 - a write joins the cheapest pairs by Ward's criterion until the slots fit again: in a fixed random order, even places

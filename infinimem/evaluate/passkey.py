@@ -51,8 +51,8 @@ def passkey(
     """Hide facts in a text of `tokens` tokens, read it, and ask for them; answers are decoded greedily.
 
     The whole text goes through the memory and the question stands in the window alone, as when a saved document is
-    asked; so depth 1 asks the memory too, which in the paper asks the local window. One needle lies at each of
-    `depths` (0 start, 1 end); of N > 1 needles, number i lies at depth (i + 0.5) / N and `depths` is not used. Needles
+    asked; at depth 1 the needle is among the carried tokens, if there are any. One needle lies at each of `depths`
+    (0 start, 1 end); of N > 1 needles, number i lies at depth (i + 0.5) / N and `depths` is not used. Needles
     of kind "names" have words for values.
 
     samples: texts, per depth where there is one needle. filler: text to hide the needles in, repeated if too short,

@@ -101,12 +101,14 @@ def perplexity(
 
 
 def recent_tokens(model: InfiniModel, memory_bytes: int) -> int:
-    """How many carried tokens, in all heads of all layers, have these bytes together; at least 2."""
+    """How many carried tokens, in all heads of all layers, have these bytes together; 2 at least, and no more than
+    the model's context has room for beside a segment."""
     width = model.attachment.modules[0].head_dim
     heads = int(model.model.config.get_text_config().num_key_value_heads) * model.num_layers
     layout = packed_layout(model.rule.packing, 1, width, width)
-    token_bytes = sum(dtype.itemsize * math.prod(size or 1 for size in sizes) for dtype, sizes in layout.values())
-    return max(2, memory_bytes // (token_bytes * heads))
+    token_bytes = sum(dtype.itemsize * math.prod(size for size in sizes if size) for dtype, sizes in layout.values())
+    room = model.context_length - model.segment_length - len(model.prefix)
+    return max(2, min(room, memory_bytes // (token_bytes * heads)))
 
 
 def _order(chosen: Sequence[str]) -> list[str]:
@@ -139,7 +141,9 @@ class _Reader:
         self.model, self.system = model, system
         self.cache = model.new_cache()
         if system == "recent":
-            self.cache = InfiniCache(model.rule, model.num_layers, {}, recent_tokens(model, memory_bytes))
+            self.cache = InfiniCache(
+                model.rule, model.num_layers, {}, recent_tokens(model, memory_bytes), len(model.prefix)
+            )
         self._before: list[int] | None = None
 
     @torch.no_grad()
