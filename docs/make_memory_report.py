@@ -347,7 +347,7 @@ def plot(found: Sequence[Result], x: str, label: str, title: str, target: Path) 
                     beside, share, yerr=[below, above], label=system, color=color, linestyle=line, marker="o", capsize=3
                 )
         ticks: list[int] = []
-        for value in sorted({one[x] for one in found}):
+        for value in sorted({one[x] for one in found if one.measurement.about["filler"] == filler}):
             if not ticks or value > 1.3 * ticks[-1]:  # numbers that are closer would be printed over each other
                 ticks.append(value)
         panel.set_xscale("log", base=2)
