@@ -88,7 +88,8 @@ def _load_model(
     segment_length: int | None,
     carry: int | None,
 ) -> InfiniModel:
-    from .model import DEFAULT_RULE, InfiniModel
+    from .model import InfiniModel
+    from .settings import DEFAULT_RULE
 
     # Without --rule, an adapter may bring its own.
     sized = rule or DEFAULT_RULE

@@ -18,6 +18,10 @@ class InvalidSetting(InfinimemError, ValueError):
     """A setting or an argument has a value that cannot work."""
 
 
+class AnswerTimeout(InfinimemError, TimeoutError):
+    """An answer took longer than its `timeout` allows."""
+
+
 class EmptyQuestion(InfinimemError, ValueError):
     """The question or the search query has no words in it."""
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from .errors import AnswerTimeout
 
 if TYPE_CHECKING:
     from .attention import InfiniCache
     from .model import InfiniModel
 
-# Small models fall into loops under greedy decoding.
-REPETITION_PENALTY = 1.3
+# Small models fall into loops under greedy decoding. Facts and figures repeat themselves too, but not for so long.
+NO_REPEAT = 8
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Decoding:
     """How an answer is decoded.
 
     max_new_tokens: most tokens of it. temperature: 0 is greedy; above, sampling from the most probable tokens that
-    have `top_p` together, repeatable with `seed`. stop: texts before which it ends.
+    have `top_p` together, repeatable with `seed`. stop: texts before which it ends. timeout: seconds after which an
+    unfinished answer is given up.
     """
 
     max_new_tokens: int = 64
@@ -27,20 +31,30 @@ class Decoding:
     top_p: float = 1.0
     seed: int | None = None
     stop: Sequence[str] = ()
+    timeout: float | None = None
 
     def steps(
         self, model: InfiniModel, prompts: Sequence[Sequence[int]], cache: InfiniCache | None
     ) -> Iterator[list[int | None]]:
-        """The tokens of the answers to several prompts, step by step; see `InfiniModel.generate`."""
-        return model.generate(
+        """The tokens of the answers to several prompts, step by step; see `InfiniModel.generate`.
+
+        Raises AnswerTimeout.
+        """
+        started = time.monotonic()
+        for step in model.generate(
             prompts,
             cache,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
             seed=self.seed,
-            repetition_penalty=REPETITION_PENALTY,
-        )
+            no_repeat=NO_REPEAT,
+        ):
+            if self.timeout is not None and time.monotonic() - started > self.timeout:
+                raise AnswerTimeout(
+                    f"the answer was not complete after {self.timeout} s; allow more time, or fewer tokens"
+                )
+            yield step
 
 
 class PieceDecoder:

@@ -10,18 +10,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import NoRepeatNGramLogitsProcessor
 
 from . import heap
 from .adapter import NO_ADAPTER, Adapter, load_adapter, merge_lora, set_gates
@@ -30,8 +30,17 @@ from .attention.cache import CARRIED
 from .attention.packing import packed_layout
 from .attention.rules import Layout
 from .errors import DamagedMemoryFile, InvalidSetting
+from .identity import config_subset, digest, hash_tokenizer, hash_weights
 from .pretrained import DEFAULT_MODEL, load_base
 from .segments import Segmenter
+from .settings import (
+    DEFAULT_CARRY,
+    DEFAULT_SEGMENT_LENGTH,
+    SHARE_WITHOUT_SLOTS,
+    MemoryHeads,
+    checked_heads,
+    with_defaults,
+)
 from .tokens import TextEncoder
 
 if TYPE_CHECKING:
@@ -39,20 +48,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DEFAULT_RULE = "slots"
-DEFAULT_SEGMENT_LENGTH = 512
-# Share of the layers, the lowest ones, that go without memory under `slots`: merged slots there harm prose.
-SHARE_WITHOUT_SLOTS = 1 / 5
-# Tokens that every segment leaves to the next one as they are, where the rule is not the paper's.
-DEFAULT_CARRY = 256
 # Reading gives freed memory back after so many segments.
 SEGMENTS_BETWEEN_TRIMS = 16
-# Elements of each weight tensor that enter the fingerprint.
-SAMPLED_WEIGHTS = 4096
-
-
-# Layers, or layer to KV heads.
-MemoryHeads = Collection[int] | Mapping[int, Collection[int]]
 
 
 class InfiniModel:
@@ -86,7 +83,7 @@ class InfiniModel:
         heads = int(model.config.get_text_config().num_key_value_heads)
         if memory_heads is None:
             memory_heads = range(0 if rule.gated else round(layers * SHARE_WITHOUT_SLOTS), layers)
-        self.memory_heads = _checked_heads(memory_heads, layers, heads)
+        self.memory_heads = checked_heads(memory_heads, layers, heads)
         room = context - segment_length - len(self.prefix)
         self.carry = (0 if rule.gated else min(DEFAULT_CARRY, room)) if carry is None else carry
         if not 0 <= self.carry <= room:
@@ -131,7 +128,7 @@ class InfiniModel:
         `pretrained.load_base` and `adapter.load_adapter`, AdapterMismatch, InvalidSetting.
         """
         worn = load_adapter(adapter, model)
-        memory = _with_defaults(worn, rule, rule_settings, segment_length, memory_heads, carry)
+        memory = with_defaults(worn, rule, rule_settings, segment_length, memory_heads, carry)
         chosen = make_rule(memory.rule, **memory.settings)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -151,7 +148,7 @@ class InfiniModel:
         if worn is None:
             return made_of(base)
         # Of the base, not of the sum, which rounds differently in every dtype; the adapter has a hash of its own.
-        weights = _hash_weights(base)
+        weights = hash_weights(base)
         merge_lora(base, worn)
         made = made_of(base)
         set_gates(made.attachment.modules, worn)
@@ -302,14 +299,14 @@ class InfiniModel:
         top_p: float = 1.0,
         seed: int | None = None,
         stop_at_eos: bool = True,
-        repetition_penalty: float = 1.0,
+        no_repeat: int = 0,
     ) -> Iterator[list[int | None]]:
         """Continue prompts (lists of token ids) with one memory in view, a step for all of them at a time.
 
         Yields per step one token a prompt, None for prompts that have ended. The cache is cloned, never changed.
         temperature 0 is greedy; otherwise nucleus sampling with `top_p`, repeatable with `seed`.
-        repetition_penalty: above 1, makes tokens that this answer already has less likely; the prompt does not count,
-        so copying from it stays free.
+        no_repeat: no so many tokens in a row come twice in one answer (0: any may); the prompt does not count, so
+        copying from it stays free.
         """
         if not prompts or any(not prompt for prompt in prompts):
             raise InvalidSetting("there is nothing to continue: a prompt has no tokens")
@@ -333,7 +330,8 @@ class InfiniModel:
             generator.seed() if seed is None else generator.manual_seed(seed)
         ends = self.end_tokens if stop_at_eos else frozenset()
         running = [True] * rows
-        said: Tensor | None = None
+        said = torch.empty(rows, 0, dtype=torch.long, device=self.device)
+        fresh = NoRepeatNGramLogitsProcessor(no_repeat) if no_repeat else None
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
         for _ in range(max_new_tokens):
             with torch.no_grad():
@@ -345,13 +343,10 @@ class InfiniModel:
                     use_cache=True,
                     logits_to_keep=1,
                 ).logits[:, -1]
-                if repetition_penalty != 1.0:
-                    said = torch.zeros_like(logits, dtype=torch.bool) if said is None else said
-                    eased = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
-                    logits = torch.where(said, eased, logits)
+                if fresh is not None:
+                    logits = fresh(said, logits)
                 chosen = _choose(logits.float(), temperature, top_p, generator)  # (B,)
-                if said is not None:
-                    said.scatter_(1, chosen[:, None], True)
+                said = torch.cat((said, chosen[:, None]), dim=1)
             step = chosen.tolist()
             running = [going and token not in ends for going, token in zip(running, step, strict=True)]
             yield [token if going else None for token, going in zip(step, running, strict=True)]
@@ -398,11 +393,11 @@ class InfiniModel:
         """
         if self._identity is None:
             self._identity = {
-                "config": _config_subset(self.model.config.get_text_config()),
-                "weights": self._base_weights or _hash_weights(self.model),
+                "config": config_subset(self.model.config.get_text_config()),
+                "weights": self._base_weights or hash_weights(self.model),
                 "adapter": self.adapter_hash,
-                "tokenizer": _hash_tokenizer(self.tokenizer),
-                "chat_template": _digest(str(self.tokenizer.chat_template or "").encode()),
+                "tokenizer": hash_tokenizer(self.tokenizer),
+                "chat_template": digest(str(self.tokenizer.chat_template or "").encode()),
                 "rule": self.rule.name,
                 "rule_settings": self.rule.settings(),
                 "segment_length": self.segment_length,
@@ -431,7 +426,7 @@ def shared_model(
 ) -> InfiniModel:
     """`InfiniModel.from_pretrained`, loaded once per process for equal arguments, as long as anything uses it."""
     worn = load_adapter(adapter, name)
-    memory = _with_defaults(worn, rule, rule_settings, segment_length, memory_heads, carry)
+    memory = with_defaults(worn, rule, rule_settings, segment_length, memory_heads, carry)
     settings = make_rule(memory.rule, **memory.settings).settings()
     heads: Any = None if memory.heads is None else list(memory.heads)
     if isinstance(memory.heads, Mapping):
@@ -459,39 +454,6 @@ def shared_model(
         return model
 
 
-class _Memory(NamedTuple):
-    """What a model's memory is made of; None where the model itself knows the default."""
-
-    rule: str
-    settings: dict[str, Any]
-    segment_length: int
-    heads: MemoryHeads | None
-    carry: int | None
-
-
-def _with_defaults(
-    adapter: Adapter | None,
-    rule: str | None,
-    rule_settings: dict[str, Any] | None,
-    segment_length: int | None,
-    memory_heads: MemoryHeads | None,
-    carry: int | None,
-) -> _Memory:
-    """As asked, else as the adapter was trained, else ours."""
-    trained = adapter.memory if adapter else {}
-    rule = rule or str(trained.get("rule", DEFAULT_RULE))
-    if segment_length is None:
-        segment_length = int(trained.get("segment_length", DEFAULT_SEGMENT_LENGTH))
-    settings = dict(rule_settings or {})
-    if rule == trained.get("rule"):
-        settings = {**trained.get("rule_settings", {}), **settings}
-        if memory_heads is None and "memory_heads" in trained:
-            memory_heads = {int(layer): heads for layer, heads in trained["memory_heads"].items()}
-        if carry is None and "carry" in trained:
-            carry = int(trained["carry"])
-    return _Memory(rule, settings, segment_length, memory_heads, carry)
-
-
 def _check_layout(index: int, state: Mapping[str, np.ndarray], needed: Layout) -> None:
     """Raise DamagedMemoryFile where a layer's tensors are not those needed; None in a shape stands for any size."""
     for name in {*state, *needed}:
@@ -504,18 +466,6 @@ def _check_layout(index: int, state: Mapping[str, np.ndarray], needed: Layout) -
             raise DamagedMemoryFile(
                 f"layers.{index}.{name} is {found.dtype} {found.shape}, but the model needs {dtype} {shape}"
             )
-
-
-def _checked_heads(chosen: MemoryHeads, layers: int, heads: int) -> dict[int, list[int]]:
-    """Layer to KV heads, both in order. Raises InvalidSetting."""
-    named = chosen if isinstance(chosen, Mapping) else {layer: range(heads) for layer in chosen}
-    result = {layer: sorted(set(named[layer])) for layer in sorted(named)}
-    if not result or not set(result) <= set(range(layers)):
-        raise InvalidSetting(f"memory_heads must name layers from 0 to {layers - 1}")
-    for layer, members in result.items():
-        if not members or not set(members) <= set(range(heads)):
-            raise InvalidSetting(f"memory_heads must name KV heads from 0 to {heads - 1} of layer {layer}")
-    return result
 
 
 def _choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
@@ -534,50 +484,3 @@ def _prefix_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
     return list(full[: len(full) - len(plain)]) if full[len(full) - len(plain) :] == plain else []
-
-
-def _config_subset(config: Any) -> dict[str, Any]:
-    names = [
-        "model_type",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "vocab_size",
-        "rms_norm_eps",
-        "rope_parameters",
-        "sliding_window",
-        "layer_types",
-        "hidden_act",
-        "tie_word_embeddings",
-    ]
-    return {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _hash_weights(model: PreTrainedModel) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if "memory_gate" in name:
-            continue
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // SAMPLED_WEIGHTS)].float().cpu()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return _digest(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
-    description = json.loads(backend.to_str())
-    # Padding and truncation are settings of a call, not of the vocabulary.
-    description.pop("padding", None)
-    description.pop("truncation", None)
-    return _digest(json.dumps(description, sort_keys=True).encode())

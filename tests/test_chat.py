@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from infinimem import DocumentMemory, InfiniModel
 from infinimem.chat import complete, conversation, reply
-from infinimem.errors import EmptyQuestion, InvalidSetting, LangChainMissing
+from infinimem.errors import AnswerTimeout, EmptyQuestion, InvalidSetting, LangChainMissing
 from infinimem.generation import Continuation, Decoding, PieceDecoder
 
 
@@ -134,6 +134,41 @@ def test_a_reply_ends_before_the_first_stop_text_and_no_piece_of_it_is_shown(tex
     assert "".join(said) == text[: min(begins, default=complete)] and "" not in said
     assert continuation.finish == ("stop" if begins else "length") and model.closed
     assert continuation.tokens == complete
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_no_so_many_tokens_in_a_row_come_twice_in_an_answer(model: InfiniModel, size: int) -> None:
+    prompts = [[5, 6, 7] * 4, [9, 10] * 3]
+
+    def answers(no_repeat: int) -> list[list[int | None]]:
+        steps = model.generate(prompts, max_new_tokens=40, stop_at_eos=False, no_repeat=no_repeat)
+        return [list(row) for row in zip(*steps, strict=True)]
+
+    def windows(row: list[int | None]) -> list[tuple[int | None, ...]]:
+        return [tuple(row[i : i + size]) for i in range(len(row) - size + 1)]
+
+    free, fresh = answers(0), answers(size)
+    for row, other in zip(free, fresh, strict=True):
+        assert len(set(windows(row))) < len(windows(row)) and len(set(windows(other))) == len(windows(other))
+        # Up to the first repetition nothing changes.
+        repeats = next(i for i, window in enumerate(windows(row)) if window in windows(row)[:i]) + size - 1
+        assert row[:repeats] == other[:repeats] and row[repeats] != other[repeats]
+
+
+def test_an_answer_may_repeat_its_prompt(model: InfiniModel) -> None:
+    (said,) = zip(*model.generate([[5, 6, 7]], max_new_tokens=20, stop_at_eos=False, no_repeat=4), strict=True)
+    prompt = [5, 6, 7, *(token for token in said if token is not None)]
+    copied, free = (list(model.generate([prompt], max_new_tokens=20, stop_at_eos=False, no_repeat=n)) for n in (1, 0))
+    assert copied[0] == free[0] and free[0][0] in prompt
+
+
+def test_an_answer_that_takes_too_long_is_given_up(memory: DocumentMemory) -> None:
+    late, soon = Decoding(6, timeout=1e-9), Decoding(6, timeout=600)
+    asked = [user("What passed on Monday?")]
+    for call in (lambda: memory.reply(asked, decoding=late).text(), lambda: memory.complete(["Fog"], late)):
+        with pytest.raises(AnswerTimeout, match="1e-09 s; allow more time"):
+            call()
+    assert memory.reply(asked, decoding=soon).text() == memory.reply(asked, decoding=Decoding(6)).text()
 
 
 def test_without_a_memory_the_model_replies_by_itself(model: InfiniModel) -> None:

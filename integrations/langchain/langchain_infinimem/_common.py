@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +95,8 @@ class Settings(BaseModel):
                 self._loaded = shared_model(self.model, adapter=self.adapter)
             return self._loaded
 
-    def decoding(self, stop: list[str] | None, given: Mapping[str, Any]) -> tuple[Decoding, float | None]:
-        """Settings of one call, what was `given` to it first; and its timeout. Raises ValueError for unknown ones."""
+    def decoding(self, stop: list[str] | None, given: Mapping[str, Any]) -> Decoding:
+        """Settings of one call, what was `given` to it first. Raises ValueError for unknown ones."""
         own = {name: getattr(self, name) for name in ("temperature", "top_p", "seed", "max_tokens", "timeout")}
         unknown = sorted(set(given) - set(own) - {"stream"})
         if unknown:
@@ -105,8 +104,9 @@ class Settings(BaseModel):
         # As every setting is checked when a component is made, so is every one of a call.
         checked = Settings(**{**own, **{name: value for name, value in given.items() if name in own}})
         ends = stop if stop is not None else self.stop or []
-        decoding = Decoding(checked.max_tokens, checked.temperature, checked.top_p, checked.seed, ends)
-        return decoding, checked.timeout
+        return Decoding(
+            checked.max_tokens, checked.temperature, checked.top_p, checked.seed, ends, timeout=checked.timeout
+        )
 
     def identifying(self) -> dict[str, Any]:
         """What an answer depends on: in LLM caches, calls that differ in any of it are different calls."""
@@ -124,27 +124,3 @@ class Settings(BaseModel):
             "max_tokens": self.max_tokens,
             "stop": self.stop,
         }
-
-
-class Deadline:
-    """Gives up an answer that takes too long."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self._seconds = seconds
-        self._end = None if seconds is None else time.monotonic() + seconds
-
-    def check(self) -> None:
-        """Raise TimeoutError where the time is over."""
-        if self._end is not None and time.monotonic() > self._end:
-            raise TimeoutError(
-                f"the answer was not complete after {self._seconds} s; raise timeout or lower max_tokens"
-            )
-
-    def watch(self, pieces: Any) -> Iterator[str]:
-        """The pieces of a reply, while there is time; the reply is closed at the end."""
-        try:
-            for piece in pieces:
-                yield piece
-                self.check()
-        finally:
-            pieces.close()

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from infinimem import Reply
 from infinimem.chat import reply
-from langchain_infinimem._common import Deadline, Settings
+from langchain_infinimem._common import Settings
 
 ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
     (SystemMessage, "system"),
@@ -109,14 +109,11 @@ class ChatInfinimem(Settings, BaseChatModel):
         """The reply, which is written while it is iterated."""
         asked = [_plain(message) for message in messages]
         own = {name: given.pop(name, getattr(self, name)) for name in ("k", "mode")}
-        decoding, _ = self.decoding(stop, given)
+        decoding = self.decoding(stop, given)
         if self.memory is None:
             return reply(self.infini_model, asked, decoding)
         found: Reply = self.memory.reply(asked, **own, decoding=decoding)
         return found
-
-    def _deadline(self, given: dict[str, Any]) -> Deadline:
-        return Deadline(given.get("timeout", self.timeout))
 
     def _metadata(self, written: Reply) -> dict[str, Any]:
         return {
@@ -154,9 +151,8 @@ class ChatInfinimem(Settings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        deadline = self._deadline(kwargs)
         written = self._reply(messages, stop, kwargs)
-        return self._result(written, "".join(deadline.watch(written)))
+        return self._result(written, "".join(written))
 
     def _stream(
         self,
@@ -165,9 +161,8 @@ class ChatInfinimem(Settings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        deadline = self._deadline(kwargs)
         written = self._reply(messages, stop, kwargs)
-        for piece in deadline.watch(written):
+        for piece in written:
             chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
             if run_manager is not None:
                 run_manager.on_llm_new_token(piece, chunk=chunk)
@@ -181,13 +176,11 @@ class ChatInfinimem(Settings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        deadline = self._deadline(kwargs)
         written = await asyncio.to_thread(self._reply, messages, stop, kwargs)
         said = []
         async with aclosing(written.__aiter__()) as pieces:
             async for piece in pieces:
                 said.append(piece)
-                deadline.check()
         return self._result(written, "".join(said))
 
     async def _astream(
@@ -197,7 +190,6 @@ class ChatInfinimem(Settings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        deadline = self._deadline(kwargs)
         written = await asyncio.to_thread(self._reply, messages, stop, kwargs)
         async with aclosing(written.__aiter__()) as pieces:
             async for piece in pieces:
@@ -205,7 +197,6 @@ class ChatInfinimem(Settings, BaseChatModel):
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(piece, chunk=chunk)
                 yield chunk
-                deadline.check()
         yield self._last(written)
 
 

@@ -74,7 +74,7 @@ class InfinimemLLM(Settings, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        decoding, _ = self.decoding(stop, kwargs)
+        decoding = self.decoding(stop, kwargs)
         if self.memory is None:
             texts = complete(self.infini_model, prompts, decoding=decoding)
         else:

@@ -45,6 +45,12 @@ def test_a_stop_text_ends_every_row(memory: DocumentMemory) -> None:
     assert ended[1] == texts[1].split(texts[0][3:6])[0]
 
 
+def test_a_text_that_takes_too_long_is_given_up(memory: DocumentMemory) -> None:
+    for llm in (InfinimemLLM(timeout=1e-6), InfinimemLLM(memory=memory, timeout=1e-6)):
+        with pytest.raises(TimeoutError, match="fewer tokens"):
+            llm.invoke(PROMPTS[0])
+
+
 def test_wrong_settings_of_an_llm_are_refused(memory: DocumentMemory) -> None:
     with pytest.raises(ValueError):
         InfinimemLLM(memory=memory, maxtokens=3)
