@@ -129,6 +129,19 @@ def embedded() -> InfiniModel:
     return InfiniModel.from_pretrained()
 
 
+def ragged(lengths: list[int], segment: int) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Rows (1, length) each, and the batch and mask that hold them: whole segments stand where they would alone; the
+    last, shorter one of a row is padded on its left."""
+    rows, longest = [random_tokens(1, length, seed=length) for length in lengths], max(lengths)
+    batch, mask = torch.zeros(2, len(lengths), longest, dtype=torch.long)
+    for i, row in enumerate(rows):
+        whole = (longest - 1) // segment * segment
+        rest = longest - (row.shape[1] - whole)
+        batch[i, :whole], mask[i, :whole] = row[0, :whole], 1
+        batch[i, rest:], mask[i, rest:] = row[0, whole:], 1
+    return rows, batch, mask
+
+
 def random_tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
     """Token ids (rows, length) without special tokens."""
     return torch.randint(3, 512, (rows, length), generator=torch.Generator().manual_seed(seed))

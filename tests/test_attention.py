@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from conftest import FAMILIES, MakeModel, random_tokens, tiny_network
+from conftest import FAMILIES, MakeModel, ragged, random_tokens, tiny_network
 
 from infinimem.attention import Attachment, InfiniCache, SlotsRule, make_rule
 from infinimem.errors import InvalidSetting, NoRotaryEmbedding
@@ -84,12 +84,7 @@ def test_a_segment_at_once_equals_token_by_token(family: str, rule: str, make_mo
 def test_a_padded_batch_equals_single_runs(family: str, rule: str, make_model: MakeModel) -> None:
     model = make_model(family, rule)
     lengths = [32, 29, 20]
-    rows = [random_tokens(1, length, seed=length) for length in lengths]
-    batch, mask = torch.zeros(3, 32, dtype=torch.long), torch.zeros(3, 32, dtype=torch.long)
-    for i, row in enumerate(rows):
-        # Whole segments stand where they would alone; the last, shorter one is padded on its left.
-        batch[i, :16], mask[i, :16] = row[0, :16], 1
-        batch[i, 32 - (row.shape[1] - 16) :], mask[i, 32 - (row.shape[1] - 16) :] = row[0, 16:], 1
+    rows, batch, mask = ragged(lengths, 16)
     together = model.new_cache()
     model.read(batch, together, mask)
     assert together.seen is not None and together.seen.tolist() == lengths

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import FAMILIES, MakeModel, random_tokens
+from conftest import FAMILIES, MakeModel, ragged, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,12 +74,7 @@ def test_a_text_that_is_carried_whole_is_read_as_the_plain_model_reads_it(family
 def test_a_padded_batch_equals_single_runs(family: str, rule: str, make_model: MakeModel) -> None:
     settings = {} if make_rule(rule).gated else {"packing": "float32"}
     model = make_model(family, rule, carry=10, **settings)
-    lengths = [48, 43, 37]
-    rows = [random_tokens(1, length, seed=length) for length in lengths]
-    batch, mask = torch.zeros(3, 48, dtype=torch.long), torch.zeros(3, 48, dtype=torch.long)
-    for i, row in enumerate(rows):
-        batch[i, :32], mask[i, :32] = row[0, :32], 1
-        batch[i, 48 - (row.shape[1] - 32) :], mask[i, 48 - (row.shape[1] - 32) :] = row[0, 32:], 1
+    rows, batch, mask = ragged([48, 43, 37], 16)
     together = model.new_cache()
     model.read(batch, together, mask)
     question = random_tokens(3, 6, seed=7)

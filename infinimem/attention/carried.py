@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .packing import pack, unpack
+from .packing import concatenate, pack, singles, unpack
 from .rules import State
 
 # First tokens of the text that stay for good.
@@ -39,16 +39,9 @@ def carry_over(
 
     keys: (B, G, T, D) and values: (B, G, T, Dv), position-free. mask: (B, T), False for padding.
     """
-    batch, groups, tokens, _ = keys.shape
-    counts = torch.ones(batch, tokens, device=keys.device) if mask is None else mask.float()
-    joined = {
-        "keys": keys.float(),
-        "values": values.float(),
-        "counts": counts.unsqueeze(1).expand(-1, groups, -1),
-    }
+    joined = singles(keys, values, mask)
     if carried is not None:
-        before = unpack(carried)
-        joined = {name: torch.cat((before[name], tensor), dim=2) for name, tensor in joined.items()}
+        joined = concatenate(unpack(carried), joined)
     real = joined["counts"][:, 0] > 0  # (B, N)
     if not bool(real.all()):
         # Each row's own tokens last, so that it is treated as if alone.

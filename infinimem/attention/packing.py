@@ -1,4 +1,4 @@
-"""Keys and values of slots in fewer bytes: float32, float16, or int8 with one scale a slot.
+"""Keys and values of slots and carried tokens, in fewer bytes: float32, float16, or int8 with one scale a slot.
 
 - packing what was unpacked gives the same bytes, so a slot that nothing merges with never drifts, however often the
   memory is written
@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from .rules import Layout, State
 
@@ -16,6 +17,23 @@ PACKINGS = (*FLOATS, "int8")
 # The largest finite float16.
 LIMIT = 65504.0
 STEPS = 127
+
+
+def singles(keys: Tensor, values: Tensor, mask: Tensor | None) -> State:
+    """Tokens as places of their own, unpacked: keys (B, G, T, D), values (B, G, T, Dv), and counts (B, G, T), which are
+    1, or 0 where the mask (B, T) is False."""
+    batch, groups, tokens, _ = keys.shape
+    counts = torch.ones(batch, tokens, device=keys.device) if mask is None else mask.float()
+    return {
+        "keys": keys.float(),
+        "values": values.float(),
+        "counts": counts.unsqueeze(1).expand(-1, groups, -1),
+    }
+
+
+def concatenate(a: State, b: State) -> State:
+    """Places of `a` followed by places of `b`."""
+    return {name: torch.cat((a[name], b[name]), dim=2) for name in a}
 
 
 def pack(state: State, packing: str) -> State:

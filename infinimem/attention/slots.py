@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import InvalidSetting
 from .local import attention_with_mass
-from .packing import PACKINGS, pack, packed_layout, unpack
+from .packing import PACKINGS, concatenate, pack, packed_layout, singles, unpack
 from .rules import Layout, MemoryRule, Reading, State
 
 # Pair costs of one chunk of heads stay below this many entries, so that they are worked on inside the CPU's cache.
@@ -73,13 +73,7 @@ class SlotsRule(MemoryRule):
         return packed_layout(self.packing, None, key_width, value_width)
 
     def write(self, state: State | None, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> State:
-        batch, groups, tokens, _ = keys.shape
-        counts = torch.ones(batch, tokens, device=keys.device) if mask is None else mask.float()
-        new = {
-            "keys": keys.float(),
-            "values": values.float(),
-            "counts": counts.unsqueeze(1).expand(-1, groups, -1),
-        }
+        new = singles(keys, values, mask)
         return pack(self._pool(new if state is None else concatenate(unpack(state), new)), self.packing)
 
     def merge(self, a: State, b: State) -> State:
@@ -125,11 +119,6 @@ class SlotsRule(MemoryRule):
         ]
         merged, counts = (torch.cat(column).unflatten(0, (batch, groups)) for column in zip(*parts, strict=True))
         return {"keys": merged[..., :width], "values": merged[..., width:], "counts": counts}
-
-
-def concatenate(a: State, b: State) -> State:
-    """Slots of `a` followed by slots of `b`."""
-    return {name: torch.cat((a[name], b[name]), dim=2) for name in a}
 
 
 def pad_slots(tensor: Tensor, size: int) -> Tensor:
