@@ -21,7 +21,7 @@ from infinimem.errors import (
     TrainingDataError,
 )
 from infinimem.model import InfiniModel
-from infinimem.prompts import encode_chat, memory_messages, told
+from infinimem.prompts import NOT_SAID, encode_chat, memory_messages, told
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +314,31 @@ def test_questions_for_reading_show_the_right_passage_and_no_memory(make_model: 
         assert max(shown) <= 4 and (max(shown) > 1 or file == "papers")
     both = mixture(model, data, {"kind": "qa", "data": ["squad.jsonl.gz"], "reading": 1.0, "beside": 1.0}).sample(0, 0)
     assert len(both.segments) > 1 and "Odile" in asked(both, Bench(model))[0]
+
+
+def test_passages_without_the_answer_are_answered_with_saying_so(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(segment_length=160)
+    names = ["Odile", "Bruno", "Carla", "Dario"]
+    told = [f"The captain of ship {i} was {name}. {TEXT * 2}" for i, name in enumerate(names)]
+    qas = [{"question": f"Captain of {i}?", "answers": [name], "paragraph": i} for i, name in enumerate(names)]
+    write_rows(tmp_path / "one.jsonl.gz", {"title": "Ships", "paragraphs": told, "qas": qas})
+    singles = [{**qa, "title": "Ship", "passage": text} for qa, text in zip(qas, told, strict=True)]
+    write_rows(tmp_path / "many.jsonl.gz", *singles)
+    crews = [f"The captains are {', '.join(names)}. {TEXT * 2}"] * 4
+    write_rows(tmp_path / "all.jsonl.gz", {"title": "Ships", "paragraphs": crews, "qas": qas})
+    for file in ("one", "many", "all"):
+        for absent in (0.0, 0.5, 1.0):
+            kind = {"kind": "qa", "data": [f"{file}.jsonl.gz"], "reading": 1.0, "absent": absent}
+            drawn, silent = mixture(model, tmp_path, kind), []
+            for step in range(16):
+                _, prompt, said = asked(drawn.sample(step, 0), Bench(model))
+                shown, _, question = prompt.partition("Excerpts from")[2].partition("Question:")
+                (number,) = re.findall(r"Captain of (\d)", question)
+                silent.append(said == f"{NOT_SAID}<|im_end|>")
+                assert (names[int(number)] in shown) is not silent[-1] and "(page 1)" in shown
+            # Where every passage holds the answer, or the other document drawn is the same one, the answer stays.
+            assert any(silent) is (absent > 0 and file != "all")
+            assert all(silent) is (absent == 1 and file == "one")
 
 
 @pytest.mark.parametrize("reading", [0.0, 1.0])

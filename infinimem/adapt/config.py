@@ -145,7 +145,8 @@ class QaConfig(ObjectiveConfig):
     """Questions about documents. reading: share asked with passages in the prompt instead of the memory.
 
     passages: most passages in such a prompt. beside: share of those with the memory in view as well. turns: most
-    questions asked in one conversation about the same passages, or about what was read.
+    questions asked in one conversation about the same passages, or about what was read. absent: share of those with
+    passages that do not hold the answer, so that the right answer is to say so.
     """
 
     data: tuple[str, ...] = setting(least=1)
@@ -153,6 +154,7 @@ class QaConfig(ObjectiveConfig):
     passages: int = setting(4, least=1)
     beside: float = setting(0.0, least=0, most=1)
     turns: int = setting(1, least=1)
+    absent: float = setting(0.0, least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)

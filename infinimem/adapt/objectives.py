@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from ..errors import TrainingDataError
-from ..prompts import Message, encode_chat, memory_messages, recall_messages, summary_messages
+from ..prompts import NOT_SAID, Message, encode_chat, memory_messages, recall_messages, summary_messages
 from ..recall import central_passages
 from .config import (
     AdaptConfig,
@@ -147,6 +147,9 @@ class Questions:
             read = self._read(rng, file, document, question, answer, segments)
         if reading:
             passages = self._passages(rng, file, document, question)
+            if self.config.absent and rng.random() < self.config.absent:
+                without = self._without(rng, file, document, question)
+                passages, answer = (without, NOT_SAID) if without else (passages, answer)
             more = self._more(rng, document, question, lambda other: self._shown(document, other, passages))
             return self.bench.ask("qa.reading", read, recall_messages(question.text, passages), answer, more)
         more = self._more(rng, document, question, self._whole_in(document, read))
@@ -275,6 +278,21 @@ class Questions:
         return fitting(
             self.bench.model, shown, lambda some: recall_messages(question.text, some), question.answers, kept
         )
+
+    def _without(
+        self, rng: random.Random, file: list[Document], document: Document, question: Question
+    ) -> list[Passage]:
+        """What `retrieve` would show of this document had it no answer, or of another one; none where all have it."""
+        passages, ranker = document.passages()
+        kept = set(document.right(question))
+        if rng.random() < 0.5 or len(kept) == len(passages):
+            (passages, ranker), kept = rng.choice(file).passages(), set()
+        answers = [answer.lower() for answer in question.answers]
+        order = [index for index, _ in ranker.rank(question.text, len(passages))]
+        order += rng.sample(rest := [i for i in range(len(passages)) if i not in set(order)], len(rest))
+        silent = [i for i in order if i not in kept and not any(a in passages[i].text.lower() for a in answers)]
+        shown = [passages[index] for index in silent[: rng.randint(1, self.config.passages)]]
+        return fitting(self.bench.model, shown, lambda some: recall_messages(question.text, some), [NOT_SAID], set())
 
 
 def fitting(
