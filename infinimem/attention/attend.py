@@ -79,7 +79,7 @@ def attend(
     forward: _Forward | None = getattr(_active, "forward", None)
     if forward is None or not forward.layer.keeps:
         return base(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
-    layer, rule = forward.layer, forward.layer.rule
+    layer = forward.layer
     undo = None if forward.tables is None else inverse(forward.tables)
     if layer.recording:
         new = key[:, :, -query.shape[2] :]
@@ -87,54 +87,96 @@ def attend(
     if layer.state is None and layer.carried is None:
         return base(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
 
-    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    softcap = kwargs.get("softcap")
-    group = query.shape[1] // key.shape[1]  # query heads per KV head
-    asking = layer.of_heads(query, group)  # (B, R * group, T, D)
-    # Tokens that begin every text rest on themselves alone, as they always did.
-    past = (kwargs["position_ids"] >= layer.prefix).unsqueeze(1) if layer.prefix else None  # (B, 1, T)
-    dtype = compute_dtype(query)
-    weights = None
-    if rule.gated and layer.carried is None:
-        local, weights = base(module, query, key, value, attention_mask, **kwargs)
-        local, mass = local.transpose(1, 2), None
-    else:
-        local, mass = attention_with_mass(
-            query.to(dtype),
-            _per_query_head(key.to(dtype), query),
-            _per_query_head(value.to(dtype), query),
-            _bias(attention_mask, dtype),
-            scaling,
-            softcap,
-            causal=attention_mask is None and query.shape[2] > 1,
-        )
-    if layer.carried is not None and mass is not None:
-        hidden = None
-        if (reach := kwargs.get("sliding_window")) is not None:
-            hidden = too_far(kwargs["position_ids"] - layer.prefix, layer.carried["counts"].shape[-1], reach)
-        near, near_mass = _read_carried(forward, query.to(dtype), hidden, scaling, softcap)
-        if past is not None:
-            near_mass = near_mass.masked_fill(~past, float("-inf"))
+    read = _Read(forward, module, query, undo, kwargs)
+    local, mass, weights = read.local(key, value, attention_mask, base, kwargs)
+    if mass is not None and layer.carried is not None:
+        near, near_mass = read.carried()
         local = torch.lerp(local, near, _share(near_mass, mass).to(local.dtype))
         mass = torch.logaddexp(mass, near_mass)
-    if layer.state is None or layer.seen is None:
-        return local.transpose(1, 2).to(query.dtype), weights
-    if rule.gated:
-        written = (layer.seen > layer.carry)[:, None, None, None]  # (B, 1, 1, 1)
-        content = asking.float() if undo is None else rotate(asking, *undo)
-        far = rule.read(layer.prepared(torch.float32), content, scaling, softcap).values  # (B, R * group, T, Dv)
-        share = layer.of_heads(module.memory_gate()[None, :, None, None], group) * written
-        share = share if past is None else share * past.unsqueeze(-1)
-        return _join(layer, local, far, share, group).transpose(1, 2).to(query.dtype), weights
-    if undo is not None and forward.far is not None:
-        asking = rotate(asking, *compose(undo, forward.far))
-    far, far_mass = rule.read(layer.prepared(dtype), asking.to(dtype), scaling, softcap)
-    if far_mass is None or mass is None:
-        raise TypeError(f"rule {rule.name!r} has neither a gate nor a mass")
-    if past is not None:
-        far_mass = far_mass.masked_fill(~past, float("-inf"))
-    share = _share(far_mass, layer.of_heads(mass, group))
-    return _join(layer, local, far, share, group).transpose(1, 2).to(query.dtype), None
+    if layer.state is not None and layer.seen is not None:
+        far, share = read.memory(layer.seen, mass)
+        part = layer.of_heads(local, read.group)
+        mixed = torch.lerp(part.to(far.dtype), far, share.to(far.dtype)).to(local.dtype)
+        local = layer.put_heads(local, mixed, read.group)
+    return local.transpose(1, 2).to(query.dtype), weights
+
+
+class _Read:
+    """The three parts of one attention with a past: the segment, the carried tokens, the memory.
+
+    Values are (B, H, T, Dv), a mass is the log of a softmax's denominator, (B, H, T): shares follow from masses.
+    """
+
+    def __init__(
+        self, forward: _Forward, module: Any, query: Tensor, undo: Tables | None, kwargs: dict[str, Any]
+    ) -> None:
+        self.forward, self.module, self.query, self.undo = forward, module, query, undo
+        self.layer = forward.layer
+        self.scaling: float = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        self.softcap: float | None = kwargs.get("softcap")
+        self.group = query.shape[1] // self.layer.keys.shape[1]  # query heads per KV head
+        self.dtype = compute_dtype(query)
+        self.reach: int | None = kwargs.get("sliding_window")
+        prefix = self.layer.prefix
+        # Only these models count positions here; tokens that begin every text rest on themselves alone, as ever.
+        self.positions = kwargs["position_ids"] - prefix if prefix or self.reach is not None else None  # (B, T)
+        self.past = self.positions.unsqueeze(1) >= 0 if prefix and self.positions is not None else None  # (B, 1, T)
+
+    def local(
+        self, key: Tensor, value: Tensor, mask: Tensor | None, base: Callable[..., Any], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The segment. No mass but the model's own weights where a gate alone joins it with the past."""
+        query = self.query
+        if self.layer.rule.gated and self.layer.carried is None:
+            values, weights = base(self.module, query, key, value, mask, **kwargs)
+            return values.transpose(1, 2), None, weights
+        values, mass = attention_with_mass(
+            query.to(self.dtype),
+            key.to(self.dtype).repeat_interleave(self.group, dim=1),
+            value.to(self.dtype).repeat_interleave(self.group, dim=1),
+            _bias(mask, self.dtype),
+            self.scaling,
+            self.softcap,
+            causal=mask is None and query.shape[2] > 1,
+        )
+        return values, mass, None
+
+    def carried(self) -> tuple[Tensor, Tensor]:
+        """The carried tokens."""
+        near = self.layer.near(self.dtype, self.forward.before)
+        bias, groups = near.get("bias"), near["keys"].shape[1]
+        if self.reach is not None and self.positions is not None:
+            hidden = too_far(self.positions, near["keys"].shape[2], self.reach)
+            if hidden is not None:
+                hidden = hidden.repeat(1, 1, self.group, 1)  # (B, 1, H/G*T, W)
+                bias = hidden if bias is None else bias + hidden
+        batch, heads, tokens, width = self.query.shape
+        grouped = self.query.to(self.dtype).reshape(batch, groups, -1, width)  # (B, G, H/G*T, D)
+        values, mass = attention_with_mass(grouped, near["keys"], near["values"], bias, self.scaling, self.softcap)
+        return values.reshape(batch, heads, tokens, -1), self._of_the_past(mass.reshape(batch, heads, tokens))
+
+    def memory(self, seen: Tensor, mass: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The memory's values (B, R * group, T, Dv) and their share (..., 1) beside all else, whose mass is given.
+
+        seen: (B,) tokens of the past.
+        """
+        layer, rule = self.layer, self.layer.rule
+        asking = layer.of_heads(self.query, self.group)  # (B, R * group, T, D)
+        if rule.gated:
+            content = asking.float() if self.undo is None else rotate(asking, *self.undo)
+            values = rule.read(layer.prepared(torch.float32), content, self.scaling, self.softcap).values
+            written = (seen > layer.carry)[:, None, None, None]  # (B, 1, 1, 1)
+            share = layer.of_heads(self.module.memory_gate()[None, :, None, None], self.group) * written
+            return values, share if self.past is None else share * self.past.unsqueeze(-1)
+        if self.undo is not None and self.forward.far is not None:
+            asking = rotate(asking, *compose(self.undo, self.forward.far))
+        values, far = rule.read(layer.prepared(self.dtype), asking.to(self.dtype), self.scaling, self.softcap)
+        if far is None or mass is None:
+            raise TypeError(f"rule {rule.name!r} has neither a gate nor a mass")
+        return values, _share(self._of_the_past(far), layer.of_heads(mass, self.group))
+
+    def _of_the_past(self, mass: Tensor) -> Tensor:
+        return mass if self.past is None else mass.masked_fill(~self.past, float("-inf"))
 
 
 def compute_dtype(query: Tensor) -> torch.dtype:
@@ -143,39 +185,9 @@ def compute_dtype(query: Tensor) -> torch.dtype:
     return torch.float32 if query.device.type == "cpu" else query.dtype
 
 
-def _read_carried(
-    forward: _Forward, query: Tensor, hidden: Tensor | None, scaling: float, softcap: float | None
-) -> tuple[Tensor, Tensor]:
-    """What the carried tokens answer to queries (B, H, T, D).
-
-    hidden: (B, 1, T, W), added to the logits. Returns values (B, H, T, Dv) and the log of their softmax's denominator,
-    (B, H, T).
-    """
-    near = forward.layer.near(query.dtype, forward.before)
-    batch, heads, tokens, width = query.shape
-    groups, bias = near["keys"].shape[1], near.get("bias")
-    if hidden is not None:
-        hidden = hidden.repeat(1, 1, heads // groups, 1)  # (B, 1, H/G*T, W)
-        bias = hidden if bias is None else bias + hidden
-    grouped = query.reshape(batch, groups, -1, width)  # (B, G, H/G*T, D)
-    values, mass = attention_with_mass(grouped, near["keys"], near["values"], bias, scaling, softcap)
-    return values.reshape(batch, heads, tokens, -1), mass.reshape(batch, heads, tokens)
-
-
 def _share(part: Tensor, rest: Tensor) -> Tensor:
     """The share of one part of a softmax, (..., T, 1), from the logs of both denominators (..., T)."""
     return torch.sigmoid((part - rest).masked_fill(part.isneginf(), float("-inf"))).unsqueeze(-1)
-
-
-def _join(layer: InfiniLayer, local: Tensor, memory: Tensor, share: Tensor, group: int) -> Tensor:
-    """`local` (B, H, T, Dv) with `share` of `memory` (B, R * group, T, Dv) mixed into the remembering heads."""
-    part = layer.of_heads(local, group)
-    mixed = torch.lerp(part.to(memory.dtype), memory, share.to(memory.dtype)).to(local.dtype)
-    return layer.put_heads(local, mixed, group)
-
-
-def _per_query_head(x: Tensor, query: Tensor) -> Tensor:
-    return x.repeat_interleave(query.shape[1] // x.shape[1], dim=1)
 
 
 def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
