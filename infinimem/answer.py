@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .passages import Passage
+from .prompts import NOT_SAID
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,24 @@ class Answer:
     passages: list[Passage] = field(default_factory=list)
     question: str | None = None
 
+    @property
+    def found(self) -> bool:
+        """Whether the text is an answer, rather than the sentence that says that there is none."""
+        return is_answer(self.text)
+
     def __str__(self) -> str:
         return self.text
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: answer, mode, passages."""
-        return {"answer": self.text, "mode": self.mode, "passages": [p.to_dict() for p in self.passages]}
+        """Plain values for JSON: answer, found, mode, passages."""
+        return {
+            "answer": self.text,
+            "found": self.found,
+            "mode": self.mode,
+            "passages": [p.to_dict() for p in self.passages],
+        }
+
+
+def is_answer(text: str) -> bool:
+    """False where the text says, as the prompt asks for, that the document does not."""
+    return not text.strip().casefold().startswith(NOT_SAID.rstrip(".").casefold())

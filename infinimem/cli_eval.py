@@ -170,9 +170,9 @@ def eval_babi(
 @click.argument("data", type=path_type)
 @click.option("--limit", type=click.IntRange(min=1), help="Questions in all, spread evenly over the documents.")
 @click.option("--documents", type=click.IntRange(min=1), help="Documents to use, the first in the file; default: all.")
-@click.option("--modes", default="none,memory,other,recall,gold", show_default=True,
+@click.option("--modes", default="none,memory,other,recall,absent,gold", show_default=True,
               help="none: no document; memory: the memory alone; other: another document's memory; recall: from the "
-              "best passages; gold: from the right paragraph.")  # fmt: skip
+              "best passages; absent: from those of another document; gold: from the right paragraph.")  # fmt: skip
 @click.option("-k", type=click.IntRange(min=1), default=4, show_default=True, help="Passages for recall.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=32, show_default=True)
 @seed_option
@@ -214,7 +214,43 @@ def eval_qa(
     )
     for mode, scores in result["modes"].items():
         low, high = scores["interval"]
-        click.echo(f"{mode:<6} F1 {scores['f1']:.3f} ({low:.3f} to {high:.3f}), exact match {scores['em']:.3f}")
+        click.echo(
+            f"{mode:<6} F1 {scores['f1']:.3f} ({low:.3f} to {high:.3f}), exact match {scores['em']:.3f}, "
+            f"not found {scores['not_found']:.0%}"
+        )
     for pair, difference in result["differences"].items():
         low, high = difference["interval"]
         click.echo(f"{pair.replace('-', ' - ')}: F1 {difference['f1']:+.3f} ({low:+.3f} to {high:+.3f})")
+
+
+@evaluate.command("retrieval")
+@click.argument("data", type=path_type)
+@click.option("--limit", type=click.IntRange(min=1), help="Questions in all, spread evenly over the documents.")
+@click.option("--documents", type=click.IntRange(min=1), help="Documents to use, the first in the file; default: all.")
+@click.option("--systems", default="lexical,bm25,minilm", show_default=True,
+              help="lexical: what retrieve does; bm25: the library bm25s as it comes; minilm: embeddings of "
+              "all-MiniLM-L6-v2 (extra eval).")  # fmt: skip
+@seed_option
+@json_option
+def eval_retrieval(
+    data: Path, limit: int | None, documents: int | None, systems: str, seed: int, as_json: bool
+) -> None:
+    """Find the passages that answer the questions of a .jsonl(.gz), each in its document, beside other systems."""
+    from .evaluate.qa import load_documents
+    from .evaluate.retrieval import retrieval
+
+    found = load_documents(data)[:documents]
+    with counter("questions", as_json) as count:
+        result = retrieval(found, systems=_names(systems), limit=limit, seed=seed, on_question=count)
+    if as_json:
+        print_json(result)
+        return
+    click.echo(
+        f"{result['questions']:,} questions about {result['documents']:,} documents of {result['passages']:,} passages"
+    )
+    for system, scores in result["systems"].items():
+        low, high = scores["recall@1_interval"]
+        click.echo(
+            f"{system:<7} recall@1 {scores['recall@1']:.3f} ({low:.3f} to {high:.3f}), @3 {scores['recall@3']:.3f}, "
+            f"@5 {scores['recall@5']:.3f}, MRR {scores['mrr']:.3f}"
+        )

@@ -187,3 +187,7 @@ class MergeMismatch(InfinimemError):
 
 class LangChainMissing(InfinimemError, ImportError):
     """A LangChain component was asked for, but the package langchain-infinimem cannot be imported."""
+
+
+class MiniLmMissing(InfinimemError, ImportError):
+    """A measurement beside MiniLM was asked for, but the package with its weights is not installed."""

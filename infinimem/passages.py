@@ -94,6 +94,19 @@ class PassageCutter:
         return [Passage(text, self.source, self.page, start, start + len(text), self.title)]
 
 
+def cut(text: str, source: str) -> list[Passage]:
+    """The passages of one text without pages, as reading it cuts them."""
+    cutter = PassageCutter()
+    cutter.open(source)
+    return cutter.feed(text) + cutter.end_page()
+
+
+def holding(passages: Sequence[Passage], spans: Sequence[tuple[int, int]], answers: Sequence[str]) -> list[int]:
+    """Indexes of the passages in these spans of characters that hold an answer; all there if none does literally."""
+    inside = [i for i, p in enumerate(passages) if any(p.start < end and start < p.end for start, end in spans)]
+    return [i for i in inside if any(answer in passages[i].text for answer in answers)] or inside
+
+
 def pack(passages: Sequence[Passage]) -> np.ndarray:
     """Passages as one array of compressed bytes, (N,) uint8."""
     rows = [[p.source, p.page, p.title, p.start, p.end, p.text] for p in passages]

@@ -22,13 +22,13 @@ class Ranker(Protocol):
 
 
 class LexicalRanker:
-    """BM25 over stemmed words."""
+    """BM25 over stemmed words; stem: False leaves them as they are."""
 
-    def __init__(self, passages: Sequence[Passage]) -> None:
+    def __init__(self, passages: Sequence[Passage], stem: bool = True) -> None:
         import bm25s
         import Stemmer
 
-        self._stemmer = Stemmer.Stemmer("english")
+        self._stemmer = Stemmer.Stemmer("english").stemWords if stem else None
         self._size = len(passages)
         texts = [f"{p.title}\n{p.text}" if p.title else p.text for p in passages]
         words = self._words(texts)
@@ -41,9 +41,7 @@ class LexicalRanker:
     def _words(self, texts: list[str]) -> list[list[str]]:
         import bm25s
 
-        split = bm25s.tokenize(
-            texts, stopwords="en", stemmer=self._stemmer.stemWords, return_ids=False, show_progress=False
-        )
+        split = bm25s.tokenize(texts, stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False)
         return [list(words) for words in split]
 
     def rank(self, query: str, k: int) -> list[tuple[int, float]]:

@@ -16,6 +16,7 @@ from conftest import TEXT
 
 from infinimem import DocumentMemory
 from infinimem.cli import main
+from infinimem.evaluate.qa import MODES
 
 STORY = TEXT * 3 + "The captain of the Heron was called Odile Marchetti. " + TEXT * 2
 
@@ -200,8 +201,8 @@ def test_eval_qa_has_the_documented_keys(tiny_directory: Path, tmp_path: Path) -
     path.write_bytes(gzip.compress("".join(json.dumps({"title": t, **row}) + "\n" for t in "ABC").encode()))
     arguments = ["eval", "qa", path, "-m", tiny_directory, "--documents", 2, "--max-new-tokens", 4]
     shown = as_json(*arguments)
-    assert list(shown["modes"]) == ["none", "memory", "other", "recall", "gold"] and shown["questions"] == 2
-    assert all({"f1", "em", "interval"} <= set(scores) for scores in shown["modes"].values())
+    assert list(shown["modes"]) == list(MODES) and shown["questions"] == 2
+    assert all({"f1", "em", "interval", "not_found"} <= set(scores) for scores in shown["modes"].values())
     assert set(shown["differences"]) == {"memory-none", "memory-other"}
     out = infinimem(*arguments, "--modes", "none,memory").stdout
     assert "none   F1" in out and "memory - none: F1" in out and "gold" not in out

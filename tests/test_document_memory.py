@@ -14,7 +14,7 @@ from conftest import TEXT, MakeModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infinimem import DocumentMemory, InfinimemError, Progress
+from infinimem import Answer, DocumentMemory, InfinimemError, Progress
 from infinimem.errors import (
     DamagedMemoryFile,
     EmptyQuestion,
@@ -28,6 +28,7 @@ from infinimem.errors import (
 )
 from infinimem.memory_file import read_memory_file
 from infinimem.model import InfiniModel
+from infinimem.prompts import NOT_SAID
 
 RULES = ["slots", "linear", "delta"]
 STORY = (
@@ -217,9 +218,25 @@ def test_answers_cite_source_page_and_text(model: InfiniModel, book: Path) -> No
     answer = memory.ask("How much does the harbour bell weigh?", k=2, max_new_tokens=5)
     top = answer.passages[0]
     assert (top.source, top.page) == ("book.txt", 1) and "ninety kilograms" in top.text and top.score > 0
-    assert set(answer.to_dict()) == {"answer", "mode", "passages"}
+    assert set(answer.to_dict()) == {"answer", "found", "mode", "passages"}
     assert {"text", "source", "page", "score"} <= set(answer.to_dict()["passages"][0])
     json.dumps(answer.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (NOT_SAID, False),
+        (" the document does not say", False),
+        (f"{NOT_SAID} It may be glycerine.", False),
+        ("glycerine", True),
+        ("", True),
+        ("He said: the document does not say.", True),
+    ],
+)
+def test_an_answer_says_whether_it_is_one(text: str, found: bool) -> None:
+    answer = Answer(text, "recall")
+    assert answer.found is found and answer.to_dict()["found"] is found
 
 
 def test_memory_mode_shows_no_passages_but_depends_on_the_document(make_model: MakeModel) -> None:

@@ -13,8 +13,18 @@ from conftest import TEXT, MakeModel
 from infinimem import DocumentMemory
 from infinimem.errors import InvalidSetting, SourceNotFound, UnsupportedSource
 from infinimem.evaluate import qa as qa_module
-from infinimem.evaluate.qa import Document, Question, choose_questions, exact_match, f1, load_documents, qa
-from infinimem.prompts import encode_chat, memory_messages, recall_messages
+from infinimem.evaluate.intervals import wilson
+from infinimem.evaluate.qa import (
+    ELSEWHERE,
+    Document,
+    Question,
+    choose_questions,
+    exact_match,
+    f1,
+    load_documents,
+    qa,
+)
+from infinimem.prompts import NOT_SAID, encode_chat, memory_messages, recall_messages
 
 SQUAD = {
     "title": "Ships",
@@ -171,7 +181,8 @@ def test_each_mode_asks_what_it_says(make_model: MakeModel, monkeypatch: pytest.
     for i, document in enumerate(docs):
         for question in document.questions:
             memories = [(mode, name) for text, mode, name in asked if text == question.text]
-            assert sorted(memories) == sorted([("memory", f"D{i}"), ("recall", f"D{i}"), ("memory", f"D{(i - 1) % 3}")])
+            own, before = f"D{i}", f"D{(i - 1) % 3}"
+            assert sorted(memories) == sorted((mode, name) for name in (own, before) for mode in ("memory", "recall"))
     assert prompts[0] in ([*memory_messages("Question 0 of 0?")], [*memory_messages("Question 1 of 0?")])
     assert sum("The name is N" in prompt[-1]["content"] for prompt in prompts) == 6 and len(prompts) == 12
     scores = result["modes"]
@@ -195,15 +206,26 @@ def test_answers_are_those_of_the_public_api(make_model: MakeModel) -> None:
     result = qa(model, docs, max_new_tokens=6)
     chosen = choose_questions(docs, None, 0)
     memories = [DocumentMemory.from_text(d.text, name=d.title, model=model) for d in chosen]
-    for mode, which in (("memory", (0, 1)), ("other", (1, 0)), ("recall", (0, 1))):
+    for mode, which in (("memory", (0, 1)), ("other", (1, 0)), ("recall", (0, 1)), ("absent", (1, 0))):
         said = [row["answer"] for row in result["answers"][mode]]
         expected = [
-            memories[which[i]].ask(q.text, mode=mode.replace("other", "memory"), max_new_tokens=6).text
+            memories[which[i]].ask(q.text, mode=ELSEWHERE.get(mode, mode), max_new_tokens=6).text
             for i, document in enumerate(chosen)
             for q in document.questions
         ]
         assert said == expected
     assert [row["answer"] for row in result["answers"]["memory"]] != [r["answer"] for r in result["answers"]["other"]]
+
+
+def test_the_share_of_answers_that_say_there_is_none_is_reported(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = iter([NOT_SAID, "N0", "the document does not say", f"{NOT_SAID} Perhaps N0."])
+    monkeypatch.setattr(qa_module, "_from_prompts", lambda model, messages, count: [next(said) for _ in messages])
+    result = qa(make_model(), documents(4), modes=["gold"])
+    assert [row["found"] for row in result["answers"]["gold"]] == [False, True, False, False]
+    scores = result["modes"]["gold"]
+    assert scores["not_found"] == 3 / 4 and scores["not_found_interval"] == pytest.approx(wilson(3, 4))
 
 
 def test_none_and_memory_share_a_prompt_and_gold_shows_one_passage(make_model: MakeModel) -> None:

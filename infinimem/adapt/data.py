@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TrainingDataError
-from ..passages import Passage, PassageCutter
+from ..passages import Passage, cut, holding
 from ..recall import LexicalRanker
 from .samples import Bench
 
@@ -108,9 +108,7 @@ class Document:
     def passages(self) -> tuple[list[Passage], LexicalRanker]:
         """Passages as reading the document cuts them, and their ranking as `retrieve` makes it."""
         if self._ranked is None:
-            cutter = PassageCutter()
-            cutter.open(self.title)
-            passages = cutter.feed(SEPARATOR.join(self.paragraphs)) + cutter.end_page()
+            passages = cut(SEPARATOR.join(self.paragraphs), self.title)
             self._ranked = (passages, LexicalRanker(passages))
         return self._ranked
 
@@ -120,9 +118,7 @@ class Document:
         for paragraph in self.paragraphs:
             starts.append(starts[-1] + len(paragraph) + len(SEPARATOR))
         spans = [(starts[i], starts[i] + len(self.paragraphs[i])) for i in question.paragraphs]
-        passages = self.passages()[0]
-        about = [i for i, p in enumerate(passages) if any(p.start < end and start < p.end for start, end in spans)]
-        return [i for i in about if any(answer in passages[i].text for answer in question.answers)] or about
+        return holding(self.passages()[0], spans, question.answers)
 
 
 def read_questions(path: Path) -> list[Document]:

@@ -4,6 +4,7 @@
 - memory: the compressive memory alone
 - other: the memory of another document, the same way; what any memory does to the answers
 - recall: `DocumentMemory.ask`, from the best passages
+- absent: the same of another document, so that the right answer is that it does not say
 - gold: the paragraph that holds the answer, as the only passage; what a perfect retriever would reach
 
 none, memory and other ask with one and the same prompt.
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..answer import is_answer
 from ..asking import checked_question
 from ..errors import EmptyQuestion, InvalidSetting, UnsupportedSource
 from .data import read_json_lines
@@ -29,18 +31,22 @@ if TYPE_CHECKING:
     from ..document_memory import DocumentMemory
     from ..model import InfiniModel
 
-MODES = ("none", "memory", "other", "recall", "gold")
+MODES = ("none", "memory", "other", "recall", "absent", "gold")
+# Modes that ask another document.
+ELSEWHERE = {"other": "memory", "absent": "recall"}
 BATCH = 8  # questions decoded together
+SEPARATOR = "\n\n"  # between paragraphs
 GOLD_CHARACTERS = 1500  # of a longer paragraph, so much around the answer
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its accepted answers, and the text that holds them."""
+    """A question, its accepted answers, and the text that holds them: `gold`, at `spans` of the document."""
 
     text: str
     answers: tuple[str, ...]
     gold: str
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,36 +85,42 @@ def _document(row: dict[str, Any], number: int) -> Document:
     title = next((name for key in ("title", "id") if (name := str(row.get(key) or "").strip())), str(number))
     if "passage" in row:
         passage = str(row["passage"])
-        return Document(title, passage, (_question(row, passage),))
+        return Document(title, passage, (_question(row, passage, [(0, len(passage))]),))
     if "paragraphs" in row:
         paragraphs = [str(paragraph) for paragraph in row["paragraphs"]]
+        text, starts = SEPARATOR.join(paragraphs), [0]
+        for paragraph in paragraphs:
+            starts.append(starts[-1] + len(paragraph) + len(SEPARATOR))
         found = []
         for qa in row["qas"]:
             places = qa["paragraphs"] if "paragraphs" in qa else [qa["paragraph"]]
-            found.append(_question(qa, "\n\n".join(paragraphs[int(place)] for place in places)))
-        return Document(title, "\n\n".join(paragraphs), tuple(found))
+            about = [range(len(paragraphs))[int(place)] for place in places]
+            found.append(_question(qa, text, [(starts[i], starts[i] + len(paragraphs[i])) for i in about]))
+        return Document(title, text, tuple(found))
     text = str(row["document"])
-    return Document(title, text, tuple(_question(qa, _around(text, int(qa["answer_start"][0]))) for qa in row["qas"]))
+    return Document(
+        title, text, tuple(_question(qa, text, [_around(text, int(qa["answer_start"][0]))]) for qa in row["qas"])
+    )
 
 
-def _question(row: dict[str, Any], gold: str) -> Question:
-    answers = row["answers"]
-    if not isinstance(answers, list) or not answers or not gold.strip():
+def _question(row: dict[str, Any], text: str, spans: list[tuple[int, int]]) -> Question:
+    answers, gold = row["answers"], SEPARATOR.join(text[start:end] for start, end in spans).strip()
+    if not isinstance(answers, list) or not answers or not gold:
         raise ValueError("a question needs a list of answers, and text that holds them")
     try:
-        text = checked_question(str(row["question"]))
+        asked = checked_question(str(row["question"]))
     except EmptyQuestion as error:
         raise ValueError(f"a question has no words in it: {row['question']!r}") from error
-    return Question(text, tuple(map(str, answers)), gold)
+    return Question(asked, tuple(map(str, answers)), gold, tuple(spans))
 
 
-def _around(text: str, place: int) -> str:
-    """The paragraph at this character; of a very long one, the text around it."""
-    start, end = text.rfind("\n\n", 0, place) + 1, text.find("\n\n", place)
+def _around(text: str, place: int) -> tuple[int, int]:
+    """The span of the paragraph at this character; of a very long one, of the text around it."""
+    start, end = text.rfind(SEPARATOR, 0, place) + 1, text.find(SEPARATOR, place)
     end = len(text) if end < 0 else end
     if end - start > GOLD_CHARACTERS:
         start, end = max(start, place - GOLD_CHARACTERS // 2), min(end, place + GOLD_CHARACTERS // 2)
-    return text[start:end].strip()
+    return start, end
 
 
 def choose_questions(documents: Sequence[Document], limit: int | None, seed: int) -> list[Document]:
@@ -144,9 +156,9 @@ def qa(
     """F1 and exact match, as SQuAD scores them, of the answers to questions in each mode (see above).
 
     Every document is read once. limit: questions in all, spread evenly over the documents. k: passages for recall.
-    Answers are decoded greedily. Intervals are 95 %: bootstrap over questions for F1 (`interval`) and for its
-    differences of memory to none and to other, question by question; Wilson's for exact match (`em_interval`).
-    Raises InvalidSetting.
+    Answers are decoded greedily; `not_found` is the share of those that say that the document does not. Intervals are
+    95 %: bootstrap over questions for F1 (`interval`) and for its differences of memory to none and to other, question
+    by question; Wilson's for exact match (`em_interval`) and `not_found`. Raises InvalidSetting.
     """
     unknown = [mode for mode in modes if mode not in MODES]
     if unknown or not modes:
@@ -154,14 +166,17 @@ def qa(
     if limit is not None and limit < 1:
         raise InvalidSetting(f"limit is {limit}; ask at least one question")
     chosen = choose_questions(documents, limit, seed)
-    needed = 2 if "other" in modes else 1
+    elsewhere = [mode for mode in ELSEWHERE if mode in modes]
+    needed = 2 if elsewhere else 1
     if len(chosen) < needed <= len(documents):
         raise InvalidSetting(
-            f"--limit {limit} leaves {len(chosen)} of {len(documents)} documents, and mode other needs two; raise the "
-            "limit, or leave mode other out"
+            f"--limit {limit} leaves {len(chosen)} of {len(documents)} documents, and mode {elsewhere[0]} needs two; "
+            "raise the limit, or leave that mode out"
         )
     if len(chosen) < needed:
-        raise InvalidSetting(f"there are {len(chosen)} documents with questions; mode other needs two, all others one")
+        raise InvalidSetting(
+            f"there are {len(chosen)} documents with questions; {' and '.join(ELSEWHERE)} need two, other modes one"
+        )
     asked = [mode for mode in MODES if mode in modes]
     total, done = len(asked) * sum(len(document.questions) for document in chosen), 0
     said: dict[str, dict[int, list[str]]] = {mode: {} for mode in asked}
@@ -193,6 +208,7 @@ def _rows(documents: Sequence[Document], said: dict[int, list[str]]) -> Iterator
                 "answer": answer,
                 "f1": f1(answer, question.answers),
                 "em": exact_match(answer, question.answers),
+                "found": is_answer(answer),
             }
 
 
@@ -214,7 +230,7 @@ def _answers(
     previous: DocumentMemory | None = None
     for index, document in enumerate(documents):
         memory: DocumentMemory | None = None
-        if {"memory", "other", "recall"} & set(modes):
+        if set(modes) - {"none", "gold"}:
             memory = DocumentMemory.from_text(document.text, name=document.title, model=model)
         for mode in modes:
             if mode == "none":
@@ -226,14 +242,15 @@ def _answers(
                     for q in document.questions
                 ]
                 yield index, mode, _from_prompts(model, prompts, max_new_tokens)
-            elif mode != "other" and memory is not None:
+            elif mode not in ELSEWHERE and memory is not None:
                 yield index, mode, from_memory(memory, document, mode)
             elif previous is not None:
-                yield index, mode, from_memory(previous, document, "memory")
+                yield index, mode, from_memory(previous, document, ELSEWHERE[mode])
         previous = memory
-    if "other" in modes and previous is not None:
-        # The first document has none before it; it asks the last one's memory.
-        yield 0, "other", from_memory(previous, documents[0], "memory")
+    for mode in ELSEWHERE:
+        if mode in modes and previous is not None:
+            # The first document has none before it; it asks the last one's memory.
+            yield 0, mode, from_memory(previous, documents[0], ELSEWHERE[mode])
 
 
 def _from_prompts(model: InfiniModel, prompts: Sequence[Any], max_new_tokens: int) -> list[str]:
@@ -277,11 +294,14 @@ def _overlap(said: list[str], expected: list[str]) -> float:
 
 def _scores(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     overlaps, exact = [row["f1"] for row in rows], [row["em"] for row in rows]
+    silent = [float(not row["found"]) for row in rows]
     return {
         "f1": mean(overlaps),
         "em": mean(exact),
         "interval": bootstrap(overlaps, seed),
         "em_interval": wilson(int(sum(exact)), len(exact)),
+        "not_found": mean(silent),
+        "not_found_interval": wilson(int(sum(silent)), len(silent)),
     }
 
 

