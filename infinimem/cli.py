@@ -48,15 +48,19 @@ file_argument = click.argument("file", type=click.Path(path_type=Path))
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The memory file to write.")
 @model_options
 @click.option("--no-passages", is_flag=True, help="Keep the compressive memory alone, no text.")
+@click.option("--resume", is_flag=True, help="Go on where an interrupted ingest into the same file stopped.")
 @json_option
 def ingest(
     sources: tuple[str, ...],
     output: Path,
     load_model: LoadModel,
     no_passages: bool,
+    resume: bool,
     as_json: bool,
 ) -> None:
     """Read documents into a memory file.
+
+    While reading goes on, FILE.partial keeps what was read so far.
 
     SOURCE is a PDF, EPUB, HTML, Markdown or text file, a directory, or a quoted glob pattern.
 
@@ -65,22 +69,37 @@ def ingest(
     infinimem ingest 'papers/**/*.pdf' notes.md -o library.safetensors
     """
     from .document_memory import DocumentMemory
-    from .memory_file import check_writable
+    from .memory_file import check_writable, read_memory_file
     from .readers import find_sources, open_source
 
     check_writable(output)
     for path in find_sources(sources):
         open_source(path)
     loaded = load_model()
+    partial = output.with_name(f"{output.name}.partial")
+    known = int(read_memory_file(partial).reading["tokens"]) if resume and partial.exists() else 0
     started = time.perf_counter()
-    memory = DocumentMemory.ingest(sources, model=loaded, passages=not no_passages, progress=not as_json)
-    seconds = time.perf_counter() - started
-    file_bytes = memory.save(output)
+    try:
+        memory = DocumentMemory.ingest(
+            sources,
+            model=loaded,
+            passages=not no_passages,
+            progress=not as_json,
+            checkpoint=partial,
+            resume=resume,
+        )
+        seconds = time.perf_counter() - started
+        file_bytes = memory.save(output)
+    except (InfinimemError, KeyboardInterrupt):
+        if partial.exists():
+            click.echo(f"What was read so far is in {partial}; go on with --resume.", err=True)
+        raise
+    partial.unlink(missing_ok=True)
     info = memory.info()
     result = {
         "tokens": info["tokens"],
         "seconds": round(seconds, 3),
-        "tokens_per_second": round(info["tokens"] / seconds, 1),
+        "tokens_per_second": round((info["tokens"] - known) / seconds, 1),
         "pages": info["pages"],
         "passages": info["passages"],
         "memory_bytes": info["memory_bytes"],

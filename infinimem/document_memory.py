@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 from .answer import Answer
 from .asking import Prompt, checked_question, fit_prompt, pieces_async
 from .chat import REPLY, Conversation, Reply, complete, conversation
+from .checkpoint import Checkpoint
 from .errors import EmptySource, InvalidSetting, MergeMismatch, ModelMismatch, NoPassages
 from .generation import Continuation, Decoding, continue_texts
 from .langchain import component
 from .memory_file import MemoryFile, differences, read_memory_file
 from .passages import Passage
 from .prompts import told
-from .readers import find_sources, open_source
+from .readers import Source, find_sources, open_source
 from .reading import (
     ProgressCallback,
     Reading,
@@ -38,6 +39,7 @@ from .reading import (
     feed,
     pieces,
     read_source,
+    to_file,
 )
 from .recall import LexicalRanker, Ranker, central_passages
 
@@ -83,6 +85,8 @@ class DocumentMemory:
         progress: bool | ProgressCallback = False,
         device: str | None = None,
         adapter: PathLike | None = None,
+        checkpoint: PathLike | None = None,
+        resume: bool = False,
     ) -> DocumentMemory:
         """Read files (PDF, EPUB, HTML, Markdown, text), directories or glob patterns, once.
 
@@ -91,10 +95,15 @@ class DocumentMemory:
         512 by default. carry: last tokens that stay as they are, 256 by default (0 under the paper's rules). passages:
         also keep the text, for citations and `mode="recall"`. progress: True for a bar on standard error, or a function
         that takes a `Progress`. adapter: a directory, "none", or None for the one that belongs to the default model;
-        rule and settings are by default those it was trained with.
+        rule and settings are by default those it was trained with. checkpoint: a file that keeps what was read so far,
+        written every 32 segments and never deleted. resume: go on from it, if it is there, to the same memory that
+        reading without a break would give; source files, model and settings must be the same.
 
-        Raises the SourceError, ModelError, AdapterError or InvalidSetting that names the cause.
+        Raises the SourceError, ModelError, AdapterError or InvalidSetting that names the cause; CheckpointMismatch;
+        TargetNotWritable for the checkpoint.
         """
+        if resume and checkpoint is None:
+            raise InvalidSetting("there is nothing to resume from; name the checkpoint that was written while reading")
         opened = [open_source(path) for path in find_sources(_paths(sources))]
         memory = cls._empty(
             passages,
@@ -106,7 +115,8 @@ class DocumentMemory:
             device=device,
             adapter=adapter,
         )
-        memory._read(opened, progress)
+        kept = None if checkpoint is None else Checkpoint(Path(checkpoint))
+        memory._read(opened, progress, kept, resume=resume and kept is not None and kept.path.exists())
         return memory
 
     @classmethod
@@ -176,13 +186,24 @@ class DocumentMemory:
                 feed(reading, record, piece)
             self._record, self._reading, self._file = record, reading, None
 
-    def _read(self, opened: Sequence[Any], progress: bool | ProgressCallback) -> None:
+    def _read(
+        self,
+        opened: Sequence[Source],
+        progress: bool | ProgressCallback,
+        checkpoint: Checkpoint | None = None,
+        resume: bool = False,
+    ) -> None:
         from .progress import reading_progress
 
         with self._lock, reading_progress(progress) as on_progress:
-            record, reading = self._record.copy(), self._open().copy()
-            for source in opened:
-                read_source(reading, record, source, on_progress)
+            record, reading, begun = self._record.copy(), self._open().copy(), 0
+            if checkpoint is not None and resume:
+                reading, record = checkpoint.resume(reading, record, opened)
+                begun = len(record.sources)
+            keep = None if checkpoint is None else checkpoint.keep
+            for number, source in enumerate(opened, start=1):
+                if number >= begun:
+                    read_source(reading, record, source, on_progress, keep, resumed=number == begun)
             self._record, self._reading, self._file = record, reading, None
 
     @classmethod
@@ -253,18 +274,8 @@ class DocumentMemory:
         with self._lock:
             if self._file is not None:
                 return self._file
-            reading = self._open()
-            file = MemoryFile(
-                model=reading.model.name,
-                identity=reading.model.identity(),
-                adapter=reading.model.adapter_name,
-                sources=[vars(source) for source in self._record.copy().sources],
-                reading={},
-                passages=self._record.pack(),
-            )
-            reading.write_to(file, self._record)
-            self._file = file
-            return file
+            self._file = to_file(self._open(), self._record)
+            return self._file
 
     def _load_model(self, name: str | os.PathLike[str] | None) -> InfiniModel:
         from .model import shared_model

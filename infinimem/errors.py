@@ -173,6 +173,10 @@ class ModelMismatch(MemoryFileError):
     """The memory was written by another model, rule or setting than the one it is loaded with."""
 
 
+class CheckpointMismatch(MemoryFileError):
+    """Reading cannot go on from a checkpoint that was begun with other sources, another model or other settings."""
+
+
 class TargetNotWritable(MemoryFileError):
     """A memory file, or what training leaves behind, cannot be written there."""
 

@@ -19,6 +19,7 @@ This module needs neither torch nor a model.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -352,6 +353,13 @@ def _temporary_beside(target: Path) -> Path:
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return temporary
+
+
+def remove_strays(path: Path) -> None:
+    """Remove what writers of this file that were killed have left beside it. No other may be writing it now."""
+    target = Path(os.path.realpath(path))
+    for stray in target.parent.glob(f".{glob.escape(target.name[:100])}.{'[0-9a-f]' * 16}.tmp"):
+        stray.unlink(missing_ok=True)
 
 
 def _sync_directory(directory: Path) -> None:

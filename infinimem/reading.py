@@ -194,19 +194,58 @@ class Reading:
         }
 
 
-def read_source(reading: Reading, record: Record, source: Source, on_progress: ProgressCallback | None) -> None:
-    """Read one file into the memory, page by page."""
-    begin_source(reading, record, SourceRecord(source.name, source.kind, source.sha256))
+def to_file(reading: Reading, record: Record) -> MemoryFile:
+    """The memory file of what was read, passages included."""
+    file = MemoryFile(
+        model=reading.model.name,
+        identity=reading.model.identity(),
+        adapter=reading.model.adapter_name,
+        sources=[vars(source) for source in record.copy().sources],
+        reading={},
+        passages=record.pack(),
+    )
+    reading.write_to(file, record)
+    return file
+
+
+def read_source(
+    reading: Reading,
+    record: Record,
+    source: Source,
+    on_progress: ProgressCallback | None,
+    on_piece: Callable[[Reading, Record], None] | None = None,
+    resumed: bool = False,
+) -> None:
+    """Read one file into the memory, page by page.
+
+    on_piece: is called whenever some more text was read. resumed: it is the record's last source, of which as many
+    characters as the record says were read before.
+    """
+    if not resumed:
+        begin_source(reading, record, SourceRecord(source.name, source.kind, source.sha256))
+    entry = record.sources[-1]
+    known = entry.characters
     started, before = time.perf_counter(), reading.tokens
-    for page in read_pages(source):
-        read_page(reading, record, page)
+    for index, page in enumerate(read_pages(source)):
+        size = len(page.text) + (len(SEPARATOR) if index else 0)
+        if known >= size:
+            known -= size
+            continue
+        if not known:
+            begin_page(reading, record, page)
+        rest = page.text[-(size - known) :] if known else page.text
+        known = 0
+        for piece in pieces(rest):
+            feed(reading, record, piece)
+            if on_piece is not None:
+                on_piece(reading, record)
         if on_progress is not None:
             on_progress(
                 Progress(
                     source.name,
                     page.number,
                     source.page_count,
-                    record.sources[-1].characters,
+                    entry.characters,
                     source.size,
                     reading.tokens - before,
                     time.perf_counter() - started,
@@ -215,16 +254,14 @@ def read_source(reading: Reading, record: Record, source: Source, on_progress: P
     record.end_page()
 
 
-def read_page(reading: Reading, record: Record, page: Page) -> None:
-    """Read one page of the current source."""
+def begin_page(reading: Reading, record: Record, page: Page) -> None:
+    """Begin a page of the current source, separated from the one before."""
     entry = record.sources[-1]
     if entry.pages:
         record.end_page()
         feed(reading, record, SEPARATOR)
     entry.pages += 1
     record.cutter.page, record.cutter.title = page.number, page.title
-    for piece in pieces(page.text):
-        feed(reading, record, piece)
 
 
 def begin_source(reading: Reading, record: Record, source: SourceRecord) -> None:
@@ -240,7 +277,7 @@ def feed(reading: Reading, record: Record, text: str) -> None:
     reading.feed(text)
 
 
-def pieces(text: str, size: int = 1 << 16) -> Iterator[str]:
+def pieces(text: str, size: int = 1 << 14) -> Iterator[str]:
     """A long text in pieces that are tokenized one after the other."""
     for start in range(0, len(text), size):
         yield text[start : start + size]
