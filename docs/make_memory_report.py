@@ -303,12 +303,13 @@ def qa_table(found: Sequence[Result]) -> str:
         for mode, scores in one["modes"].items():
             low, high = scores["interval"]
             f1 = f"{scores['f1']:.3f} ({low:.3f} to {high:.3f})"
-            rows.append([one.measurement.about["data"], mode, str(one["questions"]), f1, f"{scores['em']:.3f}"])
+            silent = f"{scores['not_found']:.0%}"
+            rows.append([one.measurement.about["data"], mode, str(one["questions"]), f1, f"{scores['em']:.3f}", silent])
         for pair, gain in one["differences"].items():
             low, high = gain["interval"]
             f1 = f"{gain['f1']:+.3f} ({low:+.3f} to {high:+.3f})"
-            rows.append([one.measurement.about["data"], pair.replace("-", " - "), str(one["questions"]), f1, ""])
-    return table(["data", "mode", "questions", "F1", "exact match"], rows)
+            rows.append([one.measurement.about["data"], pair.replace("-", " - "), str(one["questions"]), f1, "", ""])
+    return table(["data", "mode", "questions", "F1", "exact match", "says there is none"], rows)
 
 
 # Plots

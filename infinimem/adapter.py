@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 NO_ADAPTER = "none"
 SHIPPED = Path(__file__).parent / "adapters"
 # What the default model wears. Memory files name it, so another one gets another name and this one stays.
-DEFAULT_ADAPTER: str | None = "smollm2-135m-instruct-1"
+DEFAULT_ADAPTER: str | None = "smollm2-135m-instruct-2"
 CONFIG_FILE, LORA_FILE, MEMORY_FILE = "adapter_config.json", "adapter_model.safetensors", "memory.safetensors"
 TRAINED = f"{PREFIX}trained"
 MAX_CONFIG_BYTES = 1 << 20

@@ -87,7 +87,7 @@ def _dequantize(gguf: Path, target: Path) -> None:
 
     building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        with _quiet():
+        with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             config = loaded.config
             # A model that says it is quantized refuses to be saved; these weights no longer are.
@@ -171,7 +171,7 @@ def _load(
     if not directory and (where.startswith((".", "/", "~")) or where.count("/") > 1 or not where):
         raise ModelNotFound(f"no model directory is at '{where}'; give a directory with config.json, or a hub id")
     local = directory or not fetch or not _hub_reachable()
-    with _quiet():
+    with quiet():
         try:
             config = AutoConfig.from_pretrained(where, local_files_only=local, trust_remote_code=False)
         except (OSError, ValueError) as error:
@@ -247,7 +247,7 @@ def best_dtype(device: str | torch.device = "cpu") -> torch.dtype:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bars and notices, and with its settings as they were afterwards."""
     from transformers.utils import logging as transformers_logging
 

