@@ -202,8 +202,8 @@ def summarize(
 
     answer = DocumentMemory.load(file, model=model, adapter=adapter).summarize(focus, max_new_tokens=max_new_tokens)
     if as_json:
-        shown = answer.to_dict()
-        print_json({"summary": shown.pop("answer"), "focus": focus, **shown})
+        passages = [passage.to_dict() for passage in answer.passages]
+        print_json({"summary": answer.text, "focus": focus, "mode": answer.mode, "passages": passages})
         return
     click.echo(answer.text)
     _print_citations(answer.passages)
