@@ -6,7 +6,8 @@
                                rule, rule_settings, segment_length, memory_heads, carry that it was trained with
 
 An adapter is merged into the base weights when it is loaded, W += scale * B A with scale = lora_alpha / r. The third
-file may be missing: then it is a plain PEFT adapter. Nothing but safetensors and JSON is ever read.
+file may be missing: then it is a plain PEFT adapter. A fourth, addresses.safetensors, may hold the head that weighs the
+words of passages (address_head.py). Nothing but safetensors and JSON is ever read.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .address_head import AddressHead, read_head
 from .errors import AdapterMismatch, AdapterNotFound, DamagedAdapter, UnsupportedAdapter
 from .memory_file import PREFIX, make_directory, write_atomically
 from .pretrained import DEFAULT_MODEL
@@ -67,7 +69,8 @@ class Adapter:
 
     name: what memory files call it. lora: module path to (A (r, in), B (out, r)), float32. scale: of their product.
     gates: layer to beta (H,) float32. memory: what it was trained with, of MEMORY_TYPES, with "carry" unless it is
-    older than that; {} if unknown. sha256: of the content of its files.
+    older than that; {} if unknown. sha256: of the content of these files. addresses: the head that weighs words, of a
+    file and a hash of its own: what the memory holds does not depend on it.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Adapter:
     scale: float
     gates: dict[int, Tensor] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
+    addresses: AddressHead | None = None
 
 
 def load_adapter(
@@ -126,7 +130,7 @@ def read_adapter(directory: Path, name: str | None = None) -> Adapter:
         digest.update(f"{file}:{len(data)};".encode())
         digest.update(data)
     lora = _lora_part(directory, content[LORA_FILE], rank)
-    return Adapter(name or str(directory), digest.hexdigest(), lora, scale, gates, memory)
+    return Adapter(name or str(directory), digest.hexdigest(), lora, scale, gates, memory, read_head(directory))
 
 
 def _check_config(directory: Path, data: bytes) -> tuple[int, float]:
@@ -304,3 +308,12 @@ def write_adapter(
     write_atomically(directory / LORA_FILE, save(halves, {"format": "pt"}))
     write_atomically(directory / MEMORY_FILE, save(betas, trained))
     write_atomically(directory / CONFIG_FILE, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+
+
+def copy_adapter(name: str, directory: Path) -> None:
+    """Copy an adapter's files, byte for byte, its head for addresses aside. Raises TargetNotWritable."""
+    source = SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)
+    make_directory(directory)
+    for file in (CONFIG_FILE, LORA_FILE, MEMORY_FILE):
+        if (source / file).is_file():
+            write_atomically(directory / file, (source / file).read_bytes())

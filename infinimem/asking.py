@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
 
 class Prompt(NamedTuple):
-    """An encoded prompt, and the passages in it; without passages the model reads its memory."""
+    """An encoded prompt, and the passages in it; without passages the model reads its memory.
+
+    known: the answer, where it is known without the model; then there are no tokens, and the passages are the nearest.
+    """
 
     tokens: list[int]
     passages: list[Passage]
+    known: str | None = None
 
 
 def checked_question(text: str) -> str:

@@ -42,12 +42,15 @@ class Checkpoint:
         if known != given[: len(known)]:
             names = ", ".join(f"'{source.name}'" for source in found.sources)
             different.append(f"it was begun with {names}, or with another content of these files")
+        heads = [None if one.addresses is None else one.addresses.head for one in (record, found)]
+        if heads[0] != heads[1]:
+            different.append("the words of its passages were weighed by another head for addresses")
         if different:
             raise CheckpointMismatch(
                 f"reading cannot go on from '{self.path}': {'; '.join(different)}; give what it was begun with, or "
                 "read without resuming"
             )
-        resumed = Reading.from_file(reading.model, file)
+        resumed = Reading.from_file(reading.model, file, found)
         self._kept = resumed.seen
         return resumed, found
 

@@ -15,6 +15,7 @@ from .cli_options import (
     Group,
     LoadModel,
     adapter_option,
+    counter,
     json_option,
     model_option,
     model_options,
@@ -25,6 +26,7 @@ from .cli_options import (
 from .errors import InfinimemError
 
 if TYPE_CHECKING:
+    from .adapt.config import AddressRun
     from .passages import Passage
 
 
@@ -213,12 +215,17 @@ def summarize(
 @file_argument
 @click.argument("query")
 @k_option
+@click.option("--mode", type=click.Choice(["hybrid", "memory", "lexical"]), default="hybrid", show_default=True,
+              help="memory: by the addresses that the model gave the passages; lexical: by BM25, without loading the "
+              "model; hybrid: by both.")  # fmt: skip
+@model_option
+@adapter_option
 @json_option
-def retrieve(file: Path, query: str, k: int, as_json: bool) -> None:
-    """Find the passages that fit a query best. Needs no model."""
+def retrieve(file: Path, query: str, k: int, mode: str, model: str | None, adapter: str | None, as_json: bool) -> None:
+    """Find the passages that fit a query best."""
     from .document_memory import DocumentMemory
 
-    found = DocumentMemory.load(file).retrieve(query, k)
+    found = DocumentMemory.load(file, model=model, adapter=adapter).retrieve(query, k, mode=mode)
     if as_json:
         print_json({"query": query, "passages": [passage.to_dict() for passage in found]})
         return
@@ -315,9 +322,12 @@ def adapt(config: Path, resume: bool, device: str | None, minutes: float | None,
     infinimem adapt adapt.toml --resume
     infinimem ask book.safetensors "Who is Ishmael?" --adapter runs/first/adapter
     """
-    from .adapt.config import read_config
+    from .adapt.config import AddressRun, read_config
 
     parsed = read_config(config)
+    if isinstance(parsed, AddressRun):
+        _adapt_addresses(parsed, config, resume, device, minutes, as_json)
+        return
     from .adapt.log import training_progress
     from .adapt.train import adapt as train
 
@@ -332,6 +342,27 @@ def adapt(config: Path, resume: bool, device: str | None, minutes: float | None,
         f"Wrote {result['adapter']} after {_count(result['steps'], 'step')}, {result['tokens']:,} tokens, "
         f"{result['seconds'] / 60:,.1f} minutes ({losses or 'no losses yet'}); {state}."
     )
+
+
+def _adapt_addresses(
+    run: AddressRun, config: Path, resume: bool, device: str | None, minutes: float | None, as_json: bool
+) -> None:
+    from .adapt.addresses import adapt_addresses
+
+    with counter("documents", as_json) as count:
+        result = adapt_addresses(run, resume=resume, device=device, minutes=minutes, on_document=count)
+    if as_json:
+        print_json(result)
+    elif result["finished"]:
+        apart = result["apart"]
+        click.echo(
+            f"Wrote {result['adapter']} after {result['documents']:,} documents and {result['questions']:,} questions, "
+            f"{result['seconds'] / 60:,.1f} minutes (losses {', '.join(map(str, result['losses']))}; apart: MRR "
+            f"{apart['mrr'][str(result['settings']['lexical'])]}, {apart['strangers_refused']:.0%} of another "
+            f"document's questions refused at {apart['refused']:.0%} of its own)."
+        )
+    else:
+        click.echo(f"Stopped after {result['documents']:,} documents; go on with: infinimem adapt {config} --resume")
 
 
 main.add_command(evaluate)

@@ -227,21 +227,29 @@ def eval_qa(
 @click.argument("data", type=path_type)
 @click.option("--limit", type=click.IntRange(min=1), help="Questions in all, spread evenly over the documents.")
 @click.option("--documents", type=click.IntRange(min=1), help="Documents to use, the first in the file; default: all.")
-@click.option("--systems", default="lexical,bm25,minilm", show_default=True,
-              help="lexical: what retrieve does; bm25: the library bm25s as it comes; minilm: embeddings of "
-              "all-MiniLM-L6-v2 (extra eval).")  # fmt: skip
+@click.option("--systems", default="hybrid,memory,lexical,bm25,minilm", show_default=True,
+              help="hybrid, memory, lexical: what retrieve does in these modes; bm25: the library bm25s as it comes; "
+              "minilm: embeddings of all-MiniLM-L6-v2 (extra eval).")  # fmt: skip
 @seed_option
+@model_options
 @json_option
 def eval_retrieval(
-    data: Path, limit: int | None, documents: int | None, systems: str, seed: int, as_json: bool
+    data: Path,
+    limit: int | None,
+    documents: int | None,
+    systems: str,
+    seed: int,
+    load_model: LoadModel,
+    as_json: bool,
 ) -> None:
     """Find the passages that answer the questions of a .jsonl(.gz), each in its document, beside other systems."""
     from .evaluate.qa import load_documents
     from .evaluate.retrieval import retrieval
 
     found = load_documents(data)[:documents]
+    loaded = load_model()
     with counter("questions", as_json) as count:
-        result = retrieval(found, systems=_names(systems), limit=limit, seed=seed, on_question=count)
+        result = retrieval(loaded, found, systems=_names(systems), limit=limit, seed=seed, on_question=count)
     if as_json:
         print_json(result)
         return
@@ -254,3 +262,54 @@ def eval_retrieval(
             f"{system:<7} recall@1 {scores['recall@1']:.3f} ({low:.3f} to {high:.3f}), @3 {scores['recall@3']:.3f}, "
             f"@5 {scores['recall@5']:.3f}, MRR {scores['mrr']:.3f}"
         )
+
+
+@evaluate.command("summary")
+@click.argument("data", type=path_type)
+@click.option("--limit", type=click.IntRange(min=1), help="Summaries in all, spread evenly over the documents.")
+@click.option("--documents", type=click.IntRange(min=1), help="Documents to use, the first in the file; default: all.")
+@click.option("--systems", default="infinimem,lead,truncated", show_default=True,
+              help="infinimem: what summarize does; lead: the first tokens; truncated: the base model, given the start "
+              "of the document.")  # fmt: skip
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=300, show_default=True)
+@seed_option
+@model_options
+@json_option
+def eval_summary(
+    data: Path,
+    limit: int | None,
+    documents: int | None,
+    systems: str,
+    max_new_tokens: int,
+    seed: int,
+    load_model: LoadModel,
+    as_json: bool,
+) -> None:
+    """Summarize the documents of a .jsonl(.gz) and compare with people's summaries (ROUGE), beside simple systems."""
+    from .evaluate.summary import load_documents, summary
+
+    found = load_documents(data)[:documents]
+    loaded = load_model()
+    with counter("summaries", as_json) as count:
+        result = summary(
+            loaded,
+            found,
+            systems=_names(systems),
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            on_summary=count,
+        )
+    if as_json:
+        print_json(result)
+        return
+    click.echo(
+        f"{result['rule']} {result['rule_settings']}: {result['summaries']:,} summaries of {result['documents']:,} "
+        "documents"
+    )
+    for system, scores in result["systems"].items():
+        figures = ", ".join(
+            f"{name} {scores[kind]:.3f} ({scores[f'{kind}_interval'][0]:.3f} to {scores[f'{kind}_interval'][1]:.3f})"
+            for kind, name in (("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE-L"))
+        )
+        click.echo(f"{system:<9} {figures}")

@@ -18,12 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .addresses import Addresses, split
 from .answer import Answer
 from .asking import Prompt, checked_question, fit_prompt, pieces_async
 from .chat import REPLY, Conversation, Reply, complete, conversation
 from .checkpoint import Checkpoint
-from .errors import EmptySource, InvalidSetting, MergeMismatch, ModelMismatch, NoPassages
-from .generation import Continuation, Decoding, continue_texts
+from .errors import EmptySource, InvalidSetting, MergeMismatch, ModelMismatch
+from .generation import Continuation, Decoding, Known, continue_texts
 from .langchain import component
 from .memory_file import MemoryFile, differences, read_memory_file
 from .passages import Passage
@@ -41,7 +42,8 @@ from .reading import (
     read_source,
     to_file,
 )
-from .recall import LexicalRanker, Ranker, central_passages
+from .recall import central_passages
+from .search import Search
 
 if TYPE_CHECKING:
     from .attention import InfiniCache
@@ -66,7 +68,7 @@ class DocumentMemory:
         self._file = file
         self._device: str | None = None
         self._adapter: PathLike | None = None
-        self._ranker: tuple[Sequence[Passage], Ranker] | None = None
+        self._searched: Search | None = None
         self._lock = threading.RLock()
 
     # Making
@@ -165,7 +167,10 @@ class DocumentMemory:
             chosen = model
         else:
             chosen = shared_model(model, **settings)
-        return cls(Record(keep_passages=passages), reading=Reading.empty(chosen))
+        record = Record(keep_passages=passages)
+        if passages and chosen.addresses is not None:
+            record.addresses = Addresses(chosen.addresses.sha256)
+        return cls(record, reading=Reading.empty(chosen))
 
     def append(self, sources: PathLike | Iterable[PathLike], *, progress: bool | ProgressCallback = False) -> None:
         """Read more documents into this memory; equal to having read all of them in one go."""
@@ -230,10 +235,13 @@ class DocumentMemory:
         model = first.model
         cache = model.merge_caches([memory._open().complete() for memory in chosen])
         record = Record(first._record.keep_passages)
+        found = [memory.addresses() for memory in chosen]
         for memory in chosen:
             record.sources += memory._record.copy().sources
             record.closed += memory._record.passages
-        return cls(record, reading=Reading(model, cache))
+        if model.addresses is not None and None not in found:
+            record.addresses = Addresses(model.addresses.sha256, [one for part in found for one in part or []])
+        return cls(record, reading=Reading(model, cache, place=record.end))
 
     # Files
 
@@ -306,7 +314,11 @@ class DocumentMemory:
                 f"{'; '.join(different)}; load it with the model that made it ('{self._file.model}', adapter "
                 f"'{self._file.adapter}')"
             )
-        self._reading = Reading.from_file(model, self._file)
+        self._reading = Reading.from_file(model, self._file, self._record)
+        if self._record.addresses is not None:
+            head = model.addresses
+            if head is None or head.sha256 != self._record.addresses.head:
+                self._record.addresses = None
         # Where both are now, rather than where they were when the file was made.
         self._file = replace(self._file, model=model.name, adapter=model.adapter_name)
         return self._reading
@@ -363,28 +375,40 @@ class DocumentMemory:
 
     # Using
 
-    def retrieve(self, query: str, k: int = 4) -> list[Passage]:
-        """The k passages that fit a query best, best first, with scores; fewer if fewer fit at all.
+    def retrieve(self, query: str, k: int = 4, *, mode: str = "hybrid") -> list[Passage]:
+        """The k passages that fit a query best, best first, with scores; fewer if fewer fit at all. Of passages with
+        the same words the first one stands for all.
 
-        Raises EmptyQuestion, NoPassages, InvalidSetting.
+        mode: "memory" ranks by the addresses that the model gave the passages while it read them, "lexical" by BM25,
+        without the model, "hybrid" by both. Where passages have no addresses, as under models that no head was trained
+        for, "hybrid" is "lexical". Raises EmptyQuestion, NoPassages, NoAddresses, InvalidSetting.
         """
-        passages, ranked = self._rank(query, k)
-        return [passages[index].scored(score) for index, score in ranked]
+        search = self._search()
+        return [search.passages[index].scored(score) for index, score in search.rank(checked_question(query), k, mode)]
 
-    def _rank(self, query: str, k: int) -> tuple[Sequence[Passage], list[tuple[int, float]]]:
-        query = checked_question(query)
-        if k < 1:
-            raise InvalidSetting(f"k is {k}; ask for at least one passage")
-        if not self._record.keep_passages:
-            raise NoPassages(
-                "this memory was made without passages; ingest again with passages, or ask with mode='memory'"
-            )
+    def _search(self) -> Search:
         with self._lock:
-            passages = self.passages
-            if self._ranker is None or self._ranker[0] != passages:
-                self._ranker = (passages, LexicalRanker(passages))
-            ranker = self._ranker[1]
-        return passages, ranker.rank(query, k)
+            if self._searched is None or not self._searched.is_current:
+                self._searched = Search([self])
+            return self._searched
+
+    @property
+    def keeps_passages(self) -> bool:
+        """Whether the text is kept, for citations and `mode="recall"`."""
+        return self._record.keep_passages
+
+    def addresses(self) -> list[bytes] | None:
+        """The addresses of all passages, see the module `addresses`; None where they have none."""
+        with self._lock:
+            # Without its model, as long as there is nothing that it could do.
+            if self._record.addresses is None:
+                return None
+            reading, record = self._open(), self._record
+            if record.addresses is None:
+                return None
+            if self._file is not None and self._file.addresses is not None:
+                return split(self._file.addresses, record.passages)
+            return record.addresses.of_all(record.passages, record.begin, reading.rest())
 
     def ask(
         self,
@@ -400,7 +424,8 @@ class DocumentMemory:
     ) -> Answer:
         """Answer a question.
 
-        mode: "recall" shows the model the k best passages, or lets it read its memory if no passage fits; "memory"
+        mode: "recall" shows the model the k best passages, or lets it read its memory if no passage fits; where the
+        document has too little of what is asked, the answer says so (`found` is False) without the model. "memory"
         relies on the compressive memory alone. history: earlier (question, answer) pairs. temperature 0 is greedy.
         """
         decoding = Decoding(max_new_tokens, temperature, top_p, seed)
@@ -448,9 +473,9 @@ class DocumentMemory:
         """Answer several questions, decoded as one batch, greedily."""
         decoding = Decoding(max_new_tokens)
         prompts = [self._prompt(Conversation(question, [], ""), k, mode, decoding) for question in questions]
-        texts = [""] * len(prompts)
+        texts = [prompt.known or "" for prompt in prompts]
         for shown in (True, False):
-            rows = [row for row, prompt in enumerate(prompts) if bool(prompt.passages) is shown]
+            rows = [row for row, p in enumerate(prompts) if p.known is None and bool(p.passages) is shown]
             if rows:
                 view = self._memory_in_view(prompts[rows[0]])
                 encoded = [prompts[row].tokens for row in rows]
@@ -484,8 +509,9 @@ class DocumentMemory:
         if focus is None:
             chosen = central_passages(self.passages, k)
         elif self._record.keep_passages:
-            passages, ranked = self._rank(focus, k)
-            chosen = [passages[index].scored(score) for index, score in sorted(ranked)]
+            search = self._search()
+            ranked = sorted(search.rank(checked_question(focus), k))
+            chosen = [search.passages[index].scored(score) for index, score in ranked]
         else:
             chosen = []
         prompt = fit_prompt(self.model, lambda shown: summary_messages(shown, focus), chosen, max_new_tokens)
@@ -511,7 +537,7 @@ class DocumentMemory:
     # Inside
 
     def _prompt(self, asked: Conversation, k: int, mode: str, decoding: Decoding) -> Prompt:
-        from .prompts import memory_messages, recall_messages
+        from .prompts import NOT_SAID, memory_messages, recall_messages
 
         question = checked_question(asked.question)
         if mode not in MODES:
@@ -523,6 +549,9 @@ class DocumentMemory:
             return recall_messages(question, passages, asked.earlier, asked.system)
 
         found = [] if mode == "memory" else self.retrieve(question, k)
+        # A question that goes on a conversation may have its words there.
+        if found and not asked.earlier and not self._search().has_answer(question):
+            return Prompt([], found, NOT_SAID)
         return fit_prompt(self.model, messages, found, decoding.max_new_tokens)
 
     def _memory_in_view(self, prompt: Prompt) -> InfiniCache | None:
@@ -533,6 +562,8 @@ class DocumentMemory:
             return self._open().complete()
 
     def _generate(self, prompt: Prompt, decoding: Decoding) -> Continuation:
+        if prompt.known is not None:
+            return Known(prompt.known)
         return Continuation(self.model, prompt.tokens, self._memory_in_view(prompt), decoding)
 
 

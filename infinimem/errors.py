@@ -185,6 +185,10 @@ class NoPassages(InfinimemError):
     """The memory was made without passages, so there is nothing to cite or search."""
 
 
+class NoAddresses(InfinimemError):
+    """The passages have no addresses, so they cannot be ranked by the memory."""
+
+
 class MergeMismatch(InfinimemError):
     """The memories were made by different models, rules or settings and cannot be merged."""
 
@@ -195,3 +199,7 @@ class LangChainMissing(InfinimemError, ImportError):
 
 class MiniLmMissing(InfinimemError, ImportError):
     """A measurement beside MiniLM was asked for, but the package with its weights is not installed."""
+
+
+class RougeMissing(InfinimemError, ImportError):
+    """Summaries were to be scored, but the package rouge-score is not installed."""

@@ -5,6 +5,7 @@ Tensors
     layers.{i}.carried_{name}   its last tokens as they are, (G, W, ...) for all G KV heads
     tail.tokens         tokens of the unfinished segment, int32
     passages.zlib       the passages, compressed, uint8 (only if there are passages)
+    passages.addresses  the weight of each of their words, a byte each (only if the model weighs words)
 Metadata: JSON strings under the prefix `infinimem.`
     format, layout      version, and the hash of the layout it stands for
     model, identity     name of the model; everything that the state depends on
@@ -25,6 +26,7 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,9 +44,9 @@ from .errors import (
 
 PREFIX = "infinimem."
 HEADER_STEP = 1 << 14  # bytes
-FORMAT = 2
+FORMAT = 3
 # Layouts of older versions that can still be read.
-OLDER = {1: "f7d56d9fb5ca99cc"}
+OLDER = {1: "f7d56d9fb5ca99cc", 2: "cbbac0acb6313fa5"}
 # What a reader of the file relies on. Its hash is stored: a file whose layout differs cannot pass for this version.
 LAYOUT: dict[str, Any] = {
     "tensors": {
@@ -62,9 +64,10 @@ LAYOUT: dict[str, Any] = {
         "layers.*.carried_counts": ["F32", "heads", "tokens; 1 each"],
         "tail.tokens": ["I32", "segment length; -1 after the last token"],
         "passages.zlib": ["U8", "bytes of zlib: JSON rows of source, page, title, start, end, text"],
+        "passages.addresses": ["U8", "words of all passages, the unfinished page's included; 32 is a weight of 1"],
     },
     "metadata": ["format", "layout", "model", "identity", "sources", "reading", "tensors_sha256", "metadata_sha256"],
-    "reading": ["tokens", "seen", "pending_text", "cutter"],
+    "reading": ["tokens", "seen", "pending_text", "cutter", "addresses"],
 }
 LAYOUT_HASH = hashlib.sha256(json.dumps(LAYOUT, sort_keys=True).encode()).hexdigest()[:16]
 STATE_TENSOR = re.compile(
@@ -84,6 +87,7 @@ class MemoryFile:
     states: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
     tail: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     passages: np.ndarray | None = None
+    addresses: np.ndarray | None = None
     adapter: str = "none"
     format: int = FORMAT
 
@@ -105,6 +109,8 @@ class MemoryFile:
         tensors["tail.tokens"] = np.pad(self.tail, (0, room), constant_values=-1)
         if self.passages is not None:
             tensors["passages.zlib"] = self.passages
+        if self.addresses is not None:
+            tensors["passages.addresses"] = self.addresses
         return tensors
 
     def write(self, path: str | os.PathLike[str]) -> int:
@@ -164,6 +170,9 @@ def read_memory_file(path: str | os.PathLike[str]) -> MemoryFile:
     tail = tensors.get("tail.tokens", memory.tail)
     memory.tail = tail[: int(np.argmax(tail == -1))] if (tail == -1).any() else tail
     memory.passages = tensors.get("passages.zlib")
+    memory.addresses = tensors.get("passages.addresses")
+    if (memory.addresses is None) != (memory.reading["addresses"] is None):
+        raise DamagedMemoryFile(f"'{place}' has one half of its passages' addresses; restore a copy or read again")
     return memory
 
 
@@ -215,9 +224,12 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 
 def _migrate(parsed: dict[str, Any]) -> None:
     """Metadata of an older version as this version has them."""
-    if parsed["format"] == 1 and isinstance(parsed["identity"], dict):
+    if parsed["format"] < 2 and isinstance(parsed["identity"], dict):
         # Nothing was carried over.
         parsed["identity"]["carry"] = 0
+    if parsed["format"] < 3 and isinstance(parsed["reading"], dict):
+        # Words were not weighed.
+        parsed["reading"]["addresses"] = None
 
 
 # Fields that a reader relies on, and their types; numbers are never negative, nor larger than JSON can hold.
@@ -229,7 +241,8 @@ IDENTITY_TYPES = {
     "carry": int,
 }
 SOURCE_TYPES = {"name": str, "kind": str, "sha256": (str, type(None)), "pages": int, "characters": int}
-READING_TYPES = {"tokens": int, "seen": int, "pending_text": str, "cutter": dict}
+READING_TYPES = {"tokens": int, "seen": int, "pending_text": str, "cutter": dict, "addresses": (dict, type(None))}
+ADDRESSES_TYPES = {"head": str, "done": int, "starts": list, "ends": list, "weights": list, "tail": list}
 CUTTER_TYPES = {"source": str, "page": int, "title": (str, type(None)), "offset": int, "pending": str}
 
 
@@ -251,11 +264,23 @@ def _check_types(path: Path, parsed: dict[str, Any]) -> None:
             for layer, heads in parsed["identity"]["memory_heads"].items()
         ),
         "sources": isinstance(parsed["sources"], list) and all(fits(s, SOURCE_TYPES) for s in parsed["sources"]),
-        "reading": fits(parsed["reading"], READING_TYPES) and fits(parsed["reading"]["cutter"], CUTTER_TYPES),
+        "reading": fits(parsed["reading"], READING_TYPES)
+        and fits(parsed["reading"]["cutter"], CUTTER_TYPES)
+        and _are_addresses(parsed["reading"]["addresses"], fits),
     }
     wrong = [name for name, right in sound.items() if not right]
     if wrong:
         raise DamagedMemoryFile(f"'{path}' has fields of the wrong type in {', '.join(wrong)}; restore a copy")
+
+
+def _are_addresses(value: Any, fits: Callable[[Any, dict[str, Any]], bool]) -> bool:
+    if value is None:
+        return True
+    if not fits(value, ADDRESSES_TYPES):
+        return False
+    numbers = [number for name, kind in ADDRESSES_TYPES.items() if kind is list for number in value[name]]
+    sound = all(type(number) is int and 0 <= number < 1 << 53 for number in numbers)
+    return sound and all(weight < 256 for weight in value["weights"])
 
 
 def _check_name(path: Path, name: str, dtype: str) -> None:

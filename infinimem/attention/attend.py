@@ -35,6 +35,10 @@ FAMILIES = frozenset({"gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi
 _active = threading.local()
 
 
+class SeenEnough(Exception):
+    """Ends a forward at the layer that the cache watches."""
+
+
 class _Forward:
     """What one attention module's forward works with."""
 
@@ -252,6 +256,10 @@ class Attachment:
         cache = kwargs.get("past_key_values")
         if isinstance(cache, InfiniCache):
             index = module.layer_idx
+            if index == cache.watched:
+                cache.noted = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+                if cache.enough:
+                    raise SeenEnough
             tables = kwargs.get("position_embeddings") if rotates(module) else None
             _active.forward = _Forward(
                 cache.layers[index],

@@ -182,6 +182,10 @@ class InfiniCache(Cache):
         chosen = [None if memory_heads is None else memory_heads.get(index, ()) for index in range(num_layers)]
         super().__init__(layers=[InfiniLayer(rule, heads, carry, prefix) for heads in chosen])
         self.rule = rule
+        # The layer whose attention input the next forward notes, (B, T, E); with `enough`, that forward ends there.
+        self.watched: int | None = None
+        self.enough = False
+        self.noted: Tensor | None = None
 
     @property
     def seen(self) -> Tensor | None:

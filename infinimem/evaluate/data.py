@@ -1,15 +1,28 @@
-"""Data for measurements: documents as text, and JSON Lines (plain or gzip)."""
+"""Data for measurements: documents as text or with questions, and JSON Lines (plain or gzip)."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ..errors import EmptySource, SourceNotFound, SourceUnreadable, UnsupportedSource
+
+Q = TypeVar("Q")
+
+
+@dataclass(frozen=True)
+class Document(Generic[Q]):
+    """A text with questions about it."""
+
+    title: str
+    text: str
+    questions: tuple[Q, ...]
 
 
 def is_json_lines(path: Path) -> bool:
@@ -68,3 +81,22 @@ def books(path: Path) -> list[tuple[str, str]]:
 def text_of(path: Path) -> str:
     """The text of a document, or of all books in JSON Lines."""
     return "\n\n".join(text for _, text in books(path))
+
+
+def choose_questions(documents: Sequence[Document[Q]], limit: int | None, seed: int) -> list[Document[Q]]:
+    """At most `limit` questions, as evenly over the documents as these have them; each document's drawn at random."""
+    generator = random.Random(seed)
+    pools = [generator.sample(document.questions, len(document.questions)) for document in documents]
+    order = generator.sample(range(len(documents)), len(documents))
+    taken = [0] * len(documents)
+    left = sum(map(len, pools)) if limit is None else min(limit, sum(map(len, pools)))
+    while left:
+        for index in order:
+            if left and taken[index] < len(pools[index]):
+                taken[index] += 1
+                left -= 1
+    return [
+        Document(document.title, document.text, tuple(pool[:count]))
+        for document, pool, count in zip(documents, pools, taken, strict=True)
+        if count
+    ]

@@ -12,7 +12,6 @@ none, memory and other ask with one and the same prompt.
 
 from __future__ import annotations
 
-import random
 import re
 import string
 from collections import Counter
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ..answer import is_answer
 from ..asking import checked_question
 from ..errors import EmptyQuestion, InvalidSetting, UnsupportedSource
-from .data import read_json_lines
+from .data import Document, choose_questions, read_json_lines
 from .intervals import bootstrap, mean, wilson
 
 if TYPE_CHECKING:
@@ -49,16 +48,7 @@ class Question:
     spans: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True)
-class Document:
-    """A text with questions."""
-
-    title: str
-    text: str
-    questions: tuple[Question, ...]
-
-
-def load_documents(path: Path) -> list[Document]:
+def load_documents(path: Path) -> list[Document[Question]]:
     """Rows of three layouts; documents without questions are left out.
 
     {title, paragraphs, qas: [{question, answers, paragraph or paragraphs}]}, {title, document, qas: [{question,
@@ -80,7 +70,7 @@ def load_documents(path: Path) -> list[Document]:
     return documents
 
 
-def _document(row: dict[str, Any], number: int) -> Document:
+def _document(row: dict[str, Any], number: int) -> Document[Question]:
     # Passages are cited by the title, so it is never blank.
     title = next((name for key in ("title", "id") if (name := str(row.get(key) or "").strip())), str(number))
     if "passage" in row:
@@ -123,28 +113,9 @@ def _around(text: str, place: int) -> tuple[int, int]:
     return start, end
 
 
-def choose_questions(documents: Sequence[Document], limit: int | None, seed: int) -> list[Document]:
-    """At most `limit` questions, as evenly over the documents as these have them; each document's drawn at random."""
-    generator = random.Random(seed)
-    pools = [generator.sample(document.questions, len(document.questions)) for document in documents]
-    order = generator.sample(range(len(documents)), len(documents))
-    taken = [0] * len(documents)
-    left = sum(map(len, pools)) if limit is None else min(limit, sum(map(len, pools)))
-    while left:
-        for index in order:
-            if left and taken[index] < len(pools[index]):
-                taken[index] += 1
-                left -= 1
-    return [
-        Document(document.title, document.text, tuple(pool[:count]))
-        for document, pool, count in zip(documents, pools, taken, strict=True)
-        if count
-    ]
-
-
 def qa(
     model: InfiniModel,
-    documents: Sequence[Document],
+    documents: Sequence[Document[Question]],
     *,
     modes: Sequence[str] = MODES,
     limit: int | None = None,
@@ -197,7 +168,7 @@ def qa(
     }
 
 
-def _rows(documents: Sequence[Document], said: dict[int, list[str]]) -> Iterator[dict[str, Any]]:
+def _rows(documents: Sequence[Document[Question]], said: dict[int, list[str]]) -> Iterator[dict[str, Any]]:
     """A row per question, in the order of the documents."""
     for index, document in enumerate(documents):
         for question, answer in zip(document.questions, said[index], strict=True):
@@ -213,14 +184,14 @@ def _rows(documents: Sequence[Document], said: dict[int, list[str]]) -> Iterator
 
 
 def _answers(
-    model: InfiniModel, documents: Sequence[Document], modes: Sequence[str], k: int, max_new_tokens: int
+    model: InfiniModel, documents: Sequence[Document[Question]], modes: Sequence[str], k: int, max_new_tokens: int
 ) -> Iterator[tuple[int, str, list[str]]]:
     """Document index, mode, and answers to all its questions. No more than two memories are kept at a time."""
     from ..document_memory import DocumentMemory
     from ..passages import Passage
     from ..prompts import memory_messages, recall_messages
 
-    def from_memory(memory: DocumentMemory, document: Document, mode: str) -> list[str]:
+    def from_memory(memory: DocumentMemory, document: Document[Question], mode: str) -> list[str]:
         return [
             answer.text
             for batch in _batches(document.questions)

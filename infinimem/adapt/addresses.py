@@ -1,0 +1,319 @@
+"""Training of the head that weighs words (`address_head`), on documents with questions.
+
+- the model reads every document once, up to the layer that the head looks at; what the head needs of that, its inputs
+  at the words of passages and questions, is kept in the directory `features`, from which a run that was stopped goes on
+- then the head is trained: among all passages of a document, those with the answer shall have the highest score
+- one document in ten is kept apart: with it the share of BM25 is chosen, and it is measured how the best score tells
+  whether a document has an answer at all
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..adapter import copy_adapter, load_adapter
+from ..address_head import AddressHead, HeadSettings, write_head
+from ..addresses import last_tokens, spans, stems, to_bytes
+from ..errors import InvalidConfig, RunExists, TrainingDataError
+from ..memory_file import make_directory, write_atomically
+from ..recall import AddressRanker
+from ..tokens import split_blocks
+from .data import SEPARATOR, Document, Question, read_questions
+
+if TYPE_CHECKING:
+    from ..model import InfiniModel
+    from .config import AddressRun
+
+TOGETHER = 40  # documents of a single paragraph that are read as one
+APART = 10  # one document in so many is not trained on
+# Of the questions about another document this share is to be refused, and of a document's own ones no more than that.
+STRANGERS_REFUSED, OWN_REFUSED = 0.8, 0.05
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)  # of BM25, to choose from
+
+
+@dataclass
+class Asked:
+    """A question: inputs (N, E) of the layer at its words, their stems (N,), -1 for those that the document has not,
+    and the indexes of the passages with the answer."""
+
+    text: str
+    inputs: Tensor
+    stems: Tensor
+    right: list[int]
+
+
+@dataclass
+class Bundle:
+    """What the head is trained on, of one document.
+
+    words: (W, E) float16, inputs at the last tokens of the words of all passages. owners, stems: (W,), of each word,
+    the index of its passage and of its stem. rarity: (V,) idf of each stem.
+    """
+
+    document: Document
+    words: Tensor
+    owners: Tensor
+    stems: Tensor
+    rarity: Tensor
+    asked: list[Asked]
+
+    @property
+    def count(self) -> int:
+        """Passages."""
+        return len(self.document.passages()[0])
+
+
+def documents(paths: Sequence[Path], tokens: int, model: InfiniModel, seed: int) -> list[Document]:
+    """Documents of every file in a random order, up to so many tokens a file; single paragraphs are put together."""
+    chosen = []
+    for path in paths:
+        found, used = read_questions(path), 0
+        random.Random(seed).shuffle(found)
+        single = [document for document in found if len(document.paragraphs) == 1]
+        found = [document for document in found if len(document.paragraphs) > 1]
+        found += [_together(single[start : start + TOGETHER]) for start in range(0, len(single), TOGETHER)]
+        for document in found:
+            if used < tokens and len(document.passages()[0]) > 1:
+                used += len(model.encoder.encode(SEPARATOR.join(document.paragraphs)))
+                chosen.append(document)
+    if len(chosen) < APART:
+        raise TrainingDataError(f"there are {len(chosen)} documents of several passages; give at least {APART}")
+    return chosen
+
+
+def _together(single: Sequence[Document]) -> Document:
+    questions = [
+        replace(question, paragraphs=[index])
+        for index, document in enumerate(single)
+        for question in document.questions
+    ]
+    return Document(single[0].title, [document.paragraphs[0] for document in single], questions)
+
+
+def features(
+    model: InfiniModel, document: Document, layer: int, most: int, rng: random.Random
+) -> dict[str, np.ndarray]:
+    """Inputs of a layer at a document's words and at those of its questions (at most so many): what `bundle` wants."""
+    text = SEPARATOR.join(document.paragraphs)
+    blocks, rest = split_blocks(text)
+    tokens, ends = model.encoder.encode_placed([*blocks, rest] if rest else blocks)
+    read = torch.cat([part.half() for part in model.inputs_while_reading(tokens, layer)])
+    places = [place for p in document.passages()[0] for place in last_tokens(ends, p.start, p.text)]
+    asked = rng.sample(range(len(document.questions)), min(most, len(document.questions)))
+    seen = [_asked(model, document.questions[index], layer) for index in asked]
+    return {
+        "words": read[[min(place, len(tokens) - 1) for place in places]].cpu().numpy(),
+        "asked": np.array(asked),
+        "questions": np.concatenate(seen),
+    }
+
+
+def _asked(model: InfiniModel, question: Question, layer: int) -> np.ndarray:
+    places, seen = model.echo(question.text, layer)
+    return seen[places].half().cpu().numpy()
+
+
+def bundle(document: Document, found: dict[str, np.ndarray]) -> Bundle:
+    """A document with its features."""
+    passages = document.passages()[0]
+    vocabulary: dict[str, int] = {}
+    words = [
+        (index, vocabulary.setdefault(stem, len(vocabulary)))
+        for index, passage in enumerate(passages)
+        for stem in stems(passage.text)
+    ]
+    counts = np.bincount([stem for _, stem in set(words)], minlength=len(vocabulary))
+    asked, at = [], 0
+    for index in found["asked"]:
+        question = document.questions[index]
+        known = [vocabulary.get(stem, -1) for stem in stems(question.text)]
+        inputs = torch.from_numpy(found["questions"][at : at + len(known)])
+        asked.append(Asked(question.text, inputs, torch.tensor(known), document.right(question)))
+        at += len(known)
+    owners, kinds = torch.tensor(words).T
+    rarity = torch.from_numpy(np.log(1 + (len(passages) - counts + 0.5) / (counts + 0.5))).float()
+    return Bundle(document, torch.from_numpy(found["words"]), owners, kinds, rarity, asked)
+
+
+def scores(head: AddressHead, one: Bundle, asked: Sequence[Asked]) -> Tensor:
+    """Scores (Q, P) of all passages for some questions: what `recall.AddressRanker` computes, with gradients."""
+    size = len(one.rarity)
+    weights = head.passage(one.words)
+    places = one.owners * size + one.stems
+    table = weights.new_zeros(one.count * size).scatter_reduce(0, places, weights, "amax").view(one.count, size)
+    wanting = head.question(torch.cat([question.inputs for question in asked]))
+    rows = torch.cat([torch.full_like(question.stems, row) for row, question in enumerate(asked)])
+    kinds = torch.cat([question.stems for question in asked])
+    known = kinds >= 0
+    wanted = weights.new_zeros(len(asked), size)
+    wanted = wanted.index_put((rows[known], kinds[known]), wanting[known], accumulate=True)
+    found: Tensor = (wanted * one.rarity) @ table.T
+    return found
+
+
+def loss(head: AddressHead, one: Bundle, asked: Sequence[Asked]) -> Tensor:
+    """Mean negative log of the probability that a softmax over all passages gives to the right ones."""
+    log = scores(head, one, asked).log_softmax(-1)
+    right = torch.stack([_among(question.right, one.count) for question in asked])
+    return -log.masked_fill(~right, float("-inf")).logsumexp(-1).mean()
+
+
+def _among(indexes: Sequence[int], size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.bool).index_fill(0, torch.tensor(indexes), True)
+
+
+def fit(
+    head: AddressHead,
+    bundles: Sequence[Bundle],
+    run: AddressRun,
+    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> None:
+    """Train a head, in place: AdamW, a cosine from lr to zero, questions of one document a step.
+
+    Inputs are scaled to unit spread at first, which the first layers then take over.
+    """
+    _standardize(head, bundles)
+    settings, rng = run.addresses, random.Random(run.seed)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=settings.lr, weight_decay=0.01)
+    per_epoch = sum(math.ceil(len(one.asked) / settings.batch) for one in bundles)
+    steps, done = per_epoch * settings.epochs, 0
+    for epoch in range(settings.epochs):
+        total = 0.0
+        for one, asked in _batches(bundles, settings.batch, rng):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * done / steps))
+            optimizer.zero_grad()
+            found = loss(head, one, asked)
+            found.backward()
+            optimizer.step()
+            done, total = done + 1, total + found.item()
+        on_epoch(epoch, total / per_epoch)
+
+
+@torch.no_grad()
+def _standardize(head: AddressHead, bundles: Sequence[Bundle]) -> None:
+    """Let the first layers see inputs of mean 0 and spread 1."""
+    for half, inputs in (
+        (head.passage, [one.words for one in bundles]),
+        (head.question, [question.inputs for one in bundles for question in one.asked]),
+    ):
+        x = torch.cat([part[:: max(1, len(part) // 2000)] for part in inputs]).float()
+        scale = x.std(dim=0).clamp_min(1e-4).reciprocal()
+        half.inner.weight.mul_(scale)
+        half.inner.bias.sub_(half.inner.weight @ x.mean(dim=0))
+
+
+def _batches(bundles: Sequence[Bundle], size: int, rng: random.Random) -> Iterator[tuple[Bundle, list[Asked]]]:
+    batches = []
+    for one in bundles:
+        order = rng.sample(one.asked, len(one.asked))
+        batches += [(one, order[start : start + size]) for start in range(0, len(order), size)]
+    rng.shuffle(batches)
+    yield from batches
+
+
+@torch.no_grad()
+def choose(head: AddressHead, bundles: Sequence[Bundle]) -> tuple[HeadSettings, dict[str, Any]]:
+    """The share of BM25, and how low the coverage of an answerable question may be, as documents kept apart ask for;
+    and what was measured on them: mean reciprocal ranks by share, and the share of questions of another document that
+    are known as such."""
+    found: dict[float, list[float]] = {share: [] for share in SHARES}
+    own: list[float] = []
+    other: list[float] = []
+    for one, stranger in zip(bundles, [*bundles[1:], bundles[0]], strict=True):
+        passages, lexical = one.document.passages()
+        weights = to_bytes(head.passage(one.words).tolist())
+        ends = np.cumsum([len(spans(passage.text)) for passage in passages])
+        addresses = [weights[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        weighed = {q.text: head.question(q.inputs).tolist() for q in [*stranger.asked, *one.asked]}
+        ranker = AddressRanker(passages, addresses, weighed.__getitem__)
+        for question in one.asked:
+            mine, bm25 = ranker.scores(question.text), lexical.scores(question.text)
+            for share in SHARES:
+                fused = mine + share * bm25
+                found[share].append(1 / (1 + int((fused > max(fused[question.right])).sum())))
+        own += [ranker.coverage(question.text) for question in one.asked]
+        other += [ranker.coverage(question.text) for question in stranger.asked]
+    means = {share: float(np.mean(values)) for share, values in found.items()}
+    share = max(means, key=lambda one: means[one])
+    least = float(min(np.quantile(other, STRANGERS_REFUSED), np.quantile(own, OWN_REFUSED)))
+    measured = {
+        "questions": len(own),
+        "mrr": {str(one): round(mean, 4) for one, mean in means.items()},
+        "refused": round(float(np.mean(np.array(own) < least)), 4),
+        "strangers_refused": round(float(np.mean(np.array(other) < least)), 4),
+    }
+    return replace(head.settings, lexical=share, least=least), measured
+
+
+def adapt_addresses(
+    run: AddressRun,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    minutes: float | None = None,
+    on_document: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Train the head that weighs words for an adapter; returns what was done.
+
+    Writes `features/` and `adapter/` into `run.output`: the adapter as it was, the head beside it. minutes: after
+    these, reading stops; `resume` goes on with what is there. Raises the TrainingErrors, ModelErrors and
+    AdapterErrors, and TargetNotWritable.
+    """
+    from ..model import InfiniModel
+
+    started, settings = time.monotonic(), run.addresses
+    output = run.path(run.output)
+    kept = output / "features"
+    if kept.exists() and not resume:
+        raise RunExists(f"'{output}' holds a run already; go on with --resume, or name another output")
+    worn = load_adapter(run.adapter_path())
+    if worn is None:
+        raise InvalidConfig("addresses.adapter is 'none'; name the adapter that the head shall belong to")
+    model = InfiniModel.from_pretrained(run.model, adapter=worn, device=device)
+    make_directory(kept)
+    chosen = documents([run.path(name) for name in settings.data], settings.tokens, model, run.seed)
+    found = []
+    for index, document in enumerate(chosen):
+        path = kept / f"{index}.npz"
+        if not path.exists():
+            if minutes is not None and time.monotonic() - started > 60 * minutes:
+                return {"finished": False, "documents": index, "output": str(output)}
+            rng = random.Random(f"{run.seed} {index}")
+            buffer = io.BytesIO()
+            np.savez(buffer, **features(model, document, settings.layer, settings.questions, rng))  # type: ignore[arg-type]
+            write_atomically(path, buffer.getvalue())
+        with np.load(path, allow_pickle=False) as arrays:
+            found.append(bundle(document, dict(arrays)))
+        if on_document is not None:
+            on_document(index + 1, len(chosen))
+    torch.manual_seed(run.seed)
+    width = int(model.model.config.get_text_config().hidden_size)
+    head = AddressHead(HeadSettings(settings.layer, width, settings.hidden))
+    losses: list[float] = []
+    fit(head, [one for index, one in enumerate(found) if index % APART], run, lambda _, loss: losses.append(loss))
+    head.settings, measured = choose(head, found[::APART])
+    copy_adapter(run.adapter_path(), output / "adapter")
+    write_head(output / "adapter", head)
+    return {
+        "finished": True,
+        "documents": len(found),
+        "questions": sum(len(one.asked) for one in found),
+        "losses": [round(loss, 4) for loss in losses],
+        "apart": measured,
+        "settings": asdict(head.settings),
+        "seconds": round(time.monotonic() - started, 1),
+        "output": str(output),
+        "adapter": str(output / "adapter"),
+    }

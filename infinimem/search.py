@@ -1,0 +1,105 @@
+"""Searching the passages of one or several memories, as one.
+
+- lexical: BM25, without any model
+- memory: the addresses that the model gave the passages while it read them
+- hybrid: both; the default, and the same as lexical where passages have no addresses
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .errors import InvalidSetting, NoAddresses, NoPassages
+from .passages import Passage
+from .recall import AddressRanker, HybridRanker, LexicalRanker, Ranker, distinct
+
+if TYPE_CHECKING:
+    from .document_memory import DocumentMemory
+
+# Passages from which on the rarity of words says something.
+ENOUGH = 8
+RANKINGS = ("hybrid", "memory", "lexical")
+
+
+class Search:
+    """The passages of memories, ranked as one. Raises NoPassages where a memory that has read something has none.
+
+    Models are loaded with the first search that needs them.
+    """
+
+    def __init__(self, memories: Sequence[DocumentMemory]) -> None:
+        self._memories = memories
+        self._parts = [memory.passages for memory in memories]
+        if any(not memory.keeps_passages for memory in memories):
+            raise NoPassages(
+                "this memory was made without passages; ingest again with passages, or ask with mode='memory'"
+            )
+        self.passages: list[Passage] = [passage for part in self._parts for passage in part]
+        self._lexical = LexicalRanker(self.passages)
+        self._rankers: dict[str, Ranker] = {"lexical": self._lexical}
+        self._least = 0.0  # coverage of a question that has an answer
+        self._lock = threading.Lock()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the memories have the passages that they had."""
+        # All of them, not their number: appended text can also lengthen the last one.
+        return self._parts == [memory.passages for memory in self._memories]
+
+    def memory_of(self, index: int) -> DocumentMemory:
+        """The memory that a passage belongs to."""
+        for memory, part in zip(self._memories, self._parts, strict=True):
+            if index < len(part):
+                return memory
+            index -= len(part)
+        raise IndexError(f"there are {len(self.passages)} passages")
+
+    def rank(self, query: str, k: int, mode: str = "hybrid") -> list[tuple[int, float]]:
+        """At most k pairs (index of the passage, score), best first, without passages that do not fit at all; of
+        passages with the same words the best. Raises NoAddresses, InvalidSetting."""
+        if k < 1:
+            raise InvalidSetting(f"k is {k}; ask for at least one passage")
+        if mode not in RANKINGS:
+            raise InvalidSetting(f"there is no ranking {mode!r}; choose one of {', '.join(RANKINGS)}")
+        if mode != "lexical":
+            self._need_addresses()
+        if mode == "memory" and mode not in self._rankers:
+            raise NoAddresses(
+                "these passages have no addresses: the model that read them has no head for that, or another one; read "
+                "the documents again, or rank with mode='lexical'"
+            )
+        ranker = self._rankers.get(mode, self._lexical)
+        return distinct(self.passages, ranker.rank(query, len(self.passages)), k)
+
+    def has_answer(self, query: str) -> bool:
+        """False where the passages have so little of the query that they hardly answer it.
+
+        True without addresses, and where the passages are so few that reading them decides.
+        """
+        if len(self.passages) < ENOUGH:
+            return True
+        self._need_addresses()
+        ranker = self._rankers.get("memory")
+        return not isinstance(ranker, AddressRanker) or ranker.coverage(query) >= self._least
+
+    def _need_addresses(self) -> None:
+        with self._lock:
+            if "hybrid" in self._rankers:
+                return
+            self._rankers["hybrid"] = self._lexical
+            addresses: list[bytes] = []
+            for memory in self._memories:
+                part = memory.addresses()
+                if part is None:
+                    return
+                addresses += part
+            model = self._memories[0].model
+            head = model.addresses
+            if head is None or any(memory.model.addresses is not head for memory in self._memories):
+                return
+            ranker = AddressRanker(self.passages, addresses, model.weigh)
+            self._least = head.settings.least
+            self._rankers["memory"] = ranker
+            self._rankers["hybrid"] = HybridRanker(ranker, self._lexical, head.settings.lexical)

@@ -1,0 +1,335 @@
+"""Addresses: weights of words from the pass that writes the memory, ranking by them, and the head behind them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TEXT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from infinimem import DocumentMemory
+from infinimem.address_head import FILE, SETTINGS, AddressHead, HeadSettings, read_head, write_head
+from infinimem.addresses import STEPS, Addresses, Weighed, from_bytes, spans, stems, to_bytes
+from infinimem.checkpoint import Checkpoint
+from infinimem.errors import (
+    AdapterMismatch,
+    CheckpointMismatch,
+    DamagedAdapter,
+    DamagedMemoryFile,
+    InvalidSetting,
+    NoAddresses,
+)
+from infinimem.memory_file import read_memory_file
+from infinimem.passages import Passage
+from infinimem.reading import Record
+from infinimem.recall import AddressRanker, HybridRanker, LexicalRanker, distinct
+from infinimem.search import Search
+
+if TYPE_CHECKING:
+    from conftest import MakeModel
+
+    from infinimem.model import InfiniModel
+
+LAYER = 2
+TALE = (TEXT + "A schooner from Genoa brought lamp oil, and its captain Odile asked for the harbour dues. ") * 9
+
+
+def head(seed: int = 0, **changes: Any) -> AddressHead:
+    """A head that tells words apart, without training."""
+    torch.manual_seed(seed)
+    made = AddressHead(HeadSettings(**{"layer": LAYER, "width": 64, "hidden": 8, **changes}), f"head {seed}")
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return made.requires_grad_(False).eval()
+
+
+@pytest.fixture
+def model(make_model: MakeModel) -> InfiniModel:
+    made = make_model(segment_length=64, carry=16)
+    made.put_on(head())
+    return made
+
+
+# While reading
+
+
+def test_an_address_is_the_heads_weight_of_each_words_last_token(model: InfiniModel) -> None:
+    text = TALE[:200]
+    memory = DocumentMemory.from_text(text, model=model)
+    seen: list[torch.Tensor] = []
+    layer = model.model.get_decoder().layers[LAYER].self_attn
+    note = lambda _, args, kwargs: seen.append(kwargs["hidden_states"].detach())  # noqa: E731
+    hook = layer.register_forward_pre_hook(note, with_kwargs=True)
+    tokens = model.encoder.encode(text)
+    assert len(tokens) <= model.segment_length, "the words of one segment see no memory, so a plain forward is enough"
+    model.model(input_ids=torch.tensor([tokens]))
+    hook.remove()
+    weigher = model.addresses.passage.double()  # type: ignore[union-attr]
+    x = seen[0][0].double()
+    inner = 0.5 * (z := x @ weigher.inner.weight.T + weigher.inner.bias) * (1 + torch.erf(z / math.sqrt(2)))
+    weights = torch.log1p(torch.exp(inner @ weigher.outer.weight.T + weigher.outer.bias))[:, 0]
+    weigher.float()
+    ends = np.cumsum([len(model.tokenizer.convert_ids_to_tokens(token)) for token in tokens])
+    expected = [float(weights[np.searchsorted(ends, end)]) for _, end in spans(text)]
+    (address,) = memory.addresses() or []
+    assert np.abs(from_bytes(address) - np.clip(expected, 0, 255 / STEPS)).max() <= 0.51 / STEPS
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=st.lists(st.integers(1, len(TALE) - 1), max_size=4))
+def test_any_split_of_a_text_gives_the_same_addresses(model: InfiniModel, cuts: list[int]) -> None:
+    whole = DocumentMemory.from_text(TALE, model=model).addresses()
+    parts = [TALE[start:end] for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(TALE)], strict=True)]
+    parts = [part for part in parts if part.strip()]
+    memory = DocumentMemory.from_text(parts[0], model=model)
+    for part in parts[1:]:
+        memory.append_text(part)
+        memory.addresses()
+    if "".join(parts) == TALE:
+        assert memory.addresses() == whole
+    assert len(whole or []) == len(DocumentMemory.from_text(TALE, model=model).passages)
+
+
+def test_a_saved_memory_goes_on_as_if_never_saved(model: InfiniModel, tmp_path: Path) -> None:
+    once = DocumentMemory.from_text(TALE, name="one", model=model)
+    once.save(tmp_path / "half")
+    again = DocumentMemory.load(tmp_path / "half", model=model)
+    for memory in (once, again):
+        memory.append_text(TALE[::-1], name="two")
+        memory.append_text(TALE, name="three")
+    assert once.addresses() == again.addresses()
+    once.save(tmp_path / "once"), again.save(tmp_path / "again")
+    assert (tmp_path / "once").read_bytes() == (tmp_path / "again").read_bytes()
+
+
+def test_the_words_of_every_source_get_their_own_weights(model: InfiniModel) -> None:
+    memory = DocumentMemory.from_text(TALE, name="one", model=model)
+    memory.append_text("Rain fell on the quay.", name="two")
+    found = memory.addresses() or []
+    assert [len(address) for address in found] == [len(spans(passage.text)) for passage in memory.passages]
+    assert any(found[-1]), "the last source is in the unfinished segment alone"
+    record = memory._record
+    assert record.addresses is not None and len(record.addresses.weighed.ends) < 2 * model.segment_length
+
+
+def test_merged_memories_keep_their_addresses(model: InfiniModel, tmp_path: Path) -> None:
+    parts = [DocumentMemory.from_text(text, name=text[:5], model=model) for text in (TALE, "The mill is old.", TEXT)]
+    merged = DocumentMemory.merge(parts)
+    expected = [one for part in parts for one in part.addresses() or []]
+    assert merged.addresses() == expected
+    merged.append_text("A weir was built.", name="weir")
+    alone = merged.addresses() or []
+    assert alone[: len(expected)] == expected and any(alone[-1])
+    merged.save(tmp_path / "merged")
+    assert DocumentMemory.load(tmp_path / "merged", model=model).addresses() == alone
+
+
+def test_the_memory_itself_does_not_depend_on_the_head(make_model: MakeModel, model: InfiniModel) -> None:
+    bare = make_model(segment_length=64, carry=16)
+    assert bare.identity() == model.identity()
+    with_head, without = (DocumentMemory.from_text(TALE, model=one) for one in (model, bare))
+    for index, state in with_head._open().complete().states().items():
+        other = without._open().complete().states()[index]
+        assert all(torch.equal(tensor, other[name]) for name, tensor in state.items())
+
+
+def test_a_memory_without_passages_has_no_addresses(model: InfiniModel) -> None:
+    memory = DocumentMemory.from_text(TALE, model=model, passages=False)
+    assert memory.addresses() is None and memory._record.addresses is None
+
+
+# With another head, or none
+
+
+def test_without_a_head_hybrid_is_lexical_and_memory_says_so(make_model: MakeModel) -> None:
+    memory = DocumentMemory.from_text(TALE, model=make_model(segment_length=64))
+    assert memory.retrieve("Odile") == memory.retrieve("Odile", mode="lexical") != []
+    with pytest.raises(NoAddresses, match="mode='lexical'"):
+        memory.retrieve("Odile", mode="memory")
+    with pytest.raises(InvalidSetting, match="no head"):
+        memory.model.weigh("Odile")
+
+
+def test_addresses_of_another_head_are_not_used(model: InfiniModel, tmp_path: Path) -> None:
+    memory = DocumentMemory.from_text(TALE, model=model)
+    memory.save(tmp_path / "m")
+    model.put_on(head(seed=1))
+    other = DocumentMemory.load(tmp_path / "m", model=model)
+    assert other.addresses() is None
+    assert other.retrieve("Odile") == other.retrieve("Odile", mode="lexical")
+    other.append_text("More.", name="more")
+    other.save(tmp_path / "n")
+    assert read_memory_file(tmp_path / "n").addresses is None
+
+
+def test_reading_does_not_go_on_with_another_head(model: InfiniModel, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TALE)
+    DocumentMemory.ingest(tmp_path / "a.txt", model=model).save(tmp_path / "part")
+    model.put_on(head(seed=1))
+    with pytest.raises(CheckpointMismatch, match="another head"):
+        DocumentMemory.ingest(tmp_path / "a.txt", model=model, checkpoint=tmp_path / "part", resume=True)
+    assert Checkpoint(tmp_path / "part").path.exists()
+
+
+def test_lexical_search_loads_no_model(model: InfiniModel, tmp_path: Path) -> None:
+    DocumentMemory.from_text(TALE, model=model).save(tmp_path / "m")
+    memory = DocumentMemory.load(tmp_path / "m")
+    assert memory.retrieve("Odile", mode="lexical") and memory._reading is None
+
+
+@pytest.mark.parametrize("changes", [{"width": 32}, {"layer": 4}])
+def test_a_head_for_another_model_is_refused(make_model: MakeModel, changes: dict[str, int]) -> None:
+    with pytest.raises(AdapterMismatch, match=r"layer \d, width \d+"):
+        make_model().put_on(head(**changes))
+
+
+# Ranking
+
+WORDS = ("ship", "ships", "fog", "bell", "Bell", "rope", "ropes", "tide", "salt")
+sentences = st.lists(st.sampled_from(WORDS), min_size=1, max_size=9)
+
+
+@settings(max_examples=150, deadline=None)
+@given(texts=st.lists(sentences, min_size=1, max_size=6), query=sentences, seed=st.integers(0, 9))
+def test_scores_are_weight_times_rarity_times_weight(texts: list[list[str]], query: list[str], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    passages = [Passage(" ".join(words), "s", 1, 0, 1) for words in texts]
+    addresses = [to_bytes(generator.uniform(0, 4, len(words))) for words in texts]
+    weights = generator.uniform(0, 3, len(query))
+    ranker = AddressRanker(passages, addresses, lambda text: list(weights))
+    expected, highest = np.zeros(len(texts)), 0.0
+    for stem, weight in zip(stems(" ".join(query)), weights, strict=True):
+        heaviest = [
+            max((address[i] / STEPS for i, s in enumerate(stems(p.text)) if s == stem), default=None)
+            for p, address in zip(passages, addresses, strict=True)
+        ]
+        having = sum(one is not None for one in heaviest)
+        rarity = math.log(1 + (len(texts) - having + 0.5) / (having + 0.5))
+        highest += weight * rarity
+        expected += [weight * rarity * (one or 0) for one in heaviest]
+    found = ranker.scores(" ".join(query))
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert ranker.coverage(" ".join(query)) == pytest.approx(expected.max() / highest if highest else 0, rel=1e-4)
+    ranks = ranker.rank(" ".join(query), len(texts))
+    assert [score for _, score in ranks] == sorted((s for s in map(float, found) if s > 0), reverse=True)
+
+
+def test_hybrid_adds_a_share_of_bm25() -> None:
+    passages = [Passage(text, "s", 1, 0, 1) for text in ("fog bell fog", "bell rope", "tide")]
+    memory = AddressRanker(passages, [bytes([9, 9, 9]), bytes([90, 9]), bytes([1])], lambda text: [1.0] * 2)
+    lexical = LexicalRanker(passages)
+    fused = dict(HybridRanker(memory, lexical, 0.5).rank("fog bell", 3))
+    both = memory.scores("fog bell") + 0.5 * lexical.scores("fog bell")
+    assert fused == {index: pytest.approx(score) for index, score in enumerate(both) if score > 0}
+
+
+def test_of_passages_with_the_same_words_one_is_found() -> None:
+    passages = [Passage(text, "s", 1, 0, 1) for text in ("The  fog.", "A bell.", "the fog.", "Fog")]
+    assert distinct(passages, [(2, 3.0), (0, 3.0), (3, 2.0), (1, 1.0)], 3) == [(2, 3.0), (3, 2.0), (1, 1.0)]
+
+
+def test_several_memories_are_ranked_as_one(model: InfiniModel) -> None:
+    parts = [DocumentMemory.from_text(text, name=name, model=model) for name, text in (("a", TALE), ("b", "Old mill."))]
+    search = Search(parts)
+    ((index, _),) = search.rank("mill", 1, "memory")
+    assert search.passages[index].source == "b" and search.memory_of(index) is parts[1]
+    parts[1].append_text(" It burned.", name="b")
+    assert not search.is_current and Search(parts).is_current
+    with pytest.raises(IndexError):
+        search.memory_of(len(search.passages))
+
+
+@pytest.mark.parametrize("settings_", [{"k": 0}, {"mode": "magic"}])
+def test_impossible_searches_are_refused(model: InfiniModel, settings_: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSetting):
+        DocumentMemory.from_text(TALE, model=model).retrieve("Odile", **settings_)
+
+
+# The head's file
+
+
+def test_a_head_is_read_as_it_was_written(tmp_path: Path) -> None:
+    made = head(least=0.25, lexical=0.7)
+    write_head(tmp_path, made)
+    found = read_head(tmp_path)
+    assert found is not None and found.settings == made.settings and len(found.sha256) == 64
+    assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in made.state_dict().items())
+    assert read_head(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "nan", "missing", "settings", "shape", "no settings", "huge"])
+def test_a_damaged_head_is_refused(tmp_path: Path, damage: str) -> None:
+    write_head(tmp_path, head())
+    path = tmp_path / FILE
+    tensors = load_file(path)
+    plain = {"layer": LAYER, "width": 64, "hidden": 8, "lexical": 0.3, "least": 0.0}
+    if damage == "nan":
+        tensors["passage.inner.bias"][0] = float("nan")
+    elif damage == "missing":
+        del tensors["passage.inner.bias"]
+    elif damage == "shape":
+        tensors["passage.inner.bias"] = torch.zeros(3)
+    elif damage == "settings":
+        plain["extra"] = 1
+    elif damage == "huge":
+        plain["hidden"] = 1 << 40
+    save_file(tensors, path, None if damage == "no settings" else {SETTINGS: json.dumps(plain)})
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DamagedAdapter, match="restore a copy"):
+        read_head(tmp_path)
+
+
+# The memory file
+
+
+def test_addresses_that_do_not_fit_the_passages_are_refused(model: InfiniModel, tmp_path: Path) -> None:
+    memory = DocumentMemory.from_text(TALE, model=model)
+    memory.save(tmp_path / "m")
+    file = read_memory_file(tmp_path / "m")
+    assert file.addresses is not None
+    for change in ({"addresses": file.addresses[:-1]}, {"addresses": np.append(file.addresses, np.uint8(1))}):
+        spoiled = read_memory_file(tmp_path / "m")
+        spoiled.addresses = change["addresses"]
+        spoiled.write(tmp_path / "spoiled")
+        with pytest.raises(DamagedMemoryFile, match="words"):
+            DocumentMemory.load(tmp_path / "spoiled")
+    for field, value in (("done", 99), ("ends", [5, 4]), ("starts", [1]), ("weights", [1])):
+        spoiled = read_memory_file(tmp_path / "m")
+        spoiled.reading["addresses"][field] = value
+        spoiled.write(tmp_path / "spoiled")
+        with pytest.raises(DamagedMemoryFile):
+            DocumentMemory.load(tmp_path / "spoiled")
+    for field, kind in (("weights", [256]), ("ends", [-1]), ("tail", ["1"]), ("head", 3)):
+        spoiled = read_memory_file(tmp_path / "m")
+        spoiled.reading["addresses"][field] = kind
+        spoiled.write(tmp_path / "spoiled")
+        with pytest.raises(DamagedMemoryFile, match="reading"):
+            read_memory_file(tmp_path / "spoiled")
+    spoiled = read_memory_file(tmp_path / "m")
+    spoiled.addresses = None
+    spoiled.write(tmp_path / "spoiled")
+    with pytest.raises(DamagedMemoryFile, match="one half"):
+        read_memory_file(tmp_path / "spoiled")
+
+
+def test_words_without_their_tokens_weigh_nothing() -> None:
+    weighed = Weighed([3, 8], bytearray([5, 6]))
+    assert weighed.address(0, "the fog came") == bytes([5, 6, 0])
+    waiting = Addresses("h", [], [0], Weighed([3], bytearray([5])))
+    waiting.settle([Passage("the fog", "s", 1, 0, 7)])
+    assert waiting.done == [] and waiting.starts == [0]
+
+
+@pytest.mark.parametrize("text", ["", "İstanbul ŞEHİR", "naïve — 7½ ﬁne", "中文 字", "__init__ don't"])
+def test_every_word_has_one_stem(text: str) -> None:
+    assert len(stems(text)) == len(spans(text))
+    assert Record().addresses is None
