@@ -57,5 +57,5 @@ class Checkpoint:
     def keep(self, reading: Reading, record: Record) -> None:
         """Write the checkpoint, if it is time to. Raises TargetNotWritable."""
         if reading.seen - self._kept >= self._segments * reading.model.segment_length:
-            to_file(reading, record).write(self.path)
+            to_file(reading, record, whole=False).write(self.path)
             self._kept = reading.seen

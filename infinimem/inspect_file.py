@@ -28,6 +28,7 @@ def describe(path: Path) -> dict[str, Any]:
         "tokens": file.reading["tokens"],
         "pages": sum(source.pages for source in record.sources),
         "passages": len(record.passages),
+        "address_bytes": 0 if file.addresses is None else int(file.addresses.nbytes),
         "memory_bytes": file.memory_bytes,
         "sources": file.sources,
         "layers": [_layer(index, state) for index, state in file.states.items()],

@@ -140,7 +140,8 @@ class Record:
     def _close(self, passages: list[Passage]) -> None:
         self.closed += passages
         if self.addresses is not None:
-            self.addresses.starts += [self.begin + passage.start for passage in passages]
+            begin = self.begin if passages else 0
+            self.addresses.starts += [begin + passage.start for passage in passages]
 
 
 class Reading:
@@ -234,8 +235,11 @@ class Reading:
             self._complete = cache, Weighed(self.ends + more_ends if weights else [], weights or bytearray())
         return self._complete
 
-    def write_to(self, file: MemoryFile, record: Record) -> None:
-        """Put the reading's state into a memory file."""
+    def write_to(self, file: MemoryFile, record: Record, whole: bool = True) -> None:
+        """Put the reading's state into a memory file.
+
+        whole: weigh the words of the unfinished segment too; a reading that goes on will weigh them anew.
+        """
         file.states = {
             index: {name: tensor[0].cpu().numpy() for name, tensor in state.items()}
             for index, state in self.cache.states().items()
@@ -243,7 +247,8 @@ class Reading:
         file.tail = np.asarray(self.tail, dtype=np.int32)
         addresses = record.addresses
         if addresses is not None:
-            data = b"".join(addresses.of_all(record.passages, record.begin, self.rest()))
+            rest = self.rest() if whole else Weighed()
+            data = b"".join(addresses.of_all(record.passages, record.begin, rest))
             file.addresses = np.frombuffer(data, np.uint8)
         file.reading = {
             "addresses": None if addresses is None else {**addresses.to_dict(), "tail": self.ends},
@@ -254,8 +259,8 @@ class Reading:
         }
 
 
-def to_file(reading: Reading, record: Record) -> MemoryFile:
-    """The memory file of what was read, passages included."""
+def to_file(reading: Reading, record: Record, whole: bool = True) -> MemoryFile:
+    """The memory file of what was read, passages included. whole: False for a reading that goes on."""
     file = MemoryFile(
         model=reading.model.name,
         identity=reading.model.identity(),
@@ -264,7 +269,7 @@ def to_file(reading: Reading, record: Record) -> MemoryFile:
         reading={},
         passages=record.pack(),
     )
-    reading.write_to(file, record)
+    reading.write_to(file, record, whole)
     return file
 
 

@@ -97,7 +97,8 @@ class Search:
                 addresses += part
             model = self._memories[0].model
             head = model.addresses
-            if head is None or any(memory.model.addresses is not head for memory in self._memories):
+            heads = [memory.model.addresses for memory in self._memories]
+            if head is None or any(other is None or other.sha256 != head.sha256 for other in heads):
                 return
             ranker = AddressRanker(self.passages, addresses, model.weigh)
             self._least = head.settings.least

@@ -22,7 +22,7 @@ from infinimem.adapt.config import AddressRun, parse_config
 from infinimem.address_head import AddressHead, HeadSettings, read_head
 from infinimem.addresses import spans, to_bytes
 from infinimem.cli import main
-from infinimem.errors import InvalidConfig, RunExists, TrainingDataError
+from infinimem.errors import DamagedCheckpoint, InvalidConfig, RunChanged, RunExists, TrainingDataError
 from infinimem.model import InfiniModel
 from infinimem.recall import AddressRanker
 
@@ -163,6 +163,20 @@ def test_a_file_gives_no_more_tokens_than_asked_for(model: InfiniModel, director
     assert sizes == [12, 144]
     with pytest.raises(TrainingDataError, match="at least 10"):
         documents([directory / "articles.jsonl.gz"], 1, model, 0)
+
+
+@pytest.mark.parametrize(("changes", "named"), [({"layer": 1}, "layer"), ({"tokens": 9}, "tokens"), ({}, "data.0")])
+def test_what_was_read_for_another_run_is_not_used(
+    directory: Path, tiny_directory: Path, changes: dict[str, Any], named: str
+) -> None:
+    adapt_addresses(run_of(directory, tiny_directory), minutes=0)
+    if not changes:
+        write_rows(directory / "articles.jsonl.gz", *(article(number) for number in range(11, -1, -1)))
+    with pytest.raises(RunChanged, match=named):
+        adapt_addresses(run_of(directory, tiny_directory, **changes), resume=True)
+    (directory / "run" / "features" / "setup.json").write_text("{")
+    with pytest.raises(DamagedCheckpoint, match="begin anew"):
+        adapt_addresses(run_of(directory, tiny_directory), resume=True)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import random
 import time
@@ -25,10 +26,11 @@ from torch import Tensor
 from ..adapter import copy_adapter, load_adapter
 from ..address_head import AddressHead, HeadSettings, write_head
 from ..addresses import last_tokens, spans, stems, to_bytes
-from ..errors import InvalidConfig, RunExists, TrainingDataError
-from ..memory_file import make_directory, write_atomically
+from ..errors import DamagedCheckpoint, InvalidConfig, RunChanged, RunExists, TrainingDataError
+from ..memory_file import differences, make_directory, write_atomically
 from ..recall import AddressRanker
 from ..tokens import split_blocks
+from .checkpoint import hash_file
 from .data import SEPARATOR, Document, Question, read_questions
 
 if TYPE_CHECKING:
@@ -257,6 +259,27 @@ def choose(head: AddressHead, bundles: Sequence[Bundle]) -> tuple[HeadSettings, 
     return replace(head.settings, lexical=share, least=least), measured
 
 
+def _same_features(kept: Path, run: AddressRun, model: InfiniModel) -> None:
+    """Raise RunChanged where the features that are there come from other settings, data or models."""
+    settings = asdict(run.addresses)
+    for name in ("adapter", "data", "hidden", "epochs", "batch", "lr"):
+        del settings[name]
+    data = {str(index): hash_file(run.path(name)) for index, name in enumerate(run.addresses.data)}
+    setup = {"seed": run.seed, **settings, "data": data, "model": model.identity()}
+    path = kept / "setup.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(setup, sort_keys=True).encode())
+        return
+    try:
+        known = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpoint(f"'{path}' cannot be read ({error}); delete '{kept}' and begin anew") from error
+    if different := differences(known, json.loads(json.dumps(setup))):
+        raise RunChanged(
+            f"'{kept}' was read for another run: {'; '.join(different)}; give its settings, or another output"
+        )
+
+
 def adapt_addresses(
     run: AddressRun,
     *,
@@ -283,6 +306,7 @@ def adapt_addresses(
         raise InvalidConfig("addresses.adapter is 'none'; name the adapter that the head shall belong to")
     model = InfiniModel.from_pretrained(run.model, adapter=worn, device=device)
     make_directory(kept)
+    _same_features(kept, run, model)
     chosen = documents([run.path(name) for name in settings.data], settings.tokens, model, run.seed)
     found = []
     for index, document in enumerate(chosen):
