@@ -29,9 +29,10 @@ from infinimem.errors import (
 )
 from infinimem.memory_file import read_memory_file
 from infinimem.passages import Passage
+from infinimem.prompts import NOT_SAID
 from infinimem.reading import Record
 from infinimem.recall import AddressRanker, HybridRanker, LexicalRanker, distinct
-from infinimem.search import Search
+from infinimem.search import ENOUGH, Search
 
 if TYPE_CHECKING:
     from conftest import MakeModel
@@ -333,3 +334,52 @@ def test_words_without_their_tokens_weigh_nothing() -> None:
 def test_every_word_has_one_stem(text: str) -> None:
     assert len(stems(text)) == len(spans(text))
     assert Record().addresses is None
+
+
+# What is not in the document
+
+
+def refusing(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> InfiniModel:
+    """A model whose head finds no question covered, and that must not be asked."""
+    model = make_model(segment_length=256)
+    model.put_on(head(least=99.0))
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the model was asked")
+
+    monkeypatch.setattr(model, "generate", fail)
+    return model
+
+
+def test_what_the_document_has_too_little_of_is_refused_without_the_model(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = DocumentMemory.from_text(TALE * 4, model=refusing(make_model, monkeypatch))
+    assert len(memory.passages) >= ENOUGH
+    answer = memory.ask("Who is Odile?", k=2)
+    assert answer.text == NOT_SAID and not answer.found and answer.passages == memory.retrieve("Who is Odile?", 2)
+    assert "".join(memory.stream("Who is Odile?")) == NOT_SAID
+    assert [one.text for one in memory.ask_many(["Who is Odile?", "What of Genoa?"])] == [NOT_SAID] * 2
+    reply = memory.reply([{"role": "user", "content": "Who is Odile?"}])
+    assert ("".join(reply), reply.finish, reply.tokens) == (NOT_SAID, "stop", 0)
+
+
+def test_conversations_short_documents_and_the_memory_alone_are_never_refused(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = refusing(make_model, monkeypatch)
+    memory, short = (DocumentMemory.from_text(text, model=model) for text in (TALE * 4, TALE))
+    assert len(short.passages) < ENOUGH
+    with pytest.raises(AssertionError, match="was asked"):
+        memory.ask("And who is she?", history=[("Who is Odile?", "A captain.")])
+    with pytest.raises(AssertionError, match="was asked"):
+        memory.ask("Who is Odile?", mode="memory")
+    with pytest.raises(AssertionError, match="was asked"):
+        short.ask("Who is Odile?")
+
+
+def test_a_covered_question_is_asked(make_model: MakeModel) -> None:
+    model = make_model(segment_length=256)
+    model.put_on(head(least=0.0))
+    memory = DocumentMemory.from_text(TALE * 4, model=model)
+    assert memory.ask("Who is Odile?", max_new_tokens=4).text != NOT_SAID
