@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -34,6 +35,8 @@ class LexicalRanker:
         import bm25s
         import Stemmer
 
+        # It logs every index at a level of its own, which shows wherever a program has a handler at the root.
+        logging.getLogger("bm25s").setLevel(logging.WARNING)
         self._stemmer = Stemmer.Stemmer("english").stemWords if stem else None
         self._size = len(passages)
         texts = [f"{p.title}\n{p.text}" if p.title else p.text for p in passages]

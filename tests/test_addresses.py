@@ -223,6 +223,12 @@ def test_scores_are_weight_times_rarity_times_weight(texts: list[list[str]], que
     assert [score for _, score in ranks] == sorted((s for s in map(float, found) if s > 0), reverse=True)
 
 
+def test_ranking_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    LexicalRanker([Passage("fog bell", "s", 1, 0, 8)]).rank("fog", 1)
+    assert not caplog.records
+
+
 def test_hybrid_adds_a_share_of_bm25() -> None:
     passages = [Passage(text, "s", 1, 0, 1) for text in ("fog bell fog", "bell rope", "tide")]
     memory = AddressRanker(passages, [bytes([9, 9, 9]), bytes([90, 9]), bytes([1])], lambda text: [1.0] * 2)
