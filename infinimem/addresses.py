@@ -49,6 +49,11 @@ def from_bytes(data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.uint8).astype(np.float32) / STEPS
 
 
+def rarity(passages: int, having: Any) -> Any:
+    """How much a word says that so many of the passages have (idf, as BM25 has it); numbers or arrays."""
+    return np.log(1 + (passages - having + 0.5) / (having + 0.5))
+
+
 def last_tokens(ends: Sequence[int], start: int, text: str) -> list[int]:
     """For each word of a text that starts at character `start`, the first token that ends at its end or after it;
     `len(ends)` if there is none."""
@@ -120,21 +125,24 @@ class Addresses:
         return {"head": self.head, "done": len(self.done), "starts": self.starts, **weighed}
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any], addresses: Sequence[bytes], closed: int) -> Addresses:
-        """What `to_dict` wrote of a memory with so many closed passages. Raises DamagedMemoryFile."""
+    def from_dict(cls, plain: dict[str, Any], addresses: Sequence[bytes], closed: int, passages: int) -> Addresses:
+        """What `to_dict` wrote of a memory with so many passages, so many of them closed. Raises DamagedMemoryFile."""
         done, weighed = plain["done"], Weighed(list(plain["ends"]), bytearray(plain["weights"]))
-        sound = done + len(plain["starts"]) == closed <= len(addresses) and len(weighed.ends) == len(weighed.weights)
+        sound = done + len(plain["starts"]) == closed and len(addresses) == passages
+        sound = sound and len(weighed.ends) == len(weighed.weights)
         if not sound or weighed.ends != sorted(weighed.ends) or plain["starts"] != sorted(plain["starts"]):
             raise DamagedMemoryFile("the addresses in the memory file do not fit its passages; read the document again")
         return cls(plain["head"], list(addresses[:done]), list(plain["starts"]), weighed)
 
 
-def split(data: np.ndarray, passages: Sequence[Passage]) -> list[bytes]:
-    """The addresses of passages, as they stand in a file one after the other. Raises DamagedMemoryFile."""
-    sizes = [len(spans(passage.text)) for passage in passages]
+def split(data: np.ndarray, sizes: Sequence[int]) -> list[bytes]:
+    """The addresses of passages of so many words each, as they stand in a file one after the other, (N,) uint8.
+
+    Raises DamagedMemoryFile. That every passage has as many words is seen when they are ranked.
+    """
     if data.ndim != 1 or sum(sizes) != data.size:
         raise DamagedMemoryFile(
-            f"the memory file has addresses for {data.size} words, but its passages have {sum(sizes)}; read again"
+            f"the memory file has addresses for {data.size} words, but says {sum(sizes)}; read the document again"
         )
     ends = np.cumsum(sizes)
     whole = data.tobytes()

@@ -407,7 +407,7 @@ class DocumentMemory:
             if record.addresses is None:
                 return None
             if self._file is not None and self._file.addresses is not None:
-                return split(self._file.addresses, record.passages)
+                return split(self._file.addresses, self._file.reading["addresses"]["sizes"])
             return record.addresses.of_all(record.passages, record.begin, reading.rest())
 
     def ask(

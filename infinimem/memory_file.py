@@ -242,7 +242,8 @@ IDENTITY_TYPES = {
 }
 SOURCE_TYPES = {"name": str, "kind": str, "sha256": (str, type(None)), "pages": int, "characters": int}
 READING_TYPES = {"tokens": int, "seen": int, "pending_text": str, "cutter": dict, "addresses": (dict, type(None))}
-ADDRESSES_TYPES = {"head": str, "done": int, "starts": list, "ends": list, "weights": list, "tail": list}
+ADDRESSES_TYPES: dict[str, Any] = {"head": str, "done": int}
+ADDRESSES_TYPES |= dict.fromkeys(("sizes", "starts", "ends", "weights", "tail"), list)
 CUTTER_TYPES = {"source": str, "page": int, "title": (str, type(None)), "offset": int, "pending": str}
 
 

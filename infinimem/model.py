@@ -288,18 +288,24 @@ class InfiniModel:
     def echo(self, question: str, layer: int) -> tuple[list[int], Tensor]:
         """A question's words as the model sees them when it reads the question a second time: for each of
         `addresses.spans` the index of its last token, and the inputs of the layer at the second time's tokens, (T, E).
+
+        A question has no more than half a segment of tokens; words after those have the index T.
         """
-        first, (second, ends) = self.encoder.encode(f"{question}\n"), self.encoder.encode_placed([question])
-        seen = self.inputs_at(layer, [*first, *second])[len(first) :]
-        return [min(place, len(second) - 1) for place in last_tokens(ends, 0, question)], seen
+        most = max(1, self.segment_length // 2)
+        first, (second, ends) = self.encoder.encode(f"{question}\n")[:most], self.encoder.encode_placed([question])
+        seen = self.inputs_at(layer, [*first, *second[:most]])[len(first) :]
+        return last_tokens(ends[:most], 0, question), seen
 
     def weigh(self, question: str) -> list[float]:
-        """The weight of each of a question's words (`addresses.spans`). Raises InvalidSetting without a head."""
+        """The weight of each of a question's words (`addresses.spans`), 0 for those of a very long one's end.
+
+        Raises InvalidSetting without a head.
+        """
         if self.addresses is None:
             raise InvalidSetting(f"the model '{self.name}' has no head that weighs words; rank with mode='lexical'")
         places, seen = self.echo(question, self.addresses.settings.layer)
         weights = self.addresses.question(seen).tolist()
-        return [weights[place] for place in places]
+        return [weights[place] if place < len(weights) else 0.0 for place in places]
 
     @torch.no_grad()
     def read(self, tokens: Tensor, cache: InfiniCache, attention_mask: Tensor | None = None) -> None:

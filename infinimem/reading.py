@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -87,8 +87,9 @@ class Record:
         except (TypeError, KeyError) as error:
             raise DamagedMemoryFile(f"the record of sources in the memory file is incomplete ({error})") from error
         if file.addresses is not None:
-            known = split(file.addresses, record.passages)
-            record.addresses = Addresses.from_dict(file.reading["addresses"], known, len(record.closed))
+            plain = file.reading["addresses"]
+            known = split(file.addresses, plain["sizes"])
+            record.addresses = Addresses.from_dict(plain, known, len(record.closed), len(record.passages))
         return record
 
     @property
@@ -245,13 +246,14 @@ class Reading:
             for index, state in self.cache.states().items()
         }
         file.tail = np.asarray(self.tail, dtype=np.int32)
-        addresses = record.addresses
-        if addresses is not None:
+        addresses: dict[str, Any] | None = None
+        if record.addresses is not None:
             rest = self.rest() if whole else Weighed()
-            data = b"".join(addresses.of_all(record.passages, record.begin, rest))
-            file.addresses = np.frombuffer(data, np.uint8)
+            found = record.addresses.of_all(record.passages, record.begin, rest)
+            file.addresses = np.frombuffer(b"".join(found), np.uint8)
+            addresses = {**record.addresses.to_dict(), "sizes": list(map(len, found)), "tail": self.ends}
         file.reading = {
-            "addresses": None if addresses is None else {**addresses.to_dict(), "tail": self.ends},
+            "addresses": addresses,
             "tokens": self.tokens,
             "seen": self.seen,
             "pending_text": self.stream.pending,

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .addresses import from_bytes, stems
+from .addresses import from_bytes, rarity, stems
+from .errors import DamagedMemoryFile
 from .passages import Passage
 
 
@@ -74,7 +75,8 @@ class AddressRanker:
     """Ranks by addresses: the sum, over a query's words, of their weight in the query, their rarity (idf), and their
     highest weight in the passage. Words are compared by their stems.
 
-    addresses: of the passages, see `addresses`. weigh: the weights of a query's words.
+    addresses: of the passages, see `addresses`. weigh: the weights of a query's words. Raises DamagedMemoryFile where
+    an address is not that of its passage.
     """
 
     def __init__(
@@ -83,15 +85,19 @@ class AddressRanker:
         self._weigh = weigh
         self._size = len(passages)
         self._vocabulary: dict[str, int] = {}
-        rows = [
-            (self._vocabulary.setdefault(stem, len(self._vocabulary)), index, weight)
-            for index, (passage, address) in enumerate(zip(passages, addresses, strict=True))
-            for stem, weight in _heaviest(stems(passage.text), from_bytes(address)).items()
-        ]
+        rows = []
+        for index, (passage, address) in enumerate(zip(passages, addresses, strict=True)):
+            words = stems(passage.text)
+            if len(words) != len(address):
+                raise DamagedMemoryFile(
+                    f"a passage of {len(words)} words has an address for {len(address)}; read the document again"
+                )
+            for stem, weight in _heaviest(words, from_bytes(address)).items():
+                rows.append((self._vocabulary.setdefault(stem, len(self._vocabulary)), index, weight))
         rows.sort()
-        words, places, weights = (np.array(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
+        kinds, places, weights = (np.array(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
         self._places, self._weights = np.asarray(places, np.int64), np.asarray(weights, np.float32)
-        counts = np.bincount(np.asarray(words, np.int64), minlength=len(self._vocabulary))
+        counts = np.bincount(np.asarray(kinds, np.int64), minlength=len(self._vocabulary))
         self._starts = np.concatenate(([0], counts.cumsum()))
         # Scores and coverage are asked one after the other, and weighing the query is most of the work.
         self._last: tuple[str, np.ndarray, float] | None = None
@@ -118,10 +124,9 @@ class AddressRanker:
         for stem, weight in zip(stems(query), self._weigh(query), strict=True):
             word = self._vocabulary.get(stem)
             part = slice(0, 0) if word is None else slice(self._starts[word], self._starts[word + 1])
-            found = part.stop - part.start
-            rarity = float(np.log(1 + (self._size - found + 0.5) / (found + 0.5)))
-            highest += weight * rarity
-            scores[self._places[part]] += weight * rarity * self._weights[part]
+            worth = weight * float(rarity(self._size, part.stop - part.start))
+            highest += worth
+            scores[self._places[part]] += worth * self._weights[part]
         self._last = query, scores, highest
         return scores, highest
 

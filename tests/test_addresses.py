@@ -30,7 +30,6 @@ from infinimem.errors import (
 from infinimem.memory_file import read_memory_file
 from infinimem.passages import Passage
 from infinimem.prompts import NOT_SAID
-from infinimem.reading import Record
 from infinimem.recall import AddressRanker, HybridRanker, LexicalRanker, distinct
 from infinimem.search import ENOUGH, Search
 
@@ -145,6 +144,17 @@ def test_the_memory_itself_does_not_depend_on_the_head(make_model: MakeModel, mo
 def test_a_memory_without_passages_has_no_addresses(model: InfiniModel) -> None:
     memory = DocumentMemory.from_text(TALE, model=model, passages=False)
     assert memory.addresses() is None and memory._record.addresses is None
+
+
+def test_a_very_long_question_costs_no_more_than_a_segment(model: InfiniModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    inputs = model.inputs_at
+    monkeypatch.setattr(model, "inputs_at", lambda layer, tokens: (seen.append(len(tokens)), inputs(layer, tokens))[1])
+    short, long = model.weigh("Who is Odile?"), model.weigh("Who is Odile? " + TALE * 50)
+    assert len(long) == len(spans("Who is Odile? " + TALE * 50)) and len(short) == 3
+    assert seen[0] < seen[1] <= model.segment_length and all(long[:5]) and not any(long[-1000:])
+    memory = DocumentMemory.from_text(TALE, model=model)
+    assert memory.retrieve("Odile " + TALE * 50, 1)
 
 
 # With another head, or none
@@ -315,6 +325,12 @@ def test_addresses_that_do_not_fit_the_passages_are_refused(model: InfiniModel, 
         spoiled.write(tmp_path / "spoiled")
         with pytest.raises(DamagedMemoryFile):
             DocumentMemory.load(tmp_path / "spoiled")
+    spoiled = read_memory_file(tmp_path / "m")
+    spoiled.reading["addresses"]["sizes"][0] += 1
+    spoiled.reading["addresses"]["sizes"][1] -= 1
+    spoiled.write(tmp_path / "spoiled")
+    with pytest.raises(DamagedMemoryFile, match="address for"):
+        DocumentMemory.load(tmp_path / "spoiled", model=model).retrieve("Odile")
     for field, kind in (("weights", [256]), ("ends", [-1]), ("tail", ["1"]), ("head", 3)):
         spoiled = read_memory_file(tmp_path / "m")
         spoiled.reading["addresses"][field] = kind
@@ -339,7 +355,6 @@ def test_words_without_their_tokens_weigh_nothing() -> None:
 @pytest.mark.parametrize("text", ["", "İstanbul ŞEHİR", "naïve — 7½ ﬁne", "中文 字", "__init__ don't"])
 def test_every_word_has_one_stem(text: str) -> None:
     assert len(stems(text)) == len(spans(text))
-    assert Record().addresses is None
 
 
 # What is not in the document

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..adapter import copy_adapter, load_adapter
 from ..address_head import AddressHead, HeadSettings, write_head
-from ..addresses import last_tokens, spans, stems, to_bytes
+from ..addresses import last_tokens, rarity, spans, stems, to_bytes
 from ..errors import DamagedCheckpoint, InvalidConfig, RunChanged, RunExists, TrainingDataError
 from ..memory_file import differences, make_directory, write_atomically
 from ..recall import AddressRanker
@@ -123,7 +123,7 @@ def features(
 
 def _asked(model: InfiniModel, question: Question, layer: int) -> np.ndarray:
     places, seen = model.echo(question.text, layer)
-    return seen[places].half().cpu().numpy()
+    return seen[[min(place, len(seen) - 1) for place in places]].half().cpu().numpy()
 
 
 def bundle(document: Document, found: dict[str, np.ndarray]) -> Bundle:
@@ -144,8 +144,8 @@ def bundle(document: Document, found: dict[str, np.ndarray]) -> Bundle:
         asked.append(Asked(question.text, inputs, torch.tensor(known), document.right(question)))
         at += len(known)
     owners, kinds = torch.tensor(words).T
-    rarity = torch.from_numpy(np.log(1 + (len(passages) - counts + 0.5) / (counts + 0.5))).float()
-    return Bundle(document, torch.from_numpy(found["words"]), owners, kinds, rarity, asked)
+    rare = torch.from_numpy(rarity(len(passages), counts)).float()
+    return Bundle(document, torch.from_numpy(found["words"]), owners, kinds, rare, asked)
 
 
 def scores(head: AddressHead, one: Bundle, asked: Sequence[Asked]) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ..errors import EmptySource, SourceNotFound, SourceUnreadable, UnsupportedSource
+from ..errors import EmptySource, InvalidSetting, SourceNotFound, SourceUnreadable, UnsupportedSource
 
 Q = TypeVar("Q")
 
@@ -83,8 +83,20 @@ def text_of(path: Path) -> str:
     return "\n\n".join(text for _, text in books(path))
 
 
+def check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise InvalidSetting where no name is given, or one that is not known."""
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise InvalidSetting(f"there is no {kind} {', '.join(unknown) or '(none)'}; choose from {', '.join(known)}")
+
+
 def choose_questions(documents: Sequence[Document[Q]], limit: int | None, seed: int) -> list[Document[Q]]:
-    """At most `limit` questions, as evenly over the documents as these have them; each document's drawn at random."""
+    """At most `limit` questions, as evenly over the documents as these have them; each document's drawn at random.
+
+    Raises InvalidSetting for a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise InvalidSetting(f"limit is {limit}; ask at least one question")
     generator = random.Random(seed)
     pools = [generator.sample(document.questions, len(document.questions)) for document in documents]
     order = generator.sample(range(len(documents)), len(documents))

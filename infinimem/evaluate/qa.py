@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ..answer import is_answer
 from ..asking import checked_question
 from ..errors import EmptyQuestion, InvalidSetting, UnsupportedSource
-from .data import Document, choose_questions, read_json_lines
+from .data import Document, check_names, choose_questions, read_json_lines
 from .intervals import bootstrap, mean, wilson
 
 if TYPE_CHECKING:
@@ -131,11 +131,7 @@ def qa(
     95 %: bootstrap over questions for F1 (`interval`) and for its differences of memory to none and to other, question
     by question; Wilson's for exact match (`em_interval`) and `not_found`. Raises InvalidSetting.
     """
-    unknown = [mode for mode in modes if mode not in MODES]
-    if unknown or not modes:
-        raise InvalidSetting(f"there is no mode {', '.join(unknown) or '(none)'}; choose from {', '.join(MODES)}")
-    if limit is not None and limit < 1:
-        raise InvalidSetting(f"limit is {limit}; ask at least one question")
+    check_names("mode", modes, MODES)
     chosen = choose_questions(documents, limit, seed)
     elsewhere = [mode for mode in ELSEWHERE if mode in modes]
     needed = 2 if elsewhere else 1

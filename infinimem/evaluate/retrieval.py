@@ -21,7 +21,7 @@ from ..passages import Passage, cut, holding
 from ..pretrained import quiet
 from ..recall import LexicalRanker, Ranker
 from ..search import RANKINGS
-from .data import Document, choose_questions
+from .data import Document, check_names, choose_questions
 from .intervals import bootstrap, mean, wilson
 from .qa import Question
 
@@ -100,11 +100,7 @@ def retrieval(
     Intervals are 95 %: Wilson's for recall, bootstrap over questions for the reciprocal rank. Documents of a single
     passage leave nothing to choose and are left out. Raises InvalidSetting, NoAddresses, MiniLmMissing.
     """
-    unknown = [name for name in systems if name not in SYSTEMS]
-    if unknown or not systems:
-        raise InvalidSetting(f"there is no system {', '.join(unknown) or '(none)'}; choose from {', '.join(SYSTEMS)}")
-    if limit is not None and limit < 1:
-        raise InvalidSetting(f"limit is {limit}; ask at least one question")
+    check_names("system", systems, SYSTEMS)
     chosen = choose_questions([one for one in documents if len(cut(one.text, one.title)) > 1], limit, seed)
     if not chosen:
         raise InvalidSetting("every document is a single passage, so there is nothing to choose; give longer ones")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapter import NO_ADAPTER
-from ..errors import InvalidSetting, RougeMissing, UnsupportedSource
-from .data import Document, choose_questions, read_json_lines
+from ..errors import RougeMissing, UnsupportedSource
+from .data import Document, check_names, choose_questions, read_json_lines
 from .intervals import bootstrap, mean
 
 if TYPE_CHECKING:
@@ -82,11 +82,7 @@ def summary(
     limit: summaries in all, spread evenly over the documents. Decoding is greedy. Intervals are 95 %, bootstrap over
     summaries; the differences are taken summary by summary. Raises InvalidSetting, RougeMissing.
     """
-    unknown = [name for name in systems if name not in SYSTEMS]
-    if unknown or not systems:
-        raise InvalidSetting(f"there is no system {', '.join(unknown) or '(none)'}; choose from {', '.join(SYSTEMS)}")
-    if limit is not None and limit < 1:
-        raise InvalidSetting(f"limit is {limit}; write at least one summary")
+    check_names("system", systems, SYSTEMS)
     score = _scorer()
     chosen = choose_questions(documents, limit, seed)
     asked = [name for name in SYSTEMS if name in systems]
