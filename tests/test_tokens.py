@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import TEXT
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -45,16 +45,17 @@ def test_any_split_of_a_text_gives_the_same_tokens(tokenizer: Any, text: str, cu
 @pytest.mark.parametrize("which", ["tokenizer", "prefixing"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=words | prose, place=st.integers(0, 9))
+@example(text="er", place=0)
 def test_a_token_ends_where_its_text_does(which: str, request: pytest.FixtureRequest, text: str, place: int) -> None:
     chosen = request.getfixturevalue(which)
     stream = TokenStream(TextEncoder(chosen), place=place)
     tokens, ends = (a + b for a, b in zip(stream.feed(text), stream.rest(), strict=True))
     assert len(tokens) == len(ends) and ends == sorted(ends) and all(place < end <= place + len(text) for end in ends)
-    for token, start, end in zip(tokens, [place, *ends], ends, strict=False):
-        said, expected = chosen.convert_ids_to_tokens(token), text[start - place : end - place]
+    for token, end in zip(tokens, ends, strict=True):
+        said = chosen.convert_ids_to_tokens(token).lstrip("Ġ▁")
         # Tokens of bytes and unknown ones spell no text of their own.
-        if expected.isalnum() and expected.isascii() and said not in ("<unk>", "▁"):
-            assert said.strip("Ġ▁") == expected
+        if said.isalnum() and said.isascii():
+            assert text[: end - place].endswith(said)
 
 
 @pytest.mark.parametrize("which", ["tokenizer", "prefixing"])
