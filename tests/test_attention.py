@@ -76,7 +76,11 @@ def test_a_segment_at_once_equals_token_by_token(family: str, rule: str, make_mo
     for index, state in at_once.states().items():
         for name, tensor in state.items():
             other = one_by_one.states()[index][name]
-            assert torch.allclose(tensor, other, atol=1e-3, rtol=1e-4), (index, name)
+            # What lies between two steps of int8 may be rounded to either.
+            atol = 1 if tensor.dtype == torch.int8 else 1e-3
+            torch.testing.assert_close(
+                tensor, other, atol=atol, rtol=1e-4, msg=lambda m, at=(index, name): f"{at}: {m}"
+            )
 
 
 @torch.no_grad()

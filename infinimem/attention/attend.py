@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ..errors import InvalidSetting, NoRotaryEmbedding
 from .cache import InfiniCache, InfiniLayer
 from .carried import too_far
-from .local import attention_with_mass
+from .local import Part, joined_attention
 from .rotary import Tables, compose, inverse, rotate
 from .rules import LinearRule, MemoryRule
 
@@ -91,112 +91,112 @@ def attend(
     if layer.state is None and layer.carried is None:
         return base(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
 
-    read = _Read(forward, module, query, undo, kwargs)
-    local, mass, weights = read.local(key, value, attention_mask, base, kwargs)
-    if mass is not None and layer.carried is not None:
-        near, near_mass = read.carried()
-        local = torch.lerp(local, near, _share(near_mass, mass).to(local.dtype))
-        mass = torch.logaddexp(mass, near_mass)
-    if layer.state is not None and layer.seen is not None:
-        far, share = read.memory(layer.seen, mass)
-        part = layer.of_heads(local, read.group)
-        mixed = torch.lerp(part.to(far.dtype), far, share.to(far.dtype)).to(local.dtype)
-        local = layer.put_heads(local, mixed, read.group)
-    return local.transpose(1, 2).to(query.dtype), weights
+    read = _Read(forward, query, undo, kwargs)
+    weights = None
+    if layer.rule.gated and layer.carried is None:
+        values, weights = base(module, query, key, value, attention_mask, **kwargs)
+        values = values.transpose(1, 2)
+    else:
+        # Where all heads have slots, one softmax over everything; otherwise those that have some repeat it with them.
+        own = [*read.carried(), read.segment(key, value, attention_mask)]
+        causal = attention_mask is None and query.shape[2] > 1
+        slots = [] if layer.rule.gated or layer.state is None else [read.slots()]
+        everywhere = slots and slots[0].keys.shape[1] == key.shape[1]
+        values = joined_attention([*slots, *own] if everywhere else own, read.scaling, read.softcap, causal)
+        if slots and not everywhere:
+            parts = [*slots, *(read.of_heads(part) for part in own)]
+            some = joined_attention(parts, read.scaling, read.softcap, causal)
+            values = layer.put_heads(values, some, read.group)
+    if layer.rule.gated and layer.state is not None and layer.seen is not None:
+        far, share = read.memory(module.memory_gate(), layer.seen)
+        mixed = torch.lerp(layer.of_heads(values, read.group).float(), far, share)
+        values = layer.put_heads(values, mixed.to(values.dtype), read.group)
+    return values.transpose(1, 2).to(query.dtype), weights
 
 
 class _Read:
-    """The three parts of one attention with a past: the segment, the carried tokens, the memory.
+    """The parts of one attention with a past: the memory, the carried tokens, the segment."""
 
-    Values are (B, H, T, Dv), a mass is the log of a softmax's denominator, (B, H, T): shares follow from masses.
-    """
-
-    def __init__(
-        self, forward: _Forward, module: Any, query: Tensor, undo: Tables | None, kwargs: dict[str, Any]
-    ) -> None:
-        self.forward, self.module, self.query, self.undo = forward, module, query, undo
+    def __init__(self, forward: _Forward, query: Tensor, undo: Tables | None, kwargs: dict[str, Any]) -> None:
+        self.forward, self.undo = forward, undo
         self.layer = forward.layer
+        self.query = query.to(compute_dtype(query))
         self.scaling: float = kwargs.get("scaling") or query.shape[-1] ** -0.5
         self.softcap: float | None = kwargs.get("softcap")
         self.group = query.shape[1] // self.layer.keys.shape[1]  # query heads per KV head
-        self.dtype = compute_dtype(query)
         self.reach: int | None = kwargs.get("sliding_window")
         prefix = self.layer.prefix
         # Only these models count positions here; tokens that begin every text rest on themselves alone, as ever.
         self.positions = kwargs["position_ids"] - prefix if prefix or self.reach is not None else None  # (B, T)
-        self.past = self.positions.unsqueeze(1) >= 0 if prefix and self.positions is not None else None  # (B, 1, T)
+        self.past: Tensor | None = None  # (B, T), False for queries that see no past
+        if prefix and self.positions is not None:
+            self.past = self.positions >= 0
 
-    def local(
-        self, key: Tensor, value: Tensor, mask: Tensor | None, base: Callable[..., Any], kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The segment. No mass but the model's own weights where a gate alone joins it with the past."""
-        query = self.query
-        if self.layer.rule.gated and self.layer.carried is None:
-            values, weights = base(self.module, query, key, value, mask, **kwargs)
-            return values.transpose(1, 2), None, weights
-        values, mass = attention_with_mass(
-            query.to(self.dtype),
-            key.to(self.dtype).repeat_interleave(self.group, dim=1),
-            value.to(self.dtype).repeat_interleave(self.group, dim=1),
-            _bias(mask, self.dtype),
-            self.scaling,
-            self.softcap,
-            causal=mask is None and query.shape[2] > 1,
-        )
-        return values, mass, None
+    def segment(self, key: Tensor, value: Tensor, mask: Tensor | None) -> Part:
+        """The segment itself."""
+        dtype = self.query.dtype
+        return Part(self.query, key.to(dtype), value.to(dtype), [] if mask is None else [_bias(mask, dtype)])
 
-    def carried(self) -> tuple[Tensor, Tensor]:
-        """The carried tokens."""
-        near = self.layer.near(self.dtype, self.forward.before)
-        bias, groups = near.get("bias"), near["keys"].shape[1]
+    def carried(self) -> list[Part]:
+        """The carried tokens, if there are any."""
+        if self.layer.carried is None:
+            return []
+        near = self.layer.near(self.query.dtype, self.forward.before)
+        biases = [near["bias"]] if "bias" in near else []
         if self.reach is not None and self.positions is not None:
             hidden = too_far(self.positions, near["keys"].shape[2], self.reach)
-            if hidden is not None:
-                hidden = hidden.repeat(1, 1, self.group, 1)  # (B, 1, H/G*T, W)
-                bias = hidden if bias is None else bias + hidden
-        batch, heads, tokens, width = self.query.shape
-        grouped = self.query.to(self.dtype).reshape(batch, groups, -1, width)  # (B, G, H/G*T, D)
-        values, mass = attention_with_mass(grouped, near["keys"], near["values"], bias, self.scaling, self.softcap)
-        return values.reshape(batch, heads, tokens, -1), self._of_the_past(mass.reshape(batch, heads, tokens))
+            biases += [] if hidden is None else [hidden]
+        return [Part(self.query, near["keys"], near["values"], [*biases, *self._past_only()])]
 
-    def memory(self, seen: Tensor, mass: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The memory's values (B, R * group, T, Dv) and their share (..., 1) beside all else, whose mass is given.
-
-        seen: (B,) tokens of the past.
-        """
-        layer, rule = self.layer, self.layer.rule
+    def slots(self) -> Part:
+        """What a rule without gates remembers, asked from the virtual distance."""
+        layer = self.layer
         asking = layer.of_heads(self.query, self.group)  # (B, R * group, T, D)
-        if rule.gated:
-            content = asking.float() if self.undo is None else rotate(asking, *self.undo)
-            values = rule.read(layer.prepared(torch.float32), content, self.scaling, self.softcap).values
-            written = (seen > layer.carry)[:, None, None, None]  # (B, 1, 1, 1)
-            share = layer.of_heads(self.module.memory_gate()[None, :, None, None], self.group) * written
-            return values, share if self.past is None else share * self.past.unsqueeze(-1)
         if self.undo is not None and self.forward.far is not None:
-            asking = rotate(asking, *compose(self.undo, self.forward.far))
-        values, far = rule.read(layer.prepared(self.dtype), asking.to(self.dtype), self.scaling, self.softcap)
-        if far is None or mass is None:
-            raise TypeError(f"rule {rule.name!r} has neither a gate nor a mass")
-        return values, _share(self._of_the_past(far), layer.of_heads(mass, self.group))
+            asking = rotate(asking, *compose(self.undo, self.forward.far)).to(self.query.dtype)
+        part = layer.rule.part(layer.prepared(self.query.dtype), asking)
+        return part._replace(biases=[*part.biases, *self._past_only()])
 
-    def _of_the_past(self, mass: Tensor) -> Tensor:
-        return mass if self.past is None else mass.masked_fill(~self.past, float("-inf"))
+    def memory(self, gate: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """A gated memory's values (B, R * group, T, Dv), float32, and their share (..., 1) beside all else.
+
+        gate: (H,) shares. seen: (B,) tokens of the past.
+        """
+        layer = self.layer
+        asking = layer.of_heads(self.query, self.group)  # (B, R * group, T, D)
+        content = asking.float() if self.undo is None else rotate(asking, *self.undo)
+        values = layer.rule.read(layer.prepared(torch.float32), content, self.scaling, self.softcap).values
+        written = (seen > layer.carry)[:, None, None, None]  # (B, 1, 1, 1)
+        share = layer.of_heads(gate[None, :, None, None], self.group) * written
+        return values, share if self.past is None else share * self.past[:, None, :, None]
+
+    def of_heads(self, part: Part) -> Part:
+        """The remembering heads' share of a part."""
+        layer = self.layer
+        biases = [bias if bias.shape[1] == 1 else layer.of_heads(bias) for bias in part.biases]
+        queries, keys, values = (
+            layer.of_heads(part.queries, self.group),
+            layer.of_heads(part.keys),
+            layer.of_heads(part.values),
+        )
+        return Part(queries, keys, values, biases)
+
+    def _past_only(self) -> list[Tensor]:
+        """What hides the past from queries that see none, (B, 1, T, 1)."""
+        if self.past is None:
+            return []
+        return [_bias(self.past[:, None, :, None], self.query.dtype)]
 
 
 def compute_dtype(query: Tensor) -> torch.dtype:
     """What attention with a past is computed in."""
-    # The CPU's fused kernel is faster in float32 than in bfloat16, products of such small heads included.
-    return torch.float32 if query.device.type == "cpu" else query.dtype
+    # CPUs multiply bfloat16 or float32 in hardware, float16 hardly ever.
+    return torch.float32 if query.device.type == "cpu" and query.dtype == torch.float16 else query.dtype
 
 
-def _share(part: Tensor, rest: Tensor) -> Tensor:
-    """The share of one part of a softmax, (..., T, 1), from the logs of both denominators (..., T)."""
-    return torch.sigmoid((part - rest).masked_fill(part.isneginf(), float("-inf"))).unsqueeze(-1)
-
-
-def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if mask is None or mask.dtype != torch.bool:
-        return mask if mask is None else mask.to(dtype)
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, float("-inf"))
 
 

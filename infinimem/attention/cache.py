@@ -24,6 +24,8 @@ from .rules import MemoryRule, State
 
 # Begins the names of the carried tokens' tensors, beside those of the memory.
 CARRIED = "carried_"
+# Layers that are written in one call on a CPU: what they need stays in its caches.
+FEW_LAYERS = 6
 
 
 class InfiniLayer(DynamicLayer):
@@ -218,8 +220,8 @@ class InfiniCache(Cache):
     def end_segment(self, mask: Tensor | None = None, *, written: slice = slice(None)) -> None:
         """Carry the end of every layer's segment over, write what that pushes out into its memory, empty the segment.
 
-        written: the part of the segment that stays at all. mask: (B, T) bool over that part, False for padding. Layers
-        are written in one batched call.
+        written: the part of the segment that stays at all. mask: (B, T) bool over that part, False for padding. Several
+        layers are written in one call.
         """
         layers = [layer for layer in self.layers if layer.keeps]
         if layers and layers[0].get_seq_length() > 0:
@@ -227,7 +229,9 @@ class InfiniCache(Cache):
             if any(sum(k.shape[-2] for k in layer.content_keys) != length for layer in layers):
                 raise InvalidSetting("this segment was read without recording; call cache.recording() before reading")
             for group in _equal_shapes(layers):
-                _end(group, mask, written)
+                few = FEW_LAYERS if group[0].keys.device.type == "cpu" else len(group)
+                for start in range(0, len(group), few):
+                    _end(group[start : start + few], mask, written)
         for layer in self.layers:
             layer.empty_segment()
 

@@ -1,9 +1,120 @@
-"""Softmax attention that also returns its log-sum-exp, so that two attentions can be joined into one softmax."""
+"""Softmax attention over several sets of keys at once, and attention that also returns its log-sum-exp."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+# Queries that share one buffer of logits on a CPU: small enough for its caches, and what lies ahead is not computed.
+CHUNK = 128
+
+
+class Part(NamedTuple):
+    """Keys and values, and the queries that ask them.
+
+    queries: (B, H, T, D); keys: (B, G, S, D); values: (B, G, S, Dv), H a multiple of G. biases: added to the logits,
+    each of four dimensions, broadcastable to (B, G, T, S); -inf hides a key.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    biases: Sequence[Tensor] = ()
+
+
+def joined_attention(
+    parts: Sequence[Part], scaling: float, softcap: float | None = None, causal: bool = False
+) -> Tensor:
+    """One softmax over the keys of all parts, each asked with its own queries: values (B, H, T, Dv).
+
+    causal: query t sees keys 0 to t of the last part, which has T keys. What a query gets that sees no key at all is
+    finite, and has no meaning.
+    """
+    first = parts[0]
+    if first.queries.dtype == torch.float32 and all(_fused(*part[:3], None, softcap) for part in parts):
+        return _joined_by_mass(parts, scaling, causal)
+    batch, heads, tokens, _ = first.queries.shape
+    values = torch.cat([part.values for part in parts], dim=2).flatten(0, 1)  # (B*G, N, Dv)
+    step = CHUNK if values.device.type == "cpu" else tokens
+    found = []
+    for start in range(0, tokens, step):
+        end = min(start + step, tokens)
+        # Nothing of the last part that comes after these queries.
+        count = values.shape[1] - (tokens - end if causal else 0)
+        logits = _logits(parts, start, end, count, scaling, softcap)  # (B, G, H/G, t, N)
+        if causal and end - start > 1:
+            size = end - start
+            ahead = torch.full((size, size), _hidden(logits.dtype), dtype=logits.dtype, device=logits.device).triu(1)
+            logits[..., count - size :].add_(ahead)
+        weights = torch.softmax(logits, dim=-1).flatten(2, 3).flatten(0, 1)  # (B*G, H/G*t, N)
+        found.append((weights @ values[:, :count]).view(batch, heads, end - start, -1))
+    return found[0] if len(found) == 1 else torch.cat(found, dim=2)
+
+
+def _logits(parts: Sequence[Part], start: int, end: int, count: int, scaling: float, softcap: float | None) -> Tensor:
+    """Logits (B, G, H/G, t, N) of the queries from `start` to `end` and the first `count` keys of all parts."""
+    batch, heads = parts[0].queries.shape[:2]
+    groups = parts[0].keys.shape[1]
+    shape = batch, groups, heads // groups, end - start
+    graph = torch.is_grad_enabled()
+    buffer = parts[0].queries.new_empty(0 if graph else batch * groups, heads // groups * (end - start), count)
+    found, place = [], 0
+    for part in parts:
+        queries = part.queries[:, :, start:end].reshape(batch * groups, -1, part.queries.shape[3])  # (B*G, H/G*t, D)
+        keys = part.keys[:, :, : count - place].flatten(0, 1).mT  # (B*G, D, S)
+        size = keys.shape[2]
+        if graph:
+            logits = queries @ keys * scaling
+        else:
+            # Straight into their place: nothing is copied.
+            logits = buffer[..., place : place + size]
+            torch.baddbmm(logits, queries, keys, beta=0, alpha=scaling, out=logits)
+        logits = logits.view(*shape, size)
+        if softcap is not None:
+            logits.copy_(torch.tanh(logits / softcap) * softcap)
+        for bias in part.biases:
+            shown = (bias if bias.shape[2] == 1 else bias[:, :, start:end])[..., :size]
+            logits.add_(shown.to(logits.dtype).clamp_min(_hidden(logits.dtype)).unsqueeze(2))
+        found.append(logits)
+        place += size
+    return torch.cat(found, dim=-1) if graph else buffer.view(*shape, count)
+
+
+def _hidden(dtype: torch.dtype) -> float:
+    """A bias that hides a key: as good as -inf, but several of them still make a number."""
+    return torch.finfo(dtype).min / 4
+
+
+def _joined_by_mass(parts: Sequence[Part], scaling: float, causal: bool) -> Tensor:
+    """`joined_attention` by torch's flash attention for the CPU, a part at a time: the fastest way in float32."""
+    values: Tensor | None = None
+    mass: Tensor | None = None
+    batch, heads, tokens, _ = parts[0].queries.shape
+    for index, part in enumerate(parts):
+        group = heads // part.keys.shape[1]
+        if causal and index == len(parts) - 1:
+            keys, own = (x.repeat_interleave(group, dim=1) for x in (part.keys, part.values))
+            more, more_mass = attention_with_mass(part.queries, keys, own, None, scaling, causal=True)
+        else:
+            bias: Tensor | None = None
+            for one in part.biases:
+                bias = one if bias is None else bias + one
+            if bias is not None and bias.shape[2] > 1:
+                bias = bias.repeat(1, 1, group, 1)  # (B, G, H/G*T, S)
+            grouped = part.queries.reshape(batch, part.keys.shape[1], -1, part.queries.shape[3])  # (B, G, H/G*T, D)
+            more, more_mass = attention_with_mass(grouped, part.keys, part.values, bias, scaling)
+            more, more_mass = more.reshape(batch, heads, tokens, -1), more_mass.reshape(batch, heads, tokens)
+        if values is None or mass is None:
+            values, mass = more, more_mass
+            continue
+        share = torch.sigmoid((more_mass - mass).masked_fill(more_mass.isneginf(), float("-inf")))
+        values, mass = torch.lerp(values, more, share.unsqueeze(-1)), torch.logaddexp(mass, more_mass)
+    if values is None:
+        raise TypeError("there is no part to attend to")
+    return values
 
 
 def attention_with_mass(

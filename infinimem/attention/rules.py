@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InvalidSetting
+from .local import Part
 
 State = dict[str, Tensor]
 Layout = dict[str, tuple[torch.dtype, tuple[int | None, ...]]]
@@ -76,6 +77,13 @@ class MemoryRule(ABC):
     @abstractmethod
     def read(self, state: State, queries: Tensor, scaling: float, softcap: float | None = None) -> Reading:
         """Answer position-free queries (B, H, T, D), or queries turned by `distance` where the rule has one."""
+
+    def part(self, state: State, queries: Tensor) -> Part:
+        """What queries, turned by `distance`, ask of a prepared state in one softmax with carried tokens and segment.
+
+        For rules without gates.
+        """
+        raise NotImplementedError(f"rule {self.name!r} is read through gates")
 
     @abstractmethod
     def merge(self, a: State, b: State) -> State:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidSetting
-from .local import attention_with_mass
+from .local import Part, attention_with_mass
 from .packing import PACKINGS, concatenate, pack, packed_layout, singles, unpack
 from .rules import Layout, MemoryRule, Reading, State
 
@@ -99,6 +99,9 @@ class SlotsRule(MemoryRule):
             "bias": (self.mass * state["counts"].log()).unsqueeze(-2),  # (B, G, 1, M), -inf for empty slots
         }
 
+    def part(self, state: State, queries: Tensor) -> Part:
+        return Part(queries, state["keys"], state["values"], [state["bias"]])
+
     def read(self, state: State, queries: Tensor, scaling: float, softcap: float | None = None) -> Reading:
         batch, heads, tokens, width = queries.shape
         groups = state["keys"].shape[1]
@@ -147,12 +150,14 @@ def ward_merge(x: Tensor, counts: Tensor, key_width: int, capacity: int, balance
         (spread(keys).rsqrt().expand_as(keys[:, :1]), balance * spread(values).rsqrt().expand_as(values[:, :1])), dim=-1
     )
     while (size := x.shape[1]) > capacity:
-        scaled = x * scale
-        cost, partner = cheapest_partner(scaled[:, 0::2], scaled[:, 1::2], counts[:, 0::2], counts[:, 1::2])
-        # Two thirds of the offers a round: the others may find a better partner once these are merged.
-        taken = min(size - capacity, max(1, cost.shape[1] * 2 // 3))
-        order = cost.argsort(dim=-1, stable=True)
-        giving, staying = order[:, :taken], order[:, taken:].sort(dim=-1).values
+        # What is merged with what has no gradient.
+        with torch.no_grad():
+            scaled = x * scale
+            cost, partner = cheapest_partner(scaled[:, 0::2], scaled[:, 1::2], counts[:, 0::2], counts[:, 1::2])
+            # Two thirds of the offers a round: the others may find a better partner once these are merged.
+            taken = min(size - capacity, max(1, cost.shape[1] * 2 // 3))
+            order = cost.argsort(dim=-1, stable=True)
+            giving, staying = order[:, :taken], order[:, taken:].sort(dim=-1).values
         x, counts = merge_round(x, counts, giving, staying, partner.gather(1, giving))
     return x, counts
 
