@@ -13,13 +13,15 @@ from .prompts import NOT_SAID
 class Answer:
     """A text from the model, and the passages it was shown.
 
-    mode: "recall" (from passages) or "memory" (from the compressive memory alone).
+    mode: "recall" (from passages) or "memory" (from the compressive memory alone). forced: how the model differs from
+    the one that read the document, where it was loaded all the same.
     """
 
     text: str
     mode: str
     passages: list[Passage] = field(default_factory=list)
     question: str | None = None
+    forced: tuple[str, ...] = ()
 
     @property
     def found(self) -> bool:
@@ -30,12 +32,13 @@ class Answer:
         return self.text
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: answer, found, mode, passages."""
+        """Plain values for JSON: answer, found, mode, passages, forced."""
         return {
             "answer": self.text,
             "found": self.found,
             "mode": self.mode,
             "passages": [p.to_dict() for p in self.passages],
+            "forced": list(self.forced),
         }
 
 

@@ -16,17 +16,21 @@ from .cli_options import (
     LoadModel,
     adapter_option,
     counter,
+    file_argument,
     json_option,
+    memory_options,
     model_option,
     model_options,
     plain,
     print_json,
+    prose,
     size,
 )
 from .errors import InfinimemError
 
 if TYPE_CHECKING:
     from .adapt.config import AddressRun
+    from .document_memory import DocumentMemory
     from .passages import Passage
 
 
@@ -42,7 +46,6 @@ def main() -> None:
 
 
 k_option = click.option("-k", type=click.IntRange(min=1), default=4, show_default=True, help="Passages to use.")
-file_argument = click.argument("file", type=click.Path(path_type=Path))
 
 
 @main.command()
@@ -71,32 +74,33 @@ def ingest(
     infinimem ingest 'papers/**/*.pdf' notes.md -o library.safetensors
     """
     from .document_memory import DocumentMemory
-    from .memory_file import check_writable, read_memory_file
+    from .memory_file import check_writable, locked, read_memory_file
     from .readers import find_sources, open_source
 
-    check_writable(output)
-    for path in find_sources(sources):
-        open_source(path)
-    loaded = load_model()
-    partial = output.with_name(f"{output.name}.partial")
-    known = int(read_memory_file(partial).reading["tokens"]) if resume and partial.exists() else 0
-    started = time.perf_counter()
-    try:
-        memory = DocumentMemory.ingest(
-            sources,
-            model=loaded,
-            passages=not no_passages,
-            progress=not as_json,
-            checkpoint=partial,
-            resume=resume,
-        )
-        seconds = time.perf_counter() - started
-        file_bytes = memory.save(output)
-    except (InfinimemError, KeyboardInterrupt):
-        if partial.exists():
-            click.echo(f"What was read so far is in {partial}; go on with --resume.", err=True)
-        raise
-    partial.unlink(missing_ok=True)
+    with locked(output):
+        check_writable(output)
+        for path in find_sources(sources):
+            open_source(path)
+        loaded = load_model()
+        partial = output.with_name(f"{output.name}.partial")
+        known = int(read_memory_file(partial).reading["tokens"]) if resume and partial.exists() else 0
+        started = time.perf_counter()
+        try:
+            memory = DocumentMemory.ingest(
+                sources,
+                model=loaded,
+                passages=not no_passages,
+                progress=not as_json,
+                checkpoint=partial,
+                resume=resume,
+            )
+            seconds = time.perf_counter() - started
+            file_bytes = memory.save(output)
+        except (InfinimemError, KeyboardInterrupt):
+            if partial.exists():
+                click.echo(f"What was read so far is in {partial}; go on with --resume.", err=True)
+            raise
+        partial.unlink(missing_ok=True)
     info = memory.info()
     result = {
         "tokens": info["tokens"],
@@ -121,52 +125,33 @@ def ingest(
 
 
 @main.command()
-@file_argument
+@memory_options
 @click.argument("question")
 @k_option
 @click.option("--mode", type=click.Choice(["recall", "memory"]), default="recall", show_default=True,
               help="recall: from the best passages; memory: from the compressive memory alone.")  # fmt: skip
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
-@model_option
-@adapter_option
 @json_option
-def ask(
-    file: Path,
-    question: str,
-    k: int,
-    mode: str,
-    max_new_tokens: int,
-    model: str | None,
-    adapter: str | None,
-    as_json: bool,
-) -> None:
+def ask(memory: DocumentMemory, question: str, k: int, mode: str, max_new_tokens: int, as_json: bool) -> None:
     """Answer a question from a memory file.
 
     \b
     infinimem ask book.safetensors "Who is Ishmael?"
     infinimem ask book.safetensors "Who is Ishmael?" --mode memory
     """
-    from .document_memory import DocumentMemory
-
-    memory = DocumentMemory.load(file, model=model, adapter=adapter)
     answer = memory.ask(question, k=k, mode=mode, max_new_tokens=max_new_tokens)
     if as_json:
         print_json(answer.to_dict())
         return
-    click.echo(answer.text)
+    click.echo(prose(answer.text))
     _print_citations(answer.passages)
 
 
 @main.command()
-@file_argument
+@memory_options
 @k_option
-@model_option
-@adapter_option
-def chat(file: Path, k: int, model: str | None, adapter: str | None) -> None:
+def chat(memory: DocumentMemory, k: int) -> None:
     """Talk about a document; earlier questions are remembered. An empty line or Ctrl-D ends."""
-    from .document_memory import DocumentMemory
-
-    memory = DocumentMemory.load(file, model=model, adapter=adapter)
     history: list[tuple[str, str]] = []
     while True:
         try:
@@ -179,7 +164,7 @@ def chat(file: Path, k: int, model: str | None, adapter: str | None) -> None:
         try:
             said = ""
             for piece in memory.stream(question, k=k, history=history):
-                click.echo(piece, nl=False)
+                click.echo(prose(piece), nl=False)
                 said += piece
         except InfinimemError as error:
             click.echo(f"Error: {error}", err=True)
@@ -190,42 +175,33 @@ def chat(file: Path, k: int, model: str | None, adapter: str | None) -> None:
 
 
 @main.command()
-@file_argument
+@memory_options
 @click.option("--focus", help="What the summary should be about.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=300, show_default=True)
-@model_option
-@adapter_option
 @json_option
-def summarize(
-    file: Path, focus: str | None, max_new_tokens: int, model: str | None, adapter: str | None, as_json: bool
-) -> None:
+def summarize(memory: DocumentMemory, focus: str | None, max_new_tokens: int, as_json: bool) -> None:
     """Summarize a document, or what it says about something (--focus)."""
-    from .document_memory import DocumentMemory
-
-    answer = DocumentMemory.load(file, model=model, adapter=adapter).summarize(focus, max_new_tokens=max_new_tokens)
+    answer = memory.summarize(focus, max_new_tokens=max_new_tokens)
     if as_json:
-        passages = [passage.to_dict() for passage in answer.passages]
-        print_json({"summary": answer.text, "focus": focus, "mode": answer.mode, "passages": passages})
+        answered = answer.to_dict()
+        shared = {key: answered[key] for key in ("mode", "passages", "forced")}
+        print_json({"summary": answer.text, "focus": focus, **shared})
         return
-    click.echo(answer.text)
+    click.echo(prose(answer.text))
     _print_citations(answer.passages)
 
 
 @main.command()
-@file_argument
+@memory_options
 @click.argument("query")
 @k_option
 @click.option("--mode", type=click.Choice(["hybrid", "memory", "lexical"]), default="hybrid", show_default=True,
               help="memory: by the addresses that the model gave the passages; lexical: by BM25, without loading the "
               "model; hybrid: by both.")  # fmt: skip
-@model_option
-@adapter_option
 @json_option
-def retrieve(file: Path, query: str, k: int, mode: str, model: str | None, adapter: str | None, as_json: bool) -> None:
+def retrieve(memory: DocumentMemory, query: str, k: int, mode: str, as_json: bool) -> None:
     """Find the passages that fit a query best."""
-    from .document_memory import DocumentMemory
-
-    found = DocumentMemory.load(file, model=model, adapter=adapter).retrieve(query, k, mode=mode)
+    found = memory.retrieve(query, k, mode=mode)
     if as_json:
         print_json({"query": query, "passages": [passage.to_dict() for passage in found]})
         return
@@ -233,7 +209,7 @@ def retrieve(file: Path, query: str, k: int, mode: str, model: str | None, adapt
         click.echo("No passage has any of these words.")
     for passage in found:
         click.secho(f"{_place(passage)}  score {passage.score:.2f}", bold=True)
-        click.echo(passage.text + "\n")
+        click.echo(prose(passage.text) + "\n")
 
 
 @main.command()

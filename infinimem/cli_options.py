@@ -6,7 +6,9 @@ import contextlib
 import functools
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,6 +45,7 @@ class Group(click.Group):
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 model_option = click.option("--model", "-m", metavar="M", help="Directory or hub id of the model; default: embedded.")
 adapter_option = click.option("--adapter", metavar="A", help="Directory of an adapter; 'none': the bare model.")
+file_argument = click.argument("file", type=click.Path(path_type=Path))
 _MEMORY_OPTIONS = (
     model_option,
     adapter_option,
@@ -54,6 +57,24 @@ _MEMORY_OPTIONS = (
         "--carry", type=click.IntRange(min=0), help="Last tokens kept as they are; default: 256, or 0 (linear, delta)."
     ),
 )
+
+
+def memory_options(command: Command) -> Command:
+    """FILE and the model to use it with; the command gets `memory`, the DocumentMemory."""
+
+    @functools.wraps(command)
+    def run(*args: Any, file: Path, model: str | None, adapter: str | None, force: bool, **kwargs: Any) -> None:
+        from .document_memory import DocumentMemory
+
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: click.echo(f"Warning: {message}", err=True)
+            memory = DocumentMemory.load(file, model=model, adapter=adapter, force=force)
+            command(*args, memory=memory, **kwargs)
+
+    forced = click.option("--force", is_flag=True, help="Use the memory even under a model that did not make it.")
+    for option in (forced, adapter_option, model_option, file_argument):
+        run = option(run)
+    return run
 
 
 def model_options(command: Command) -> Command:
@@ -128,7 +149,12 @@ def size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} KB"
 
 
-def plain(value: Any) -> str:
-    """Text for a terminal: no control characters, whatever a document's name holds."""
+def plain(value: Any, keep: str = "") -> str:
+    """Text for a terminal: no control characters but those in `keep`, whatever a document holds."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def prose(text: str) -> str:
+    """`plain` for text of several lines."""
+    return plain(text, keep="\n\t")

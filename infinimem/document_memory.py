@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,18 @@ from .answer import Answer
 from .asking import Prompt, checked_question, fit_prompt, pieces_async
 from .chat import REPLY, Conversation, Reply, complete, conversation
 from .checkpoint import Checkpoint
-from .errors import EmptySource, InvalidSetting, MergeMismatch, ModelMismatch
+from .errors import (
+    DamagedMemoryFile,
+    EmptySource,
+    FileChanged,
+    ForcedModel,
+    InvalidSetting,
+    MergeMismatch,
+    ModelMismatch,
+)
 from .generation import Continuation, Decoding, Known, continue_texts
 from .langchain import component
-from .memory_file import MemoryFile, differences, read_memory_file
+from .memory_file import MemoryFile, differences, locked, read_memory_file, version_of
 from .passages import Passage
 from .prompts import told
 from .readers import Source, find_sources, open_source
@@ -52,6 +61,8 @@ if TYPE_CHECKING:
 
 MODES = ("recall", "memory")
 PathLike = str | os.PathLike[str]
+# How long `save` waits for another writer, who needs a moment only.
+SECONDS_FOR_A_LOCK = 10.0
 
 
 class DocumentMemory:
@@ -70,6 +81,10 @@ class DocumentMemory:
         self._adapter: PathLike | None = None
         self._searched: Search | None = None
         self._lock = threading.RLock()
+        # The file it was loaded from or saved to, as it was then.
+        self._place: tuple[Path, tuple[int, ...] | None] | None = None
+        self._force = False
+        self._forced: tuple[str, ...] = ()
 
     # Making
 
@@ -183,7 +198,7 @@ class DocumentMemory:
         if not name.strip():
             raise InvalidSetting("the text has no name; answers cite it by its name")
         with self._lock:
-            record, reading = self._record.copy(), self._open().copy()
+            record, reading = self._record.copy(), self._open_for_more().copy()
             last = record.sources[-1] if record.sources else None
             if last is None or last.kind != "string" or record.cutter.source != name:
                 begin_source(reading, record, SourceRecord(name, "string", pages=1))
@@ -201,7 +216,7 @@ class DocumentMemory:
         from .progress import reading_progress
 
         with self._lock, reading_progress(progress) as on_progress:
-            record, reading, begun = self._record.copy(), self._open().copy(), 0
+            record, reading, begun = self._record.copy(), self._open_for_more().copy(), 0
             if checkpoint is not None and resume:
                 reading, record = checkpoint.resume(reading, record, opened)
                 begun = len(record.sources)
@@ -233,7 +248,7 @@ class DocumentMemory:
             if first._record.keep_passages != other._record.keep_passages:
                 raise MergeMismatch("one memory has passages and another has none; read them with the same setting")
         model = first.model
-        cache = model.merge_caches([memory._open().complete() for memory in chosen])
+        cache = model.merge_caches([memory._open_for_more().complete() for memory in chosen])
         record = Record(first._record.keep_passages)
         found = [memory.addresses() for memory in chosen]
         for memory in chosen:
@@ -246,8 +261,22 @@ class DocumentMemory:
     # Files
 
     def save(self, path: PathLike) -> int:
-        """Write the memory file, atomically; returns its size in bytes. Raises TargetNotWritable."""
-        return self._to_file().write(path)
+        """Write the memory file, atomically; returns its size in bytes.
+
+        Raises TargetNotWritable; FileInUse while another process writes it; FileChanged where this memory came from
+        that file and someone else wrote it since.
+        """
+        place = Path(os.path.realpath(path))
+        file = self._to_file()
+        with locked(path, wait=SECONDS_FOR_A_LOCK):
+            if self._place is not None and self._place[0] == place and version_of(place) not in (None, self._place[1]):
+                raise FileChanged(
+                    f"'{path}' was written by someone else since this memory was loaded from it; load it again and "
+                    "append again, or save under another name"
+                )
+            size = file.write(path)
+            self._place = place, version_of(place)
+        return size
 
     @classmethod
     def load(
@@ -257,19 +286,24 @@ class DocumentMemory:
         model: str | os.PathLike[str] | InfiniModel | None = None,
         device: str | None = None,
         adapter: PathLike | None = None,
+        force: bool = False,
     ) -> DocumentMemory:
         """Open a memory file. The model it names is loaded when it is needed, unless one is given here.
 
-        adapter: where the adapter that the memory was made with is now; None looks where the file says.
+        adapter: where the adapter that the memory was made with is now; None looks where the file says. force: take
+        another model too, as long as the memory's shapes fit it; its answers may mean nothing. It warns (ForcedModel),
+        every answer says how the models differ (`forced`), and such a memory can be asked but not appended to.
 
         Raises MemoryFileNotFound, NotAMemoryFile, DamagedMemoryFile, UnsupportedVersion; ModelMismatch (at once with
         `model`, else when the model is loaded) if the memory was made by another model.
         """
         from .model import InfiniModel
 
+        place = Path(os.path.realpath(path))
+        version = version_of(place)
         file = read_memory_file(path)
         memory = cls(Record.from_file(file), file=file)
-        memory._device, memory._adapter = device, adapter
+        memory._device, memory._adapter, memory._force, memory._place = device, adapter, force, (place, version)
         if isinstance(model, InfiniModel):
             if adapter is not None or device is not None:
                 raise InvalidSetting("an InfiniModel has its device and adapter already; leave them out")
@@ -308,20 +342,48 @@ class DocumentMemory:
         if self._file is None:
             raise InvalidSetting("this memory has a model already")
         different = differences(self._file.identity, model.identity())
-        if different:
+        if different and not self._force:
             raise ModelMismatch(
                 f"this memory was made by another model or with other settings than '{model.name}': "
                 f"{'; '.join(different)}; load it with the model that made it ('{self._file.model}', adapter "
                 f"'{self._file.adapter}')"
             )
-        self._reading = Reading.from_file(model, self._file, self._record)
+        try:
+            reading = Reading.from_file(model, self._file, self._record)
+        except DamagedMemoryFile as error:
+            if not different:
+                raise
+            raise ModelMismatch(
+                f"this memory does not fit '{model.name}', which cannot be forced ({error}); load it with the model "
+                f"that made it ('{self._file.model}')"
+            ) from error
         if self._record.addresses is not None:
             head = model.addresses
             if head is None or head.sha256 != self._record.addresses.head:
                 self._record.addresses = None
-        # Where both are now, rather than where they were when the file was made.
-        self._file = replace(self._file, model=model.name, adapter=model.adapter_name)
-        return self._reading
+        if different:
+            self._forced = tuple(different)
+            warnings.warn(
+                f"this memory was made by another model than '{model.name}', so its answers may mean nothing: "
+                f"{'; '.join(different)}",
+                ForcedModel,
+                stacklevel=2,
+            )
+        else:
+            # Where both are now, rather than where they were when the file was made.
+            self._file = replace(self._file, model=model.name, adapter=model.adapter_name)
+        self._reading = reading
+        return reading
+
+    def _open_for_more(self) -> Reading:
+        """The reading, to be read on or merged."""
+        reading = self._open()
+        if self._forced:
+            raise ModelMismatch(
+                "this memory was loaded by force under another model than it was made by, so it can be asked, but not "
+                f"appended to or merged ({'; '.join(self._forced)}); load it with the model that made it"
+            )
+        return reading
 
     def _open(self) -> Reading:
         """The reading, its model loaded."""
@@ -430,7 +492,8 @@ class DocumentMemory:
         """
         decoding = Decoding(max_new_tokens, temperature, top_p, seed)
         prompt = self._prompt(Conversation(question, told(history), ""), k, mode, decoding)
-        return Answer("".join(self._generate(prompt, decoding)).strip(), mode, prompt.passages, question)
+        text = "".join(self._generate(prompt, decoding)).strip()
+        return Answer(text, mode, prompt.passages, question, self._forced)
 
     def stream(
         self,
@@ -483,7 +546,7 @@ class DocumentMemory:
                 for row, text in zip(rows, answers, strict=True):
                     texts[row] = text
         return [
-            Answer(text.strip(), mode, prompt.passages, question)
+            Answer(text.strip(), mode, prompt.passages, question, self._forced)
             for text, prompt, question in zip(texts, prompts, questions, strict=True)
         ]
 
@@ -516,7 +579,8 @@ class DocumentMemory:
             chosen = []
         prompt = fit_prompt(self.model, lambda shown: summary_messages(shown, focus), chosen, max_new_tokens)
         text = "".join(self._generate(prompt, Decoding(max_new_tokens)))
-        return Answer(text.strip(), "recall" if prompt.passages else "memory", prompt.passages, focus)
+        mode = "recall" if prompt.passages else "memory"
+        return Answer(text.strip(), mode, prompt.passages, focus, self._forced)
 
     # In LangChain
 

@@ -173,12 +173,24 @@ class ModelMismatch(MemoryFileError):
     """The memory was written by another model, rule or setting than the one it is loaded with."""
 
 
+class ForcedModel(UserWarning):
+    """A memory is used under another model than the one it was made by, because the user said so."""
+
+
 class CheckpointMismatch(MemoryFileError):
     """Reading cannot go on from a checkpoint that was begun with other sources, another model or other settings."""
 
 
 class TargetNotWritable(MemoryFileError):
     """A memory file, or what training leaves behind, cannot be written there."""
+
+
+class FileInUse(MemoryFileError):
+    """Another process is writing this memory file."""
+
+
+class FileChanged(MemoryFileError):
+    """Someone else wrote this memory file since it was loaded; saving would lose what they wrote."""
 
 
 class NoPassages(InfinimemError):

@@ -10,7 +10,7 @@ Metadata: JSON strings under the prefix `infinimem.`
     format, layout      version, and the hash of the layout it stands for
     model, identity     name of the model; everything that the state depends on
     adapter             name or directory of the adapter; absent if there was none
-    sources, reading    what was read (SHA-256, pages, characters, tokens); what is needed to read on
+    sources, reading    what was read (SHA-256, pages, characters, what was left out); what is needed to read on
     tensors_sha256      over names, types, shapes and bytes of all tensors, in name order
     metadata_sha256     over all other metadata
 
@@ -26,7 +26,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ import numpy as np
 
 from .errors import (
     DamagedMemoryFile,
+    FileInUse,
     MemoryFileNotFound,
     NotAMemoryFile,
     TargetNotWritable,
@@ -44,9 +45,9 @@ from .errors import (
 
 PREFIX = "infinimem."
 HEADER_STEP = 1 << 14  # bytes
-FORMAT = 3
+FORMAT = 4
 # Layouts of older versions that can still be read.
-OLDER = {1: "f7d56d9fb5ca99cc", 2: "cbbac0acb6313fa5"}
+OLDER = {1: "f7d56d9fb5ca99cc", 2: "cbbac0acb6313fa5", 3: "09dadc90982035b4"}
 # What a reader of the file relies on. Its hash is stored: a file whose layout differs cannot pass for this version.
 LAYOUT: dict[str, Any] = {
     "tensors": {
@@ -67,6 +68,7 @@ LAYOUT: dict[str, Any] = {
         "passages.addresses": ["U8", "words of all passages, the unfinished page's included; 32 is a weight of 1"],
     },
     "metadata": ["format", "layout", "model", "identity", "sources", "reading", "tensors_sha256", "metadata_sha256"],
+    "sources": ["name", "kind", "sha256", "pages", "characters", "skipped"],
     "reading": ["tokens", "seen", "pending_text", "cutter", "addresses"],
 }
 LAYOUT_HASH = hashlib.sha256(json.dumps(LAYOUT, sort_keys=True).encode()).hexdigest()[:16]
@@ -217,19 +219,30 @@ def _read_metadata(path: Path) -> dict[str, Any]:
         parsed = {key: json.loads(text) for key, text in texts.items()}
     except (ValueError, RecursionError) as error:
         raise DamagedMemoryFile(f"the header of '{path}' is not JSON ({error}); restore a copy") from error
-    _migrate(parsed)
+    try:
+        for migrate in MIGRATIONS[parsed["format"] - 1 :]:
+            migrate(parsed)
+    except (TypeError, AttributeError) as error:
+        raise DamagedMemoryFile(f"the header of '{path}' has fields of the wrong type; restore a copy") from error
     _check_types(path, parsed)
     return parsed
 
 
-def _migrate(parsed: dict[str, Any]) -> None:
-    """Metadata of an older version as this version has them."""
-    if parsed["format"] < 2 and isinstance(parsed["identity"], dict):
-        # Nothing was carried over.
-        parsed["identity"]["carry"] = 0
-    if parsed["format"] < 3 and isinstance(parsed["reading"], dict):
-        # Words were not weighed.
-        parsed["reading"]["addresses"] = None
+def _carry_nothing(parsed: dict[str, Any]) -> None:
+    parsed["identity"]["carry"] = 0
+
+
+def _weigh_no_words(parsed: dict[str, Any]) -> None:
+    parsed["reading"]["addresses"] = None
+
+
+def _leave_nothing_out(parsed: dict[str, Any]) -> None:
+    for source in parsed["sources"]:
+        source["skipped"] = []
+
+
+# MIGRATIONS[n - 1] makes metadata of version n those of version n + 1. What a version was never changes: append only.
+MIGRATIONS: tuple[Callable[[dict[str, Any]], None], ...] = (_carry_nothing, _weigh_no_words, _leave_nothing_out)
 
 
 # Fields that a reader relies on, and their types; numbers are never negative, nor larger than JSON can hold.
@@ -240,7 +253,9 @@ IDENTITY_TYPES = {
     "memory_heads": dict,
     "carry": int,
 }
-SOURCE_TYPES = {"name": str, "kind": str, "sha256": (str, type(None)), "pages": int, "characters": int}
+SOURCE_TYPES: dict[str, Any] = {"name": str, "kind": str, "sha256": (str, type(None)), "pages": int}
+SOURCE_TYPES |= {"characters": int, "skipped": list}
+SKIPPED_TYPES = {"page": (int, type(None)), "reason": str}
 READING_TYPES = {"tokens": int, "seen": int, "pending_text": str, "cutter": dict, "addresses": (dict, type(None))}
 ADDRESSES_TYPES: dict[str, Any] = {"head": str, "done": int}
 ADDRESSES_TYPES |= dict.fromkeys(("sizes", "starts", "ends", "weights", "tail"), list)
@@ -264,7 +279,11 @@ def _check_types(path: Path, parsed: dict[str, Any]) -> None:
             layer.isdecimal() and isinstance(heads, list) and all(type(head) is int for head in heads)
             for layer, heads in parsed["identity"]["memory_heads"].items()
         ),
-        "sources": isinstance(parsed["sources"], list) and all(fits(s, SOURCE_TYPES) for s in parsed["sources"]),
+        "sources": isinstance(parsed["sources"], list)
+        and all(
+            fits(source, SOURCE_TYPES) and all(fits(part, SKIPPED_TYPES) for part in source["skipped"])
+            for source in parsed["sources"]
+        ),
         "reading": fits(parsed["reading"], READING_TYPES)
         and fits(parsed["reading"]["cutter"], CUTTER_TYPES)
         and _are_addresses(parsed["reading"]["addresses"], fits),
@@ -345,6 +364,45 @@ def write_atomically(path: Path, data: bytes) -> None:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     _sync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], wait: float = 0) -> Iterator[None]:
+    """Keep other writers of this file away; readers need no lock. A writer that dies leaves no lock behind.
+
+    wait: seconds to wait for another writer. A thread that holds the lock may take it again. Raises FileInUse,
+    TargetNotWritable.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        target = _regular_target(Path(path))
+        # The library would make the directory.
+        target.parent.stat()
+        lock = FileLock(target.with_name(f".{target.name[:100]}.lock"), is_singleton=True)
+        lock.acquire(timeout=wait)
+    except Timeout as error:
+        raise FileInUse(f"'{path}' is being written by another process; wait for it, or name another file") from error
+    except OSError as error:
+        raise TargetNotWritable(
+            f"'{path}' cannot be written ({error.strerror or error}); choose another place"
+        ) from error
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            # While it is held: whoever opened it before finds out that it is no longer there, and tries again.
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def version_of(path: Path) -> tuple[int, ...] | None:
+    """What changes whenever someone writes the file; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def check_writable(path: Path) -> None:

@@ -29,13 +29,18 @@ SEPARATOR = "\n\n"  # between pages, and between sources
 
 @dataclass
 class SourceRecord:
-    """One thing that was read. sha256: of the file's bytes; None for text that was given as a string."""
+    """One thing that was read.
+
+    sha256: of the file's bytes; None for text that was given as a string. skipped: what could not be read and was left
+    out, {"page": number, or None for the rest of the file, "reason": text} each.
+    """
 
     name: str
     kind: str
     sha256: str | None = None
     pages: int = 0
     characters: int = 0
+    skipped: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

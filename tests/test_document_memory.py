@@ -19,6 +19,8 @@ from infinimem.errors import (
     DamagedMemoryFile,
     EmptyQuestion,
     EmptySource,
+    FileChanged,
+    ForcedModel,
     InvalidSetting,
     MergeMismatch,
     ModelMismatch,
@@ -196,6 +198,54 @@ def test_other_weights_are_refused(make_model: MakeModel, model: InfiniModel, tm
         other.model.get_decoder().layers[2].mlp.up_proj.weight.mul_(1.01)
     with pytest.raises(ModelMismatch, match="weights"):
         DocumentMemory.load(tmp_path / "m", model=other)
+
+
+def test_a_memory_can_be_forced_on_another_model_which_every_answer_says(
+    make_model: MakeModel, model: InfiniModel, tmp_path: Path
+) -> None:
+    DocumentMemory.from_text(STORY, model=model).save(tmp_path / "m")
+    before = (tmp_path / "m").read_bytes()
+    other = make_model(carry=model.carry)
+    with torch.no_grad():
+        other.model.get_decoder().layers[2].mlp.up_proj.weight.mul_(1.5)
+    with pytest.warns(ForcedModel, match="weights"):
+        memory = DocumentMemory.load(tmp_path / "m", model=other, force=True)
+    answers = [memory.ask("Who is she?"), memory.summarize(), *memory.ask_many(["Who is she?"])]
+    assert all(len(answer.forced) == 1 and "weights" in answer.to_dict()["forced"][0] for answer in answers)
+    for change in (lambda: memory.append_text("More."), lambda: DocumentMemory.merge([memory, memory])):
+        with pytest.raises(ModelMismatch, match="by force"):
+            change()
+    memory.save(tmp_path / "m")
+    assert (tmp_path / "m").read_bytes() == before
+
+
+def test_force_does_not_help_where_shapes_differ(make_model: MakeModel, model: InfiniModel, tmp_path: Path) -> None:
+    DocumentMemory.from_text(STORY * 9, model=model).save(tmp_path / "m")
+    with pytest.raises(ModelMismatch, match="cannot be forced"):
+        DocumentMemory.load(tmp_path / "m", model=make_model(memory_heads=[0]), force=True)
+
+
+def test_force_changes_nothing_where_the_model_is_the_right_one(model: InfiniModel, tmp_path: Path) -> None:
+    DocumentMemory.from_text(STORY, model=model).save(tmp_path / "m")
+    memory = DocumentMemory.load(tmp_path / "m", model=model, force=True)
+    memory.append_text("More.")
+    assert memory.ask("Who is she?").forced == ()
+
+
+def test_what_someone_else_saved_meanwhile_is_not_lost(model: InfiniModel, tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    DocumentMemory.from_text(STORY, model=model).save(path)
+    first, second = (DocumentMemory.load(path, model=model) for _ in range(2))
+    first.append_text("One more.")
+    second.append_text("Another one.")
+    first.save(path)
+    first.append_text("And one more.")
+    first.save(path)
+    kept = path.read_bytes()
+    with pytest.raises(FileChanged, match="load it again"):
+        second.save(path)
+    assert path.read_bytes() == kept
+    second.save(tmp_path / "other")
 
 
 def test_a_state_that_does_not_fit_the_model_is_refused(model: InfiniModel, tmp_path: Path) -> None:

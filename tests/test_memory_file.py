@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from infinimem import DocumentMemory, memory_file
 from infinimem.errors import (
     DamagedMemoryFile,
+    FileInUse,
     InfinimemError,
     MemoryFileError,
     MemoryFileNotFound,
@@ -26,10 +28,11 @@ from infinimem.errors import (
     TargetNotWritable,
     UnsupportedVersion,
 )
-from infinimem.memory_file import MemoryFile, check_writable, differences, read_memory_file
+from infinimem.memory_file import MemoryFile, check_writable, differences, locked, read_memory_file
 from infinimem.passages import Passage, pack
 
 GOLDEN = Path(__file__).parent / "golden"
+SCHEMA = Path(__file__).parents[1] / "docs" / "memory-file.schema.json"
 if TYPE_CHECKING:
     from conftest import MakeModel
 
@@ -55,7 +58,7 @@ def sample() -> MemoryFile:
             "memory_heads": {"0": [0, 1], "3": [1]},
             "carry": 0,
         },
-        sources=[{"name": "book é.txt", "kind": "text", "sha256": "00", "pages": 2, "characters": 10}],
+        sources=[{"name": "book é.txt", "kind": "text", "sha256": "00", "pages": 2, "characters": 10, "skipped": []}],
         reading={
             "tokens": 12,
             "seen": 10,
@@ -120,7 +123,32 @@ def test_the_layout_of_a_version_is_frozen() -> None:
         1: "f7d56d9fb5ca99cc",
         2: "cbbac0acb6313fa5",
         3: "09dadc90982035b4",
+        4: "65a23ec9b8ef5a79",
     }
+
+
+def test_every_older_version_has_a_golden_file_that_is_read() -> None:
+    assert sorted(memory_file.OLDER) == list(range(1, memory_file.FORMAT)) and len(memory_file.MIGRATIONS) == len(
+        memory_file.OLDER
+    )
+    for version in memory_file.OLDER:
+        assert read_memory_file(GOLDEN / f"memory-{version}.safetensors").format == version
+
+
+def test_a_file_of_version_3_is_read_as_one_of_which_nothing_was_left_out() -> None:
+    file = read_memory_file(GOLDEN / "memory-3.safetensors")
+    assert [source["skipped"] for source in file.sources] == [[]]
+    assert (file.fingerprint, file.addresses.tolist()) == (sample().fingerprint, [32])
+
+
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
+def test_the_header_fits_its_schema(version: int, written: Path) -> None:
+    path = written if version == 4 else GOLDEN / f"memory-{version}.safetensors"
+    validator = Draft202012Validator(json.loads(SCHEMA.read_text()))
+    header = memory_file._read_metadata(path)
+    assert list(validator.iter_errors(header)) == []
+    for key in ("sources", "reading", "identity"):
+        assert list(validator.iter_errors({**header, key: 3}))
 
 
 def test_a_file_of_version_2_is_read_as_one_whose_words_were_not_weighed() -> None:
@@ -210,7 +238,7 @@ def rewrite(path: Path, change: dict[str, str], tensors: dict[str, np.ndarray] |
     save_file(kept, path, {f"infinimem.{key}": value for key, value in texts.items()})
 
 
-@pytest.mark.parametrize("change", [{"format": "1"}, {"format": "4"}, {"format": '"3"'}, {"layout": '"0"'}])
+@pytest.mark.parametrize("change", [{"format": "1"}, {"format": "5"}, {"format": '"4"'}, {"layout": '"0"'}])
 def test_another_version_is_refused_even_with_right_checksums(written: Path, change: dict[str, str]) -> None:
     rewrite(written, change)
     with pytest.raises(UnsupportedVersion, match="update infinimem"):
@@ -282,6 +310,58 @@ def test_mode_bits_follow_the_umask_and_then_the_old_file(tmp_path: Path) -> Non
         assert path.stat().st_mode & 0o777 == 0o600
     finally:
         os.umask(old)
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    """Another process that holds the lock until its input ends."""
+    code = (
+        "import sys; from infinimem.memory_file import locked\n"
+        f"with locked({str(path)!r}): print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    return other
+
+
+def test_a_second_writer_is_refused_until_the_first_is_done_and_no_lock_is_left(written: Path) -> None:
+    with hold(written) as other:
+        with pytest.raises(FileInUse, match="being written by another process"), locked(written):
+            pass
+        read_memory_file(written)
+        assert other.stdin is not None
+        other.stdin.close()
+    with locked(written), locked(written):
+        assert len(os.listdir(written.parent)) == 2
+    assert os.listdir(written.parent) == [written.name]
+
+
+def test_a_writer_that_is_killed_leaves_no_lock(written: Path) -> None:
+    with hold(written) as other:
+        other.kill()
+    with locked(written):
+        pass
+    assert os.listdir(written.parent) == [written.name]
+
+
+def test_many_writers_write_one_after_the_other(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from infinimem.memory_file import locked\n"
+        "place = Path(sys.argv[1])\n"
+        "for _ in range(20):\n"
+        "    with locked(place, wait=60): place.write_text(str(int(place.read_text()) + 1))\n"
+    )
+    place = tmp_path / "count"
+    place.write_text("0")
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(place)]) for _ in range(4)]
+    assert [writer.wait() for writer in writers] == [0] * 4
+    assert place.read_text() == "80"
+
+
+def test_where_no_lock_can_be_made_nothing_can_be_written(tmp_path: Path) -> None:
+    for target in (tmp_path / "missing" / "memory", tmp_path):
+        with pytest.raises(TargetNotWritable), locked(target):
+            pass
+    assert os.listdir(tmp_path) == []
 
 
 def test_differences_name_the_fields_down_to_the_leaf() -> None:
