@@ -7,18 +7,23 @@ from pathlib import Path
 
 import click
 
+from .bench import LENGTHS, REPEATS, SHORTEST, SYSTEMS, TOKENS
 from .cli_options import adapter_option, json_option, model_option, plain, print_json
 
 
 @click.command("bench")
-@click.option("--tokens", type=click.IntRange(min=128), default=10_000, show_default=True,
+@click.option("--tokens", type=click.IntRange(min=SHORTEST), default=TOKENS, show_default=True,
               help="Tokens to read, with all systems but full attention.")  # fmt: skip
-@click.option("--lengths", default="2048,8192,32768", show_default=True, help="Tokens that full attention reads.")
-@click.option("--long", type=click.IntRange(min=128), help="Also read so many tokens with infinimem, such as 200000.")
-@click.option("--systems", default="infinimem,transformers,langchain-minilm,llama.cpp", show_default=True,
+@click.option(
+    "--lengths", default=",".join(map(str, LENGTHS)), show_default=True, help="Tokens that full attention reads."
+)
+@click.option(
+    "--long", type=click.IntRange(min=SHORTEST), help="Also read so many tokens with infinimem, such as 200000."
+)
+@click.option("--systems", default=",".join(SYSTEMS), show_default=True,
               help="infinimem: a DocumentMemory; transformers: full attention with its cache in a file; "
               "langchain-minilm: MiniLM embeddings in LangChain's vector store; llama.cpp: its state.")  # fmt: skip
-@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True,
+@click.option("--repeats", type=click.IntRange(min=1), default=REPEATS, show_default=True,
               help="Processes of each row; what takes over a minute to read is measured once.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), metavar="FILE",
               help="A document to read; default: Python's language reference.")  # fmt: skip
@@ -44,8 +49,8 @@ def bench(
 ) -> None:
     """Measure speed, memory and file size on this machine, beside what else could be used.
 
-    Each row is measured in processes of its own, one after the other; times are medians. About a quarter of an hour on
-    two cores, most of it for the longest of --lengths. Leave other work alone meanwhile.
+    Each row is measured in processes of its own, one after the other; times are medians. It takes a while, most of it
+    for the longest of --lengths. Leave other work alone meanwhile.
 
     \b
     infinimem bench

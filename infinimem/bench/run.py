@@ -21,13 +21,9 @@ from .. import errors
 from ..errors import BenchFailed, EmptySource, InvalidSetting
 from ..evaluate.data import check_names, text_of
 from ..passages import cut
+from . import LENGTHS, REPEATS, SHORTEST, SYSTEMS, TOKENS
 from .task import Task
 
-SYSTEMS = ("infinimem", "transformers", "langchain-minilm", "llama.cpp")
-TOKENS = 10_000
-LENGTHS = (2048, 8192, 32768)
-SHORTEST = 128  # tokens
-REPEATS = 3
 # A text that takes longer to read, in seconds, is read once.
 LONG_READING = 60.0
 # Of all rows that were measured: the key in JSON, and what people call it.
@@ -159,7 +155,7 @@ def question_about(text: str) -> str:
     """A question in the words of the text's beginning, so that its passages hold an answer."""
     passages = cut(text[:4096], "text")
     words = [word for word in passages[min(1, len(passages) - 1)].text.split() if any(map(str.isalpha, word))]
-    return f"What about {' '.join(words[:QUESTION_WORDS]) or 'it'}?"
+    return f"What about {' '.join(words[:QUESTION_WORDS]).strip('.,;:!?') or 'it'}?"
 
 
 def rows_of(systems: Sequence[str], tokens: int, lengths: Sequence[int], long: int | None) -> list[Row]:
