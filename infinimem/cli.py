@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import __version__
+from .cli_bench import bench
 from .cli_eval import evaluate
 from .cli_options import (
     Group,
@@ -342,6 +343,7 @@ def _adapt_addresses(
 
 
 main.add_command(evaluate)
+main.add_command(bench)
 
 
 def _place(passage: Passage) -> str:

@@ -215,3 +215,15 @@ class MiniLmMissing(InfinimemError, ImportError):
 
 class RougeMissing(InfinimemError, ImportError):
     """Summaries were to be scored, but the package rouge-score is not installed."""
+
+
+class SystemMissing(InfinimemError, ImportError):
+    """A system that is to be measured beside ours is not installed, or cannot run this model."""
+
+
+class MatplotlibMissing(InfinimemError, ImportError):
+    """A plot was asked for, but matplotlib is not installed."""
+
+
+class BenchFailed(InfinimemError, RuntimeError):
+    """The process of a measurement ended without a result."""

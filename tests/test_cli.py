@@ -285,7 +285,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("command", [["--help"], ["ingest", "--help"], ["inspect", "{file}"]])
+@pytest.mark.parametrize("command", [["--help"], ["ingest", "--help"], ["bench", "--help"], ["inspect", "{file}"]])
 def test_help_and_inspect_import_no_torch(command: list[str], file: Path) -> None:
     arguments = [part.format(file=file) for part in command]
     code = (

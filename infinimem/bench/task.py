@@ -1,0 +1,124 @@
+"""What one process measures, and what all of them measure with: clocks, loads, answers, peak memory."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+T = TypeVar("T")
+Clock = Callable[[], float]
+
+# Read before anything is timed, so that no kernel is built while the clock runs.
+WARM_UP = 640
+# Loads of a saved state, of which the median counts; the last one is asked.
+LOADS = 5
+# Tokens that are decoded after the first one, or as many as come in so many seconds.
+DECODED = 32
+DECODING_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process measures.
+
+    what: a name of `child.MODULES`. tokens: of the text to read. text: path of a UTF-8 file, repeated where it is too
+    short. directory: where states are saved. samples: how often what is cheap is measured.
+    """
+
+    what: str
+    tokens: int
+    text: str
+    question: str
+    directory: str
+    model: str | None = None
+    adapter: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    samples: int = 1
+
+    def read_text(self) -> str:
+        """The whole text."""
+        return Path(self.text).read_text(encoding="utf-8")
+
+    def state_path(self, suffix: str) -> Path:
+        """Where the system saves what it has read."""
+        return Path(self.directory, f"state{suffix}")
+
+    @property
+    def question_after_text(self) -> str:
+        """The question as it goes on a text."""
+        return f"\n\nQuestion: {self.question}\nAnswer:"
+
+
+def clock_of(device: str) -> Clock:
+    """Seconds; on a GPU after everything that was begun is done."""
+    if device == "cpu":
+        return time.perf_counter
+    import torch
+
+    def now() -> float:
+        torch.accelerator.synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
+def repeated(tokens: Iterable[T], count: int) -> list[T]:
+    """So many tokens, from the start again where there are not enough."""
+    return list(islice(cycle(tokens), count))
+
+
+def timed_loads(load: Callable[[], T], clock: Clock) -> tuple[T, float]:
+    """What was loaded last, and the median time of a load in milliseconds."""
+
+    def timed() -> tuple[T, float]:
+        started = clock()
+        return load(), clock() - started
+
+    # One at a time: two would count twice in the peak memory.
+    taken = [timed()[1] for _ in range(LOADS - 1)]
+    loaded, last = timed()
+    return loaded, median([*taken, last]) * 1e3
+
+
+def first_and_rest(steps: Iterator[object], clock: Clock) -> tuple[float, float]:
+    """Seconds to the first token, and tokens per second after it. steps: one token a step, without an end."""
+    started = clock()
+    next(steps)
+    first = clock()
+    count, now = 0, first
+    while count < DECODED and now - first < DECODING_SECONDS:
+        next(steps)
+        count, now = count + 1, clock()
+    return first - started, count / (now - first)
+
+
+def peak_rss_mb() -> float | None:
+    """Most memory that this process ever had, in MB; None where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Linux's getrusage begins with the peak of the process that started this one.
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def peak_gpu_mb(device: str) -> dict[str, float]:
+    """Most GPU memory that tensors had, as a column; empty without a GPU."""
+    if not device.startswith("cuda"):
+        return {}
+    import torch
+
+    return {"peak_gpu_mb": torch.cuda.max_memory_allocated(device) / 1e6}
