@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from .address_head import AddressHead, read_head
 from .errors import AdapterMismatch, AdapterNotFound, DamagedAdapter, UnsupportedAdapter
 from .memory_file import PREFIX, make_directory, write_atomically
-from .pretrained import DEFAULT_MODEL
+from .pretrained import DEFAULT_MODEL, directory_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,10 +98,10 @@ def load_adapter(
     name = os.fspath(adapter)
     if name == NO_ADAPTER:
         return None
-    if name and Path(name).name == name and name not in (".", "..") and (SHIPPED / name).is_dir():
+    if name and Path(name).name == name and name not in (".", "..") and directory_at(SHIPPED / name):
         return read_adapter(SHIPPED / name, name)
-    directory = Path(name).expanduser()
-    if not name or not directory.is_dir():
+    directory = directory_at(name) if name else None
+    if directory is None:
         raise AdapterNotFound(
             f"no adapter directory is at '{name}'; name a directory with {CONFIG_FILE}, or 'none' for the bare model"
         )

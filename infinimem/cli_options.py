@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 PACKINGS = ("float32", "float16", "int8")
 RULE_NAMES = ("slots", "linear", "delta", "recent")
+UNPRINTABLE = re.compile("[^ -~]")
 # The setting that --slots is for; rules that are not here have a size of their own.
 SIZE_SETTINGS = {"slots": "slots", "recent": "tokens"}
 
@@ -39,7 +41,8 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except InfinimemError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            # It may quote a memory file of a stranger.
+            raise click.ClickException(plain(" ".join(str(error).split()))) from error
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -140,8 +143,12 @@ def counter(what: str, silent: bool) -> Iterator[Callable[[int, int], None] | No
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on standard output."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    """One JSON object on standard output; what a terminal would obey is escaped."""
+    click.echo(UNPRINTABLE.sub(_escaped, json.dumps(value, ensure_ascii=False)))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1]
 
 
 def size(count: int) -> str:

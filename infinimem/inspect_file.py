@@ -48,7 +48,7 @@ def _layer(index: int, state: dict[str, np.ndarray]) -> dict[str, Any]:
         if name.endswith("_scale"):
             continue
         if f"{name}_scale" in state:
-            tensor = tensor * state[f"{name}_scale"][..., None]
+            tensor = tensor * state[f"{name}_scale"][..., None].astype(np.float64)
         described[f"{name}_rms"] = float(np.sqrt(np.mean(np.square(tensor, dtype=np.float64)))) if tensor.size else 0.0
     return described
 

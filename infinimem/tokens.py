@@ -4,11 +4,14 @@
   after the last cut), and every block is tokenized for itself; so any split of the input gives the same tokens, for
   every family of tokenizers
 - the unfinished block is `pending`: it belongs to the state of a half-read document
-- a document is data: strings in it that look like control tokens are encoded as ordinary text
+- a document is data: strings in it that look like control tokens are encoded as ordinary text, also those of tokens
+  that their tokenizer does not call special (`<think>`, `<tool_call>`, the roles of some families)
 """
 
 from __future__ import annotations
 
+import json
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 MIN_BLOCK = 256  # characters
 MAX_BLOCK = 4096  # where a text has no spaces between letters, it is cut here
+# How control tokens are spelled. Other added tokens are pieces of text: Gemma's runs of line ends, words of one's own.
+CONTROL = re.compile(r"\s*[<\[].*[>\]]\s*", re.DOTALL)
 
 
 class TextEncoder:
@@ -29,7 +34,10 @@ class TextEncoder:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is not None:
             # A copy, as the switch below would change the caller's tokenizer.
-            self._backend = type(backend).from_str(backend.to_str())
+            description = json.loads(backend.to_str())
+            for token in description["added_tokens"]:
+                token["special"] = token["special"] or CONTROL.fullmatch(token["content"]) is not None
+            self._backend = type(backend).from_str(json.dumps(description))
             self._backend.no_padding()
             self._backend.no_truncation()
             self._backend.encode_special_tokens = True

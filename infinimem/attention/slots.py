@@ -26,6 +26,7 @@ from .rules import Layout, MemoryRule, Reading, State
 
 # Pair costs of one chunk of heads stay below this many entries, so that they are worked on inside the CPU's cache.
 CHUNK_ENTRIES = 1 << 21
+MAX_DISTANCE = 1 << 31  # tokens
 
 
 class SlotsRule(MemoryRule):
@@ -53,9 +54,10 @@ class SlotsRule(MemoryRule):
         self.packing = packing
         if packing not in PACKINGS:
             raise InvalidSetting(f"there is no packing {packing!r} of slots; choose one of {', '.join(PACKINGS)}")
-        if self.slots < 2 or self.distance < 0 or not 0 <= self.balance < float("inf"):
+        if self.slots < 2 or not 0 <= self.distance < MAX_DISTANCE or not 0 <= self.balance < float("inf"):
             raise InvalidSetting(
-                f"slots ({slots}) must be at least 2, distance ({distance}) and balance ({balance}) at least 0"
+                f"slots ({slots}) must be at least 2, distance ({distance}) and balance ({balance}) at least 0, and "
+                f"distance below {MAX_DISTANCE:,}"
             )
         if not 0 < self.mass <= 1:
             raise InvalidSetting(f"mass is {mass}; give a number above 0, and at most 1")
