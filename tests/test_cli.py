@@ -63,7 +63,7 @@ def test_ask_prints_the_answer_and_where_it_comes_from(file: Path) -> None:
 
 def test_ask_json_has_the_documented_keys(file: Path) -> None:
     shown = as_json("ask", file, "Who is the captain?", "-k", 2, "--max-new-tokens", 5)
-    assert set(shown) == {"answer", "found", "mode", "passages"} and shown["mode"] == "recall"
+    assert set(shown) == {"answer", "found", "mode", "passages", "forced"} and shown["mode"] == "recall"
     assert {"text", "source", "page", "score"} <= set(shown["passages"][0]) and len(shown["passages"]) <= 2
 
 

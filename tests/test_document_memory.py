@@ -268,7 +268,7 @@ def test_answers_cite_source_page_and_text(model: InfiniModel, book: Path) -> No
     answer = memory.ask("How much does the harbour bell weigh?", k=2, max_new_tokens=5)
     top = answer.passages[0]
     assert (top.source, top.page) == ("book.txt", 1) and "ninety kilograms" in top.text and top.score > 0
-    assert set(answer.to_dict()) == {"answer", "found", "mode", "passages"}
+    assert set(answer.to_dict()) == {"answer", "found", "mode", "passages", "forced"}
     assert {"text", "source", "page", "score"} <= set(answer.to_dict()["passages"][0])
     json.dumps(answer.to_dict())
 
