@@ -82,7 +82,7 @@ def test_retrieve_prints_passages_and_json(file: Path) -> None:
 def test_summarize_prints_and_focuses(file: Path) -> None:
     assert "[1] story.txt" in infinimem("summarize", file, "--max-new-tokens", 5).stdout
     shown = as_json("summarize", file, "--focus", "the captain", "--max-new-tokens", 5)
-    assert set(shown) == {"summary", "focus", "mode", "passages"} and shown["focus"] == "the captain"
+    assert set(shown) == {"summary", "focus", "mode", "passages", "forced"} and shown["focus"] == "the captain"
 
 
 def test_chat_goes_on_until_an_empty_line(file: Path) -> None:
