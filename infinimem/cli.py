@@ -233,7 +233,9 @@ def inspect(file: Path, as_json: bool, html: Path | None) -> None:
         click.echo(f"{key.replace('_', ' '):<12} {plain(described[key])}")
     click.echo(f"{'memory':<12} {size(described['memory_bytes'])} in {len(described['layers'])} layers")
     for source in described["sources"]:
-        click.echo(f"{'source':<12} {plain(source['name'])} ({source['kind']}, {_count(source['pages'], 'page')})")
+        click.echo(
+            f"{'source':<12} {plain(source['name'])} ({plain(source['kind'])}, {_count(source['pages'], 'page')})"
+        )
     click.echo(f"{'fingerprint':<12} {described['fingerprint']}")
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -461,16 +461,26 @@ class DocumentMemory:
 
     def addresses(self) -> list[bytes] | None:
         """The addresses of all passages, see the module `addresses`; None where they have none."""
+        return self.searchable()[1]()
+
+    def searchable(self) -> tuple[list[Passage], Callable[[], list[bytes] | None]]:
+        """The passages as they are now, and what gives their addresses; the memory may grow before it is called."""
         with self._lock:
+            record, reading, file = self._record, self._reading, self._file
+
+        def addresses() -> list[bytes] | None:
             # Without its model, as long as there is nothing that it could do.
-            if self._record.addresses is None:
-                return None
-            reading, record = self._open(), self._record
             if record.addresses is None:
                 return None
-            if self._file is not None and self._file.addresses is not None:
-                return split(self._file.addresses, self._file.reading["addresses"]["sizes"])
-            return record.addresses.of_all(record.passages, record.begin, reading.rest())
+            with self._lock:
+                opened = self._open() if reading is None else reading
+                if record.addresses is None:
+                    return None
+                if file is not None and file.addresses is not None:
+                    return split(file.addresses, file.reading["addresses"]["sizes"])
+                return record.addresses.of_all(record.passages, record.begin, opened.rest())
+
+        return record.passages, addresses
 
     def ask(
         self,

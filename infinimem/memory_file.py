@@ -26,6 +26,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +35,7 @@ from typing import Any
 
 import numpy as np
 
+from . import strict_json
 from .errors import (
     DamagedMemoryFile,
     FileInUse,
@@ -72,10 +74,15 @@ LAYOUT: dict[str, Any] = {
     "reading": ["tokens", "seen", "pending_text", "cutter", "addresses"],
 }
 LAYOUT_HASH = hashlib.sha256(json.dumps(LAYOUT, sort_keys=True).encode()).hexdigest()[:16]
+LAYER = re.compile("0|[1-9][0-9]{0,3}")
 STATE_TENSOR = re.compile(
-    r"layers\.(\d{1,4})\.(matrix|normalizer|(?:carried_)?(?:keys|values|keys_scale|values_scale|counts))"
+    r"layers\.(0|[1-9][0-9]{0,3})\.(matrix|normalizer|(?:carried_)?(?:keys|values|keys_scale|values_scale|counts))"
 )
 NEVER_NEGATIVE = ("counts", "normalizer", "scale")
+# Far above what any model makes of any document, and far enough below what float32 can hold that products stay finite.
+LARGEST_VALUE = 1e13
+# A file of this size is no memory; a copy of it may not fit into memory.
+MAX_FILE_BYTES = 1 << 36
 
 
 @dataclass
@@ -145,25 +152,29 @@ def read_memory_file(path: str | os.PathLike[str]) -> MemoryFile:
 
     Raises MemoryFileNotFound, NotAMemoryFile, UnsupportedVersion or DamagedMemoryFile.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     place = Path(path)
-    raw = _read_metadata(place)
     tensors: dict[str, np.ndarray] = {}
-    try:
-        with safe_open(place, framework="np") as file:
+    with _opened(place) as file:
+        raw = _parsed(place, file.metadata() or {})
+        try:
+            _check_tensors(place, file, raw["identity"]["segment_length"])
             for name in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
-                _check_name(place, name, file.get_slice(name).get_dtype())
                 tensors[name] = file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise DamagedMemoryFile(f"'{place}' is damaged ({error}); restore a copy or read the document again") from error
+        except (SafetensorError, OSError, MemoryError) as error:
+            raise DamagedMemoryFile(
+                f"'{place}' is damaged ({error}); restore a copy or read the document again"
+            ) from error
     if _hash_tensors(tensors) != raw["tensors_sha256"]:
         raise DamagedMemoryFile(f"the tensors in '{place}' do not have their checksum; restore a copy or read again")
     memory = MemoryFile(raw["model"], raw["identity"], raw["sources"], raw["reading"])
     memory.adapter, memory.format = raw.get("adapter", memory.adapter), raw["format"]
     for name, tensor in tensors.items():
         if match := STATE_TENSOR.fullmatch(name):
-            if not np.isfinite(tensor).all() or (match[2].endswith(NEVER_NEGATIVE) and (tensor < 0).any()):
+            # NaN is not at most anything; in float16 the bound would be infinite.
+            sound = tensor.dtype == np.int8 or bool((np.abs(tensor.astype(np.float32)) <= LARGEST_VALUE).all())
+            if not sound or (match[2].endswith(NEVER_NEGATIVE) and (tensor < 0).any()):
                 raise DamagedMemoryFile(f"'{name}' in '{place}' has values that no memory can have; read again")
             if match[2] == "carried_counts" and (tensor != 1).any():
                 raise DamagedMemoryFile(f"'{name}' in '{place}' counts a token other than once; read again")
@@ -178,11 +189,20 @@ def read_memory_file(path: str | os.PathLike[str]) -> MemoryFile:
     return memory
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata, parsed and checked."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The safetensors file, mapped once: what is read from it is of one version, also while it is replaced."""
     from safetensors import SafetensorError, safe_open
 
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise NotAMemoryFile(f"'{path}' is no regular file; name a memory file")
+        if found.st_size > MAX_FILE_BYTES:
+            raise NotAMemoryFile(
+                f"'{path}' has {found.st_size:,} bytes, more than fit into memory or any memory file "
+                f"needs ({MAX_FILE_BYTES:,}); restore a copy or read again"
+            )
         with path.open("rb"):
             pass
     except FileNotFoundError as error:
@@ -194,12 +214,17 @@ def _read_metadata(path: Path) -> dict[str, Any]:
             f"'{path}' cannot be opened ({error.strerror}); name a memory file you may read"
         ) from error
     try:
-        with safe_open(path, framework="np") as file:
-            found = file.metadata() or {}
+        handle = safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
         raise NotAMemoryFile(
             f"'{path}' is not a memory file, or one that was cut off ({error}); restore a copy or read again"
         ) from error
+    with handle as file:
+        yield file
+
+
+def _parsed(path: Path, found: dict[str, str]) -> dict[str, Any]:
+    """The metadata, parsed and checked."""
     texts = {key.removeprefix(PREFIX): value for key, value in found.items() if key.startswith(PREFIX)}
     if "format" not in texts:
         raise NotAMemoryFile(f"'{path}' is a safetensors file, but infinimem did not write it")
@@ -216,8 +241,8 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     if _json(_hash_metadata(texts)) != sealed:
         raise DamagedMemoryFile(f"the header of '{path}' does not have its checksum; restore a copy or read again")
     try:
-        parsed = {key: json.loads(text) for key, text in texts.items()}
-    except (ValueError, RecursionError) as error:
+        parsed = {key: strict_json.parse(text) for key, text in texts.items()}
+    except ValueError as error:
         raise DamagedMemoryFile(f"the header of '{path}' is not JSON ({error}); restore a copy") from error
     try:
         for migrate in MIGRATIONS[parsed["format"] - 1 :]:
@@ -267,7 +292,8 @@ def _check_types(path: Path, parsed: dict[str, Any]) -> None:
         return (
             isinstance(value, dict)
             and (set(value) == set(types) if exactly else set(types) <= set(value))
-            and all(isinstance(value[name], kind) for name, kind in types.items())
+            # To Python, a boolean is an integer.
+            and all(isinstance(value[name], kind) and not isinstance(value[name], bool) for name, kind in types.items())
             and all(0 <= value[name] < 1 << 53 for name, kind in types.items() if kind is int)
         )
 
@@ -276,7 +302,7 @@ def _check_types(path: Path, parsed: dict[str, Any]) -> None:
         "adapter": isinstance(parsed.get("adapter", "none"), str),
         "identity": fits(parsed["identity"], IDENTITY_TYPES, exactly=False)
         and all(
-            layer.isdecimal() and isinstance(heads, list) and all(type(head) is int for head in heads)
+            LAYER.fullmatch(layer) and isinstance(heads, list) and all(type(head) is int for head in heads)
             for layer, heads in parsed["identity"]["memory_heads"].items()
         ),
         "sources": isinstance(parsed["sources"], list)
@@ -303,10 +329,33 @@ def _are_addresses(value: Any, fits: Callable[[Any, dict[str, Any]], bool]) -> b
     return sound and all(weight < 256 for weight in value["weights"])
 
 
-def _check_name(path: Path, name: str, dtype: str) -> None:
-    kind = "layers.*." + match[2] if (match := STATE_TENSOR.fullmatch(name)) else name
-    if dtype not in LAYOUT["tensors"].get(kind, [""])[0].split():
-        raise DamagedMemoryFile(f"'{path}' holds a tensor '{name}' of type {dtype}, which no format up to {FORMAT} has")
+def _check_tensors(path: Path, file: Any, segment_length: int) -> None:
+    """Names, types and shapes, before anything is allocated: those that a layer's tensors can have beside each other.
+
+    Whether they are the model's is for the model to say.
+    """
+    sizes: dict[str, dict[str, int]] = {}
+    for name in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
+        match, part = STATE_TENSOR.fullmatch(name), file.get_slice(name)
+        dtype, shape = part.get_dtype(), part.get_shape()
+        allowed = LAYOUT["tensors"].get("layers.*." + match[2] if match else name)
+        if allowed is None or dtype not in allowed[0].split():
+            raise DamagedMemoryFile(
+                f"'{path}' holds a tensor '{name}' of type {dtype}, which no format up to {FORMAT} has"
+            )
+        dimensions = [dimension.split(";")[0] for dimension in allowed[1:]]
+        known = sizes.setdefault(f"layer {match[1]}" if match else name, {"segment length": segment_length})
+        if match and match[2].startswith("carried_"):
+            known = sizes.setdefault(f"the carried tokens of layer {match[1]}", {})
+        if len(shape) != len(dimensions) or any(
+            known.setdefault(dimension, size) != size for dimension, size in zip(dimensions, shape, strict=True)
+        ):
+            raise DamagedMemoryFile(
+                f"'{name}' in '{path}' has the shape {tuple(shape)[:9]}, which does not fit the other tensors; "
+                "read again"
+            )
+    if "tail.tokens" not in sizes:
+        raise DamagedMemoryFile(f"'{path}' lacks the unfinished segment; restore a copy or read again")
 
 
 def _ordered_header(data: bytes) -> bytes:

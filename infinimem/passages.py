@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from . import strict_json
 from .errors import DamagedMemoryFile
 from .readers.prose import border
 
 LIMIT = 800  # characters
+LONGEST_PENDING = LIMIT + LIMIT // 2
 MAX_PASSAGE_BYTES = 1 << 30  # a passage table that unpacks to more is refused
 
 
@@ -67,7 +69,7 @@ class PassageCutter:
         """Passages that this text completes."""
         self.pending += text
         done = []
-        while len(self.pending) >= LIMIT + LIMIT // 2:
+        while len(self.pending) >= LONGEST_PENDING:
             done += self._take(border(self.pending[: LIMIT + 1], LIMIT))
         return done
 
@@ -114,6 +116,21 @@ def pack(passages: Sequence[Passage]) -> np.ndarray:
     return np.frombuffer(data, dtype=np.uint8)
 
 
+def _rows(value: Any) -> list[list[Any]]:
+    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
+        raise ValueError("they are no table")
+    return value
+
+
+def _passage(source: Any, page: Any, title: Any, start: Any, end: Any, text: Any) -> Passage:
+    """A row of the table; ValueError where it is none that cutting makes."""
+    texts = isinstance(source, str) and isinstance(text, str) and (title is None or isinstance(title, str))
+    numbers = all(type(number) is int and 0 <= number < 1 << 53 for number in (page, start, end))
+    if not texts or not numbers or end - start != len(text) or not 0 < len(text) <= LIMIT:
+        raise ValueError("a row is no passage")
+    return Passage(text, source, page, start, end, title)
+
+
 def unpack(array: np.ndarray) -> list[Passage]:
     """The passages of `pack`. Raises DamagedMemoryFile for anything else."""
     expand = zlib.decompressobj()
@@ -121,11 +138,8 @@ def unpack(array: np.ndarray) -> list[Passage]:
         data = expand.decompress(array.tobytes(), MAX_PASSAGE_BYTES)
         if not expand.eof or expand.unconsumed_tail or expand.unused_data:
             raise DamagedMemoryFile("the passages in the memory file are cut off or too large; make the file again")
-        return [
-            Passage(str(text), str(source), int(page), int(start), int(end), None if title is None else str(title))
-            for source, page, title, start, end, text in json.loads(data)
-        ]
-    except (zlib.error, ValueError, TypeError, OverflowError, RecursionError) as error:
+        return [_passage(*row) for row in _rows(strict_json.parse(data.decode(), depth=3))]
+    except (zlib.error, ValueError, TypeError) as error:
         raise DamagedMemoryFile(
             f"the passages in the memory file cannot be unpacked ({error}); make it again"
         ) from error

@@ -17,8 +17,9 @@ import numpy as np
 from .addresses import Addresses, Weighed, split
 from .errors import DamagedMemoryFile
 from .memory_file import MemoryFile
-from .passages import Passage, PassageCutter, pack, unpack
+from .passages import LONGEST_PENDING, Passage, PassageCutter, pack, unpack
 from .readers import Page, Source, read_pages
+from .tokens import MAX_BLOCK
 
 if TYPE_CHECKING:
     from .attention import InfiniCache
@@ -91,6 +92,9 @@ class Record:
             )
         except (TypeError, KeyError) as error:
             raise DamagedMemoryFile(f"the record of sources in the memory file is incomplete ({error})") from error
+        # An unfinished passage or block is cut as soon as it is longer.
+        if len(record.cutter.pending) >= LONGEST_PENDING or len(file.reading["pending_text"]) > MAX_BLOCK:
+            raise DamagedMemoryFile("the memory file has more unfinished text than reading leaves; make it again")
         if file.addresses is not None:
             plain = file.reading["addresses"]
             known = split(file.addresses, plain["sizes"])

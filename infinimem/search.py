@@ -31,7 +31,7 @@ class Search:
 
     def __init__(self, memories: Sequence[DocumentMemory]) -> None:
         self._memories = memories
-        self._parts = [memory.passages for memory in memories]
+        self._parts, self._addresses = zip(*(memory.searchable() for memory in memories), strict=True)
         if any(not memory.keeps_passages for memory in memories):
             raise NoPassages(
                 "this memory was made without passages; ingest again with passages, or ask with mode='memory'"
@@ -46,7 +46,7 @@ class Search:
     def is_current(self) -> bool:
         """Whether the memories have the passages that they had."""
         # All of them, not their number: appended text can also lengthen the last one.
-        return self._parts == [memory.passages for memory in self._memories]
+        return list(self._parts) == [memory.passages for memory in self._memories]
 
     def memory_of(self, index: int) -> DocumentMemory:
         """The memory that a passage belongs to."""
@@ -90,8 +90,8 @@ class Search:
                 return
             self._rankers["hybrid"] = self._lexical
             addresses: list[bytes] = []
-            for memory in self._memories:
-                part = memory.addresses()
+            for addresses_of in self._addresses:
+                part = addresses_of()
                 if part is None:
                     return
                 addresses += part

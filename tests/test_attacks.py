@@ -257,7 +257,6 @@ def test_a_terabyte_that_only_the_header_has_is_refused_at_once_with_flat_memory
 
 
 @needs_linux
-@hole("safetensors panics (a BaseException) where a tensor that the file does have is larger than the memory")
 def test_a_terabyte_of_zeros_that_takes_no_space_on_the_disk_is_refused(forged: Forged, file: Path) -> None:
     header, data = parts_of(forged.bytes())
     header["layers.2.keys"] = entry("I8", [1, TERABYTE // 16, 16], len(data), len(data) + TERABYTE)
@@ -273,10 +272,7 @@ def test_a_terabyte_of_zeros_that_takes_no_space_on_the_disk_is_refused(forged: 
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-MANY = hole("numpy has 64 dimensions at most: ValueError")
-
-
-@pytest.mark.parametrize("dimensions", [1, 2, 4, 33, pytest.param(65, marks=MANY), pytest.param(1000, marks=MANY)])
+@pytest.mark.parametrize("dimensions", [1, 2, 4, 33, 65, 1000])
 def test_shapes_of_other_dimensions_are_refused(forged: Forged, file: Path, dimensions: int) -> None:
     header, data = parts_of(forged.bytes())
     size = math.prod(header["layers.1.keys"]["shape"])
@@ -323,8 +319,7 @@ def test_tensors_that_no_memory_has_are_refused(forged: Forged, file: Path, name
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=hole("two tensors, one layer: which of them counts is chance"))
-     for name in ("layers.01.keys", "layers.0001.keys", "layers.\N{ARABIC-INDIC DIGIT ONE}.keys")],
+    ["layers.01.keys", "layers.0001.keys", "layers.\N{ARABIC-INDIC DIGIT ONE}.keys"],
 )  # fmt: skip
 def test_a_second_spelling_of_a_layer_is_refused(forged: Forged, file: Path, name: str) -> None:
     forged.tensors[name] = np.zeros_like(forged.tensors["layers.1.keys"])
@@ -358,16 +353,11 @@ def test_wrong_dtypes_are_refused(forged: Forged, file: Path, name: str, dtype: 
         ("layers.0.carried_counts", 0),
         ("layers.0.carried_counts", 2),
         ("layers.0.carried_counts", np.nan),
-        *(
-            pytest.param(name, value, marks=hole("a finite number so large that reading the memory overflows"))
-            for name, value in (
-                ("layers.1.counts", 1e38),
-                ("layers.1.keys_scale", 3e38),
-                ("layers.1.values_scale", 3e38),
-                ("layers.0.carried_keys_scale", 3e38),
-                ("layers.0.carried_values_scale", 3e38),
-            )
-        ),
+        ("layers.1.counts", 1e38),
+        ("layers.1.keys_scale", 3e38),
+        ("layers.1.values_scale", 3e38),
+        ("layers.0.carried_keys_scale", 3e38),
+        ("layers.0.carried_values_scale", 3e38),
     ],
 )
 def test_values_that_no_memory_can_have_are_refused(forged: Forged, file: Path, name: str, value: float) -> None:
@@ -438,15 +428,15 @@ def test_shapes_that_are_not_the_models_are_refused(
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param({"layers.1.counts": np.ones((), F32)}, marks=hole("inspect: IndexError")),
-        pytest.param({"layers.1.keys_scale": np.ones((5, 7), F32)}, marks=hole("inspect: ValueError of numpy")),
-        pytest.param({"layers.1.keys": np.zeros((0, 1 << 50), np.int8)}, marks=hole("inspect: ValueError of numpy")),
-        pytest.param({"layers.1.keys": np.zeros((2, 6), np.int8)}, marks=hole("is told as if it were sound")),
-        pytest.param({"tail.tokens": np.full((), 5, np.int32)}, marks=hole("info: TypeError")),
-        pytest.param({"tail.tokens": np.full((2, 16), 5, np.int32)}, marks=hole("is told as if it were sound")),
-        pytest.param({"tail.tokens": np.full(31, 5, np.int32)}, marks=hole("the segment has 32")),
-        pytest.param({"tail.tokens": None}, marks=hole("is told as if it were sound")),
-        pytest.param({"passages.zlib": "2-d"}, marks=hole("is unpacked as if it were flat")),
+        {"layers.1.counts": np.ones((), F32)},
+        {"layers.1.keys_scale": np.ones((5, 7), F32)},
+        {"layers.1.keys": np.zeros((0, 1 << 50), np.int8)},
+        {"layers.1.keys": np.zeros((2, 6), np.int8)},
+        {"tail.tokens": np.full((), 5, np.int32)},
+        {"tail.tokens": np.full((2, 16), 5, np.int32)},
+        {"tail.tokens": np.full(31, 5, np.int32)},
+        {"tail.tokens": None},
+        {"passages.zlib": "2-d"},
         {"passages.addresses": np.zeros((2, 3), np.uint8)},
     ],
     ids=lambda change: " ".join(change),
@@ -462,7 +452,6 @@ def test_shapes_that_do_not_agree_with_each_other_are_refused_without_the_model(
 
 
 @needs_linux
-@hole("inspect multiplies (1, 1, N) by (N, 1, 1): N² numbers from N bytes")
 def test_shapes_cannot_make_inspect_fill_the_memory(forged: Forged, file: Path) -> None:
     size = 5000
     forged.tensors["layers.1.keys"] = np.ones((1, 1, size), np.int8)
@@ -491,10 +480,6 @@ def with_passages(forged: Forged, rows: Any) -> Forged:
     return forged.put("reading", "addresses", value=None)
 
 
-LOOSE = hole("types are converted instead of checked")
-FAR = hole("numbers of passages are not looked at")
-
-
 @pytest.mark.parametrize(
     "rows",
     [
@@ -518,25 +503,23 @@ FAR = hole("numbers of passages are not looked at")
         b'[["s",NaN,null,0,1,"a"]]',
         b'[["s",1,null,0,Infinity,"a"]]',
         b'[["s",1,null,0,' + b"9" * 5000 + b',"a"]]',
-        pytest.param({}, marks=LOOSE),
-        pytest.param([["s", "7", None, 0, 1, "a"]], marks=LOOSE),
-        pytest.param([["s", 1.5, None, 0, 1, "a"]], marks=LOOSE),
-        pytest.param([["s", True, None, 0, 1, "a"]], marks=LOOSE),
-        pytest.param([["s", 1, None, 0, 1, ["a"]]], marks=LOOSE),
-        pytest.param([["s", 1, {}, 0, 1, "a"]], marks=LOOSE),
-        pytest.param([[5, 1, None, 0, 1, "a"]], marks=LOOSE),
-        pytest.param([["s", 1, None, 0, 1, None]], marks=LOOSE),
-        pytest.param('[["s",1,null,0,1,"a"]]'.encode("utf-16"), marks=LOOSE),
-        pytest.param([["s", -1, None, 0, 1, "a"]], marks=FAR),
-        pytest.param([["s", 10**400, None, 0, 1, "a"]], marks=FAR),
-        pytest.param([["s", 1, None, -1, 0, "a"]], marks=FAR),
-        pytest.param([["s", 1, None, 1, 0, "a"]], marks=FAR),
-        pytest.param([["s", 1, None, 0, 2, "a"]], marks=FAR),
-        pytest.param([["s", 1, None, 10**400, 10**400 + 1, "a"]], marks=FAR),
-        pytest.param(
-            [["s", 1, None, 0, LIMIT + 1, "a" * (LIMIT + 1)]], marks=hole("its prompt takes minutes to encode")
-        ),
-        pytest.param([["s", 1, None, 0, 0, ""]], marks=FAR),
+        {},
+        [["s", "7", None, 0, 1, "a"]],
+        [["s", 1.5, None, 0, 1, "a"]],
+        [["s", True, None, 0, 1, "a"]],
+        [["s", 1, None, 0, 1, ["a"]]],
+        [["s", 1, {}, 0, 1, "a"]],
+        [[5, 1, None, 0, 1, "a"]],
+        [["s", 1, None, 0, 1, None]],
+        '[["s",1,null,0,1,"a"]]'.encode("utf-16"),
+        [["s", -1, None, 0, 1, "a"]],
+        [["s", 10**400, None, 0, 1, "a"]],
+        [["s", 1, None, -1, 0, "a"]],
+        [["s", 1, None, 1, 0, "a"]],
+        [["s", 1, None, 0, 2, "a"]],
+        [["s", 1, None, 10**400, 10**400 + 1, "a"]],
+        [["s", 1, None, 0, LIMIT + 1, "a" * (LIMIT + 1)]],
+        [["s", 1, None, 0, 0, ""]],
     ],
     ids=lambda rows: str(rows)[:40],
 )
@@ -626,8 +609,8 @@ def test_addresses_of_other_words_are_refused_when_they_are_ranked(
 @pytest.mark.parametrize(
     ("field", "size"),
     [
-        pytest.param("pending", 4_000_000, marks=hole("cutting it into passages takes time by its square")),
-        pytest.param("pending_text", 4_000_000, marks=hole("an unfinished block has fewer than 4,096 characters")),
+        ("pending", 4_000_000),
+        ("pending_text", 4_000_000),
     ],
 )
 def test_an_unfinished_text_that_no_reading_leaves_is_refused_at_once(
@@ -673,7 +656,6 @@ def test_numbers_that_are_none_or_absurd_are_refused(
 
 
 @pytest.mark.parametrize("path", PLACES, ids=str)
-@hole("a boolean passes for an integer")
 def test_booleans_that_stand_for_integers_are_refused(forged: Forged, file: Path, path: tuple[Any, ...]) -> None:
     with pytest.raises(DamagedMemoryFile, match="wrong type"):
         load(file, forged.spell(*path, json_text="true"))
@@ -681,8 +663,7 @@ def test_booleans_that_stand_for_integers_are_refused(forged: Forged, file: Path
 
 @pytest.mark.parametrize(
     "length",
-    [pytest.param(number, marks=hole("info pads the tail to it: 36 petabytes for 2**53 - 1"))
-     for number in (0, 31, 33, 10**12, (1 << 53) - 1)],
+    [0, 31, 33, 10**12, (1 << 53) - 1],
 )  # fmt: skip
 def test_a_segment_length_that_is_not_the_tails_is_refused(forged: Forged, file: Path, length: int) -> None:
     with pytest.raises(DamagedMemoryFile):
@@ -704,8 +685,8 @@ def test_a_segment_length_that_is_not_the_tails_is_refused(forged: Forged, file:
         (("identity", "memory_heads", "-1"), [0]),
         (("identity", "memory_heads", "1.0"), [0]),
         (("identity", "memory_heads", ""), [0]),
-        pytest.param(("identity", "memory_heads", "9" * 5000), [0], marks=hole("a layer of 5,000 digits: ValueError")),
-        pytest.param(("identity", "memory_heads", "01"), [0], marks=hole("two spellings of one layer")),
+        (("identity", "memory_heads", "9" * 5000), [0]),
+        (("identity", "memory_heads", "01"), [0]),
         (("sources",), {}),
         (("sources",), [None]),
         (("sources", 0, "extra"), 1),
@@ -744,8 +725,7 @@ def test_metadata_that_are_not_json_are_refused(forged: Forged, file: Path, key:
 
 @pytest.mark.parametrize(
     "text",
-    [pytest.param(text, marks=hole("Python's JSON is wider: it comes out of inspect --json as no JSON"))
-     for text in ("NaN", "-Infinity", "1e999")],
+    ["NaN", "-Infinity", "1e999"],
 )  # fmt: skip
 def test_metadata_that_only_python_takes_for_json_are_refused(forged: Forged, file: Path, text: str) -> None:
     with pytest.raises(DamagedMemoryFile):
@@ -756,18 +736,12 @@ def deep_in_the_stack(frames: int, work: Any) -> Any:
     return work() if frames == 0 else deep_in_the_stack(frames - 1, work)
 
 
-SHALLOW = hole("it is loaded, and looking at it from within a deep program is a RecursionError")
-
-
 @pytest.mark.parametrize("brackets", ["[]", "{}"])
-@pytest.mark.parametrize("depth", [pytest.param(100, marks=SHALLOW), pytest.param(900, marks=SHALLOW), 5000, 1_000_000])
+@pytest.mark.parametrize("depth", [100, 900, 5000, 1_000_000])
 def test_deep_nesting_in_metadata_is_refused(forged: Forged, file: Path, brackets: str, depth: int) -> None:
     begin = "[" if brackets == "[]" else '{"a":'
     with pytest.raises(DamagedMemoryFile):
         load(file, forged.spell("identity", "nested", json_text=begin * depth + "1" + brackets[1] * depth))
-
-
-HALF = hole("half a character cannot be written, printed or tokenized: UnicodeEncodeError, TypeError")
 
 
 @pytest.mark.parametrize(
@@ -777,7 +751,6 @@ HALF = hole("half a character cannot be written, printed or tokenized: UnicodeEn
      ("reading", "cutter", "source"), ("reading", "cutter", "pending")],
     ids=str,
 )  # fmt: skip
-@HALF
 def test_half_a_character_in_metadata_is_refused(forged: Forged, file: Path, path: tuple[Any, ...]) -> None:
     with pytest.raises(DamagedMemoryFile, match="not JSON"):
         load(file, forged.spell(*path, json_text=r'"\ud800"'))
@@ -786,7 +759,6 @@ def test_half_a_character_in_metadata_is_refused(forged: Forged, file: Path, pat
 @pytest.mark.parametrize(
     "row", [r'["s",1,null,0,1,"\ud800"]', r'["\udfff",1,null,0,1,"a"]', r'["s",1,"\ud800",0,1,"a"]']
 )
-@HALF
 def test_half_a_character_in_a_passage_is_refused(forged: Forged, file: Path, row: str) -> None:
     with pytest.raises(DamagedMemoryFile):
         load(file, with_passages(forged, f"[{row}]".encode()))
@@ -885,13 +857,11 @@ def test_escape_sequences_in_names_and_titles_are_not_printed(forged: Forged, fi
     assert json.loads(run("retrieve", file, "lighthouse", "--json")[0])["passages"][0]["text"].endswith(ESCAPES)
 
 
-@hole("the kind of a source is printed as it is")
 def test_escape_sequences_in_the_kind_of_a_source_are_not_printed(forged: Forged, file: Path) -> None:
     out, _ = run("inspect", forged.put("sources", 0, "kind", value=f"kind{ESCAPES}").write(file))
     assert "kind" in out and not obeyed(out)
 
 
-@hole("retrieve prints passages as they are")
 def test_escape_sequences_in_passages_are_not_printed(forged: Forged, file: Path) -> None:
     text = f"lighthouse\n\ttext{ESCAPES}"
     with_passages(forged, [[f"source{ESCAPES}", 1, f"title{ESCAPES}", 0, len(text), text]]).write(file)
@@ -925,10 +895,8 @@ def escaping_directory(tmp_path_factory: pytest.TempPathFactory, tiny_directory:
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(
-            ["ask", "Who is the captain?", "--max-new-tokens", 3], marks=hole("answers are printed as they are")
-        ),
-        pytest.param(["summarize", "--max-new-tokens", 3], marks=hole("summaries are printed as they are")),
+        ["ask", "Who is the captain?", "--max-new-tokens", 3],
+        ["summarize", "--max-new-tokens", 3],
         ["ask", "Who is the captain?", "--max-new-tokens", 3, "--json"],
         ["summarize", "--max-new-tokens", 3, "--json"],
     ],
@@ -1190,7 +1158,6 @@ def test_names_of_sources_are_never_opened(named: Path, file: Path, monkeypatch:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
-@hole("opening a named pipe waits for its writer, for ever")
 def test_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     code = "import sys; from infinimem.memory_file import read_memory_file as read; read(sys.argv[1])"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -16,10 +17,11 @@ import pytest
 import safetensors
 import torch
 from conftest import TEXT
-from hostile import hole, tiny_model
+from hostile import tiny_model
 
 from infinimem import DocumentMemory, heap
 from infinimem import model as model_module
+from infinimem.errors import FileChanged
 from infinimem.model import InfiniModel
 from infinimem.search import Search
 
@@ -27,7 +29,6 @@ THREADS = 32
 MEMORIES = 8
 MODES = ("recall", "memory", "retrieve", "summarize")
 MEGABYTE = 1 << 20
-SOMETIMES = pytest.mark.xfail(strict=False, reason="a race that is not closed yet; the test before it meets it always")
 NAMES = ("Heron", "Otter", "Gannet", "Plover", "Dunlin", "Curlew", "Merlin", "Petrel")
 
 
@@ -135,7 +136,6 @@ def test_streams_that_are_read_by_turns_do_not_mix(memories: list[DocumentMemory
     assert [text.strip() for text in said] == expected
 
 
-@hole("passages of one version are ranked by the addresses of the next: DamagedMemoryFile")
 def test_a_search_goes_on_with_what_it_was_made_of_while_its_memory_grows(model: InfiniModel) -> None:
     question = "What of the sails of Heron?"
     memory, same = (DocumentMemory.from_text(document(0), name="a", model=model) for _ in range(2))
@@ -146,7 +146,6 @@ def test_a_search_goes_on_with_what_it_was_made_of_while_its_memory_grows(model:
     assert memory.retrieve(question) != same.retrieve(question)
 
 
-@SOMETIMES
 def test_asking_other_memories_while_one_is_appended_to(
     memories: list[DocumentMemory], model: InfiniModel, busy: None
 ) -> None:
@@ -221,9 +220,7 @@ def test_a_model_that_thirty_two_threads_need_is_loaded_once(
     assert loaded == [str(tiny_directory)] and len({id(memory.model) for memory in opened}) == 1
 
 
-@pytest.mark.parametrize(
-    "opening", [1, pytest.param(2, marks=hole("metadata of one version, tensors of the next: DamagedMemoryFile"))]
-)
+@pytest.mark.parametrize("opening", [1, 2])
 def test_a_file_that_is_replaced_while_it_is_read_is_read_as_one_version(
     memories: list[DocumentMemory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opening: int
 ) -> None:
@@ -243,7 +240,6 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_as_one_version(
     assert opened and found in [memory.info()["fingerprint"] for memory in memories[:2]]
 
 
-@SOMETIMES
 def test_many_threads_save_one_memory_and_the_file_is_always_whole(
     memories: list[DocumentMemory], tmp_path: Path, busy: None
 ) -> None:
@@ -255,7 +251,9 @@ def test_many_threads_save_one_memory_and_the_file_is_always_whole(
     def save(number: int) -> str | None:
         if number % 2:
             return str(DocumentMemory.load(path).info()["fingerprint"])
-        memories[number // 2 % 2].save(path)
+        # The other one may have saved since.
+        with contextlib.suppress(FileChanged):
+            memories[number // 2 % 2].save(path)
         return None
 
     got = Counter(together([lambda number=number: save(number) for number in range(64)], threads=16))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TEXT
-from hostile import Forged, hole, tiny_memory, tiny_model
+from hostile import Forged, tiny_memory, tiny_model
 from hostile import unframed as parts_of
 
 from infinimem import DocumentMemory
@@ -407,7 +407,7 @@ def change_passages(forged: Forged, chance: random.Random) -> None:
             else:
                 rows.append(some_value(chance))
         text = json.dumps(rows)
-    except (ValueError, zlib.error, TypeError):
+    except (ValueError, zlib.error, TypeError, RecursionError):
         text = "[" * chance.randrange(3000)
     if chance.random() < 0.3:
         at = chance.randrange(len(text) + 1)
@@ -442,10 +442,6 @@ def test_fuzzed_bytes_are_refused_or_can_be_looked_at(smallest: Forged, place: P
     assert came["NotAMemoryFile"] and came["DamagedMemoryFile"] and grown < GROWTH, came.told(grown)
 
 
-UNCHECKED = hole("docs/attacks.md says what is still open")
-
-
-@UNCHECKED
 def test_fuzzed_content_is_refused_or_can_be_looked_at(smallest: Forged, place: Path) -> None:
     came, grown = fuzz(place, 3_000, random_content(smallest))
     assert came["loaded"] > 100 and came["DamagedMemoryFile"] > 1000 and grown < GROWTH, came.told(grown)
@@ -459,7 +455,6 @@ def test_fuzzed_bytes_at_length(smallest: Forged, place: Path) -> None:
 
 
 @pytest.mark.slow
-@UNCHECKED
 def test_fuzzed_content_at_length(smallest: Forged, place: Path) -> None:
     came, grown = fuzz(place, CASES, random_content(smallest))
     print(f"\n{came.told(grown)}")
