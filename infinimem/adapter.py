@@ -7,7 +7,9 @@
 
 An adapter is merged into the base weights when it is loaded, W += scale * B A with scale = lora_alpha / r. The third
 file may be missing: then it is a plain PEFT adapter. A fourth, addresses.safetensors, may hold the head that weighs the
-words of passages (address_head.py). Nothing but safetensors and JSON is ever read.
+words of passages (address_head.py). A directory `reader` may hold a second adapter of the first two files, which is
+merged on top of this one in a model that reads passages in its prompt and no memory. Nothing but safetensors and JSON
+is ever read.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from .address_head import FILE as ADDRESSES_FILE
 from .address_head import AddressHead, read_head
 from .errors import AdapterMismatch, AdapterNotFound, DamagedAdapter, UnsupportedAdapter
 from .memory_file import PREFIX, make_directory, write_atomically
@@ -38,6 +41,8 @@ SHIPPED = Path(__file__).parent / "adapters"
 # What the default model wears. Memory files name it, so another one gets another name and this one stays.
 DEFAULT_ADAPTER: str | None = "smollm2-135m-instruct-2"
 CONFIG_FILE, LORA_FILE, MEMORY_FILE = "adapter_config.json", "adapter_model.safetensors", "memory.safetensors"
+# The directory of a reader within that of its adapter.
+READER = "reader"
 TRAINED = f"{PREFIX}trained"
 MAX_CONFIG_BYTES = 1 << 20
 LORA_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
@@ -69,8 +74,9 @@ class Adapter:
 
     name: what memory files call it. lora: module path to (A (r, in), B (out, r)), float32. scale: of their product.
     gates: layer to beta (H,) float32. memory: what it was trained with, of MEMORY_TYPES, with "carry" unless it is
-    older than that; {} if unknown. sha256: of the content of these files. addresses: the head that weighs words, of a
-    file and a hash of its own: what the memory holds does not depend on it.
+    older than that; {} if unknown. sha256: of the content of these files. addresses: the head that weighs words, and
+    reader: what lies on top of this where passages are read from a prompt; both of files and a hash of their own: what
+    the memory holds does not depend on them.
     """
 
     name: str
@@ -80,6 +86,7 @@ class Adapter:
     gates: dict[int, Tensor] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     addresses: AddressHead | None = None
+    reader: Adapter | None = None
 
 
 def load_adapter(
@@ -110,6 +117,13 @@ def load_adapter(
 
 def read_adapter(directory: Path, name: str | None = None) -> Adapter:
     """Read and check an adapter directory. Raises AdapterNotFound, DamagedAdapter, UnsupportedAdapter."""
+    worn = _read_files(directory, name or str(directory))
+    own = directory / READER
+    reader = _read_files(own, f"{worn.name}/{READER}") if own.is_dir() else None
+    return replace(worn, addresses=read_head(directory), reader=reader)
+
+
+def _read_files(directory: Path, name: str) -> Adapter:
     content: dict[str, bytes] = {}
     for file in (CONFIG_FILE, LORA_FILE, MEMORY_FILE):
         try:
@@ -129,8 +143,7 @@ def read_adapter(directory: Path, name: str | None = None) -> Adapter:
     for file, data in content.items():
         digest.update(f"{file}:{len(data)};".encode())
         digest.update(data)
-    lora = _lora_part(directory, content[LORA_FILE], rank)
-    return Adapter(name or str(directory), digest.hexdigest(), lora, scale, gates, memory, read_head(directory))
+    return Adapter(name, digest.hexdigest(), _lora_part(directory, content[LORA_FILE], rank), scale, gates, memory)
 
 
 def _check_config(directory: Path, data: bytes) -> tuple[int, float]:
@@ -231,7 +244,16 @@ def merge_lora(model: PreTrainedModel, adapter: Adapter) -> None:
 
     Raises AdapterMismatch, before anything is changed, where a module or its shape is not there.
     """
-    modules = dict(model.named_modules())
+    modules = check_lora(model, adapter)
+    for path, (a, b) in adapter.lora.items():
+        weight = modules[path].weight
+        change = adapter.scale * (b.to(weight.device) @ a.to(weight.device))  # (out, in)
+        weight.copy_((weight.float() + change).to(weight.dtype))
+
+
+def check_lora(model: PreTrainedModel, adapter: Adapter) -> dict[str, Any]:
+    """All modules of a model by their paths. Raises AdapterMismatch where one of the adapter's is not among them."""
+    modules: dict[str, Any] = dict(model.named_modules())
     for path, (a, b) in adapter.lora.items():
         module = modules.get(path)
         if not isinstance(module, nn.Linear):
@@ -243,10 +265,7 @@ def merge_lora(model: PreTrainedModel, adapter: Adapter) -> None:
                 f"the adapter '{adapter.name}' has the shape {(b.shape[0], a.shape[1])} at '{path}', the model "
                 f"{tuple(module.weight.shape)}; use the base model that it was trained on"
             )
-    for path, (a, b) in adapter.lora.items():
-        weight = modules[path].weight
-        change = adapter.scale * (b.to(weight.device) @ a.to(weight.device))  # (out, in)
-        weight.copy_((weight.float() + change).to(weight.dtype))
+    return modules
 
 
 @torch.no_grad()
@@ -274,10 +293,12 @@ def write_adapter(
     base: str,
     gates: Mapping[int, Tensor],
     memory: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write an adapter directory, each file atomically. Raises TargetNotWritable.
 
-    lora: module path to (A, B). base: name of the base model. gates: layer to beta. memory: of MEMORY_TYPES.
+    lora: module path to (A, B), written in `dtype`. base: name of the base model. gates: layer to beta. memory: of
+    MEMORY_TYPES; empty for a reader, which has none.
     """
     from safetensors.torch import save
 
@@ -298,7 +319,7 @@ def write_adapter(
         "inference_mode": True,
     }
     halves = {
-        f"base_model.model.{path}.lora_{half}.weight": tensor.detach().float().cpu().contiguous()
+        f"base_model.model.{path}.lora_{half}.weight": tensor.detach().to("cpu", dtype).contiguous()
         for path, pair in lora.items()
         for half, tensor in zip("AB", pair, strict=True)
     }
@@ -306,14 +327,15 @@ def write_adapter(
     # One key alone: the library writes several in random order, and equal adapters must have equal hashes.
     trained = {TRAINED: json.dumps({key: memory[key] for key in MEMORY_KEYS if key in memory}, sort_keys=True)}
     write_atomically(directory / LORA_FILE, save(halves, {"format": "pt"}))
-    write_atomically(directory / MEMORY_FILE, save(betas, trained))
+    if memory:
+        write_atomically(directory / MEMORY_FILE, save(betas, trained))
     write_atomically(directory / CONFIG_FILE, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
 
 def copy_adapter(name: str, directory: Path) -> None:
-    """Copy an adapter's files, byte for byte, its head for addresses aside. Raises TargetNotWritable."""
+    """Copy an adapter's files, byte for byte, its reader aside. Raises TargetNotWritable."""
     source = SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)
     make_directory(directory)
-    for file in (CONFIG_FILE, LORA_FILE, MEMORY_FILE):
+    for file in (CONFIG_FILE, LORA_FILE, MEMORY_FILE, ADDRESSES_FILE):
         if (source / file).is_file():
             write_atomically(directory / file, (source / file).read_bytes())

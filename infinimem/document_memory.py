@@ -552,7 +552,7 @@ class DocumentMemory:
             if rows:
                 view = self._memory_in_view(prompts[rows[0]])
                 encoded = [prompts[row].tokens for row in rows]
-                answers = continue_texts(self.model, encoded, view, decoding)
+                answers = continue_texts(self._answering(prompts[rows[0]]), encoded, view, decoding)
                 for row, text in zip(rows, answers, strict=True):
                     texts[row] = text
         return [
@@ -628,6 +628,9 @@ class DocumentMemory:
             return Prompt([], found, NOT_SAID)
         return fit_prompt(self.model, messages, found, decoding.max_new_tokens)
 
+    def _answering(self, prompt: Prompt) -> InfiniModel:
+        return self.model.reader if prompt.passages else self.model
+
     def _memory_in_view(self, prompt: Prompt) -> InfiniCache | None:
         # Beside passages, an untrained memory of a whole book draws the model away from them (docs/decisions.md).
         if prompt.passages:
@@ -638,7 +641,7 @@ class DocumentMemory:
     def _generate(self, prompt: Prompt, decoding: Decoding) -> Continuation:
         if prompt.known is not None:
             return Known(prompt.known)
-        return Continuation(self.model, prompt.tokens, self._memory_in_view(prompt), decoding)
+        return Continuation(self._answering(prompt), prompt.tokens, self._memory_in_view(prompt), decoding)
 
 
 def _paths(sources: PathLike | Iterable[PathLike]) -> str | Path | list[str | Path]:

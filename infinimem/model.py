@@ -14,7 +14,7 @@ import contextlib
 import json
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from transformers import NoRepeatNGramLogitsProcessor
 
 from . import heap
-from .adapter import NO_ADAPTER, Adapter, load_adapter, merge_lora, set_gates
+from .adapter import NO_ADAPTER, Adapter, check_lora, load_adapter, merge_lora, set_gates
 from .address_head import AddressHead
 from .addresses import last_tokens, to_bytes
 from .attention import Attachment, InfiniCache, MemoryRule, State, attention_modules, make_rule
@@ -107,6 +107,7 @@ class InfiniModel:
         self.adapter_name = self.adapter_hash = NO_ADAPTER
         self.addresses: AddressHead | None = None
         self._base_weights: str | None = None
+        self._reader: Reader | None = None
         self._identity: dict[str, Any] | None = None
 
     @classmethod
@@ -160,7 +161,27 @@ class InfiniModel:
         made.adapter_name, made.adapter_hash, made._base_weights = worn.name, worn.sha256, weights
         if worn.addresses is not None:
             made.put_on(worn.addresses)
+        if worn.reader is not None:
+            reader = worn.reader
+            check_lora(base, reader)
+
+            def make_reader() -> InfiniModel:
+                network = load_base(model, device=device, dtype=base.dtype, fetch=False)[0]
+                merge_lora(network, worn)
+                merge_lora(network, reader)
+                # An adapter changes no embeddings, which are a fifth of a small model.
+                network.set_input_embeddings(base.get_input_embeddings())
+                network.tie_weights()
+                return made_of(network)
+
+            made._reader = Reader(make_reader)
         return made
+
+    @property
+    def reader(self) -> InfiniModel:
+        """The model that answers from passages in its prompt: this one, or where its adapter has a reader, another one
+        that is made on first use. It shares the embeddings; its memories are not those of this one."""
+        return self if self._reader is None else self._reader.get()
 
     def put_on(self, head: AddressHead | None) -> None:
         """Weigh words with this head from now on. Raises AdapterMismatch where it is for another model."""
@@ -491,6 +512,22 @@ class InfiniModel:
         return self._identity
 
 
+class Reader:
+    """A model that is made once, by whichever thread needs it first."""
+
+    def __init__(self, make: Callable[[], InfiniModel]) -> None:
+        self._make = make
+        self._made: InfiniModel | None = None
+        self._lock = threading.Lock()
+
+    def get(self) -> InfiniModel:
+        """The model. Raises the ModelErrors where it can no longer be loaded."""
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
+
+
 _shared: weakref.WeakValueDictionary[str, InfiniModel] = weakref.WeakValueDictionary()
 _shared_lock = threading.Lock()
 
@@ -516,7 +553,7 @@ def shared_model(
         heads = {int(layer): list(members) for layer, members in memory.heads.items()}
     # Missing heads and carry stand for the default ones, which the model alone knows.
     asked = [str(name or DEFAULT_MODEL), memory.rule, settings, memory.segment_length, device]
-    asked += [worn.name, worn.sha256] if worn else []
+    asked += [worn.name, worn.sha256, worn.reader and worn.reader.sha256] if worn else []
     key = json.dumps([*asked, heads, memory.carry], sort_keys=True)
     with _shared_lock:
         model = _shared.get(key)

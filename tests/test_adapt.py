@@ -27,6 +27,7 @@ from infinimem.adapt.train import Trainer, adapt
 from infinimem.cli import main
 from infinimem.errors import (
     DamagedCheckpoint,
+    InvalidConfig,
     NothingToResume,
     RunChanged,
     RunExists,
@@ -328,6 +329,70 @@ def test_what_was_trained_is_what_an_adapter_gives(
     again = Trainer(start, train_module.load_model(start))
     for name, parameter in trainer.parameters.items():
         assert torch.equal(parameter, again.parameters[name]), name
+
+
+READING = [
+    {"kind": "qa", "data": ["squad.jsonl.gz", "tales.jsonl.gz"], "reading": 1.0},
+    {"kind": "summary", "data": ["plots.jsonl.gz"]},
+]
+
+
+@pytest.fixture
+def worn(configured: Callable[..., AdaptConfig], tmp_path: Path) -> Path:
+    """An adapter with a memory of its own settings."""
+    settings = {"model__rule": "linear", "model__rule_settings": {}, "model__memory_layers": [1], "lora__lr": 0.03}
+    config = configured(output=str(tmp_path / "first"), stages=[{"segments": 2, "steps": 2}], **settings)
+    adapt(config)
+    return config.path(config.output) / "adapter"
+
+
+def test_a_reader_is_trained_over_an_adapter_that_stays_as_it_is(
+    configured: Callable[..., AdaptConfig], small_directory: Path, worn: Path
+) -> None:
+    config = configured(objectives=READING, lora__over=str(worn), lora__rank=2, stages=[{"segments": 2, "steps": 3}])
+    adapt(config)
+    output = config.path(config.output) / "adapter"
+    for file in ("adapter_config.json", "adapter_model.safetensors", "memory.safetensors"):
+        assert (output / file).read_bytes() == (worn / file).read_bytes()
+    halves = load_file(output / "reader" / "adapter_model.safetensors")
+    assert {half.dtype for half in halves.values()} == {torch.float16}
+    assert all(bool(half.any()) for half in halves.values())
+    card = (output / "reader" / "README.md").read_text()
+    assert card.startswith("# Reader for small\n") and str(worn.parent) not in card
+    model = InfiniModel.from_pretrained(small_directory, adapter=output)
+    assert model.identity() == InfiniModel.from_pretrained(small_directory, adapter=worn).identity()
+
+
+def test_what_a_reader_was_trained_as_is_what_it_reads_as(
+    configured: Callable[..., AdaptConfig], small_directory: Path, worn: Path
+) -> None:
+    config = configured(objectives=READING, lora__over=str(worn), lora__rank=2, lora__lr=0.03)
+    trainer = Trainer(config, train_module.load_model(config))
+    for step in range(3):
+        trainer.step(step)
+    run = {"losses": {}, "steps": 3, "tokens": 1, "seconds": 1.0, "finished": False}
+    output = config.path(config.output) / "adapter"
+    trainer.write(output, {**run, "hardware": "test", "dtype": "float32"})
+    tokens = random_tokens(1, 30)
+    reader = InfiniModel.from_pretrained(small_directory, adapter=output, dtype=torch.float32).reader
+    with torch.no_grad():
+        beside, merged = trainer.model.model(tokens).logits, reader.model(tokens).logits
+        bare = InfiniModel.from_pretrained(small_directory, adapter=worn, dtype=torch.float32).model(tokens).logits
+    torch.testing.assert_close(merged, beside, rtol=1e-2, atol=1e-2)
+    assert not torch.allclose(bare, beside, atol=0.1)
+
+
+@pytest.mark.parametrize("objective", [ALL[0], {**READING[0], "reading": 0.5}, {**READING[0], "beside": 0.5}])
+def test_a_reader_is_trained_on_passages_alone(
+    configured: Callable[..., AdaptConfig], objective: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidConfig, match=r"objectives\[1\].*reader"):
+        configured(objectives=[READING[0], objective], lora__over=str(tmp_path))
+
+
+def test_a_reader_goes_on_from_no_other_adapter(configured: Callable[..., AdaptConfig], tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"lora\.start.*lora\.over"):
+        configured(objectives=READING, lora__over=str(tmp_path), lora__start=str(tmp_path))
 
 
 def test_the_card_names_data_steps_and_losses_and_no_places(configured: Callable[..., AdaptConfig], data: Path) -> None:

@@ -160,6 +160,74 @@ def test_an_adapter_changes_what_the_model_says(tiny_directory: Path, adapter: P
     assert not torch.allclose(*said, atol=0.1)
 
 
+def with_reader(directory: Path, seed: int = 7) -> Path:
+    """The same adapter with a reader."""
+    make_adapter(directory / "reader", seed=seed)
+    (directory / "reader" / "memory.safetensors").unlink()
+    return directory
+
+
+def test_a_reader_lies_on_top_of_its_adapter_and_shares_the_embeddings(tiny_directory: Path, adapter: Path) -> None:
+    model = InfiniModel.from_pretrained(tiny_directory, adapter=with_reader(adapter), dtype=torch.float32)
+    found = read_adapter(adapter)
+    assert found.reader is not None
+    expected = tiny_network("Llama")
+    merge_lora(expected, found)
+    merge_lora(expected, found.reader)
+    weights = model.reader.model.state_dict()
+    for name, other in expected.state_dict().items():
+        torch.testing.assert_close(weights[name], other, rtol=0, atol=1e-6, msg=name)
+    assert model.reader is model.reader is not model
+    embeddings = [one.model.get_input_embeddings().weight.data_ptr() for one in (model, model.reader)]
+    assert embeddings[0] == embeddings[1]
+
+
+def test_an_adapter_without_a_reader_reads_itself(tiny_directory: Path, adapter: Path) -> None:
+    model = InfiniModel.from_pretrained(tiny_directory, adapter=adapter)
+    assert model.reader is model
+
+
+def test_a_reader_is_no_part_of_what_a_memory_depends_on(tiny_directory: Path, adapter: Path) -> None:
+    before = InfiniModel.from_pretrained(tiny_directory, adapter=adapter).identity()
+    assert InfiniModel.from_pretrained(tiny_directory, adapter=with_reader(adapter)).identity() == before
+
+
+def test_passages_are_read_by_the_reader_and_memories_by_the_model(tiny_directory: Path, slots_adapter: Path) -> None:
+    model = InfiniModel.from_pretrained(tiny_directory, adapter=with_reader(slots_adapter))
+    memory = DocumentMemory.from_text(TEXT * 4, model=model)
+    plain = InfiniModel.from_pretrained(
+        tiny_directory,
+        adapter=make_adapter(
+            slots_adapter.parent / "alone",
+            rule="slots",
+            rule_settings=read_adapter(slots_adapter).memory["rule_settings"],
+            segment_length=32,
+        ),
+    )
+    bare = DocumentMemory.from_text(TEXT * 4, model=plain)
+    question = "Who counted the ships?"
+    assert memory.ask(question, mode="memory").text == bare.ask(question, mode="memory").text
+    assert memory.ask(question).text != bare.ask(question).text
+    assert memory.ask_many([question])[0].text == memory.ask(question).text
+
+
+def test_a_reader_for_another_model_is_refused_when_the_adapter_is_loaded(tiny_directory: Path, adapter: Path) -> None:
+    def move(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update(
+            {name.replace("layers.3", "layers.9"): tensors.pop(name) for name in [*tensors] if "layers.3" in name}
+        )
+
+    edit_tensors(with_reader(adapter) / "reader", "adapter_model.safetensors", move)
+    with pytest.raises(AdapterMismatch, match="reader"):
+        InfiniModel.from_pretrained(tiny_directory, adapter=adapter)
+
+
+def test_a_reader_that_leads_to_itself_is_read_once(adapter: Path) -> None:
+    (adapter / "reader").symlink_to(".", target_is_directory=True)
+    found = read_adapter(adapter)
+    assert found.reader is not None and found.reader.reader is None and found.reader.sha256 == found.sha256
+
+
 def edit_config(directory: Path, **changes: Any) -> None:
     path = directory / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

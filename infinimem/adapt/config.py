@@ -61,7 +61,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank layers beside the frozen ones. start: an adapter directory to go on from, instead of from zero."""
+    """Low-rank layers beside the frozen ones. start: an adapter directory to go on from, instead of from zero. over: an
+    adapter, a directory or a name in the package, that stays as it is; what is trained becomes its reader."""
 
     rank: int = setting(16, least=1)
     alpha: float = setting(32.0, above=0)
@@ -69,6 +70,7 @@ class LoraConfig:
     lr: float = setting(5e-4, above=0)
     weight_decay: float = setting(0.0, least=0)
     start: str | None = None
+    over: str | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,10 @@ class AdaptConfig:
         """A path of the file, made absolute."""
         return self.directory / Path(name).expanduser()
 
+    def over(self) -> str | None:
+        """The adapter that a reader is trained for: its directory, or its name in the package."""
+        return None if self.lora.over is None else _adapter_at(self.path(self.lora.over), self.lora.over)
+
     def data_files(self) -> list[str]:
         """The data files as they are named in the file, each once, in order."""
         names: dict[str, None] = {}
@@ -267,8 +273,11 @@ class AddressRun:
 
     def adapter_path(self) -> str:
         """The adapter's directory, or its name in the package."""
-        directory = self.path(self.addresses.adapter)
-        return str(directory) if directory.is_dir() else self.addresses.adapter
+        return _adapter_at(self.path(self.addresses.adapter), self.addresses.adapter)
+
+
+def _adapter_at(directory: Path, name: str) -> str:
+    return str(directory) if directory.is_dir() else name
 
 
 def _lists(value: Any) -> Any:
@@ -316,7 +325,23 @@ def parse_config(table: Mapping[str, Any], directory: Path) -> AdaptConfig | Add
     for name, expected in (("output", str), ("seed", int)):
         if name in values or name == "output":
             _check(values.get(name, MISSING), expected, {}, name)
-    return AdaptConfig(**values, directory=directory)
+    config = AdaptConfig(**values, directory=directory)
+    if config.lora.over is not None:
+        _check_reader(config)
+    return config
+
+
+def _check_reader(config: AdaptConfig) -> None:
+    """A reader meets passages in prompts, and no memory."""
+    if config.lora.start is not None:
+        raise InvalidConfig("lora.start begins with an adapter, lora.over with none on top of one; give one of them")
+    for index, objective in enumerate(config.objectives):
+        reads = isinstance(objective, QaConfig) and objective.reading == 1 and objective.beside == 0
+        if not reads and not isinstance(objective, SummaryConfig):
+            raise InvalidConfig(
+                f"objectives[{index}] asks the memory, which a reader (lora.over) never sees; give it qa with "
+                "reading = 1.0, or summary"
+            )
 
 
 def _tables(values: Mapping[str, Any], name: str) -> list[Any]:

@@ -95,7 +95,6 @@ def hardware(device: torch.device) -> str:
 
 def card(config: AdaptConfig, model: InfiniModel, run: dict[str, Any]) -> str:
     """The adapter's README.md. run: the result of `adapt`."""
-    rule = make_rule(config.model.rule, **config.model.rule_settings)
     losses = "\n".join(f"| {kind} | {loss} |" for kind, loss in run["losses"].items())
     settings = _named(config.to_dict())
     files = "\n".join(f"- {Path(name).name}" for name in config.data_files())
@@ -103,7 +102,9 @@ def card(config: AdaptConfig, model: InfiniModel, run: dict[str, Any]) -> str:
     # A place on this machine is nobody's business.
     base = Path(model.name).name if Path(model.name).is_dir() else model.name
     settings["model"]["name"] = base
-    return f"""# Adapter for {base}
+    if config.lora.over is None:
+        rule = make_rule(config.model.rule, **config.model.rule_settings)
+        what = f"""# Adapter for {base}
 
 An adapter of infinimem: LoRA in PEFT's layout, and what belongs to the memory in `memory.safetensors`.
 
@@ -111,7 +112,15 @@ An adapter of infinimem: LoRA in PEFT's layout, and what belongs to the memory i
 
 - base model: {base}
 - memory: rule `{rule.name}`, settings `{json.dumps(rule.settings())}`, {model.segment_length} tokens a segment,
-  {model.carry} carried over, {len(model.memory_heads)} of {model.num_layers} layers
+  {model.carry} carried over, {len(model.memory_heads)} of {model.num_layers} layers"""
+    else:
+        what = f"""# Reader for {base}
+
+LoRA in PEFT's layout for {base} with the adapter in the directory above merged into it: infinimem answers with both
+where passages stand in the prompt.
+
+- base model: {base}, adapter {Path(model.adapter_name).name}"""
+    return f"""{what}
 - trained: {run["steps"]} of {config.steps} steps{state}, {run["tokens"]:,} tokens, {run["seconds"] / 60:,.1f} minutes
 - hardware: {run["hardware"]}, base weights in {run["dtype"]}
 
@@ -139,7 +148,8 @@ def _named(value: Any) -> Any:
     """The same settings with the names of files instead of their places."""
     if isinstance(value, dict):
         return {
-            key: _base_name(item) if key in ("books", "data", "start") else _named(item) for key, item in value.items()
+            key: _base_name(item) if key in ("books", "data", "start", "over") else _named(item)
+            for key, item in value.items()
         }
     return value
 

@@ -14,7 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapter import CONFIG_FILE, LORA_FILE, MEMORY_FILE, NO_ADAPTER, load_adapter, set_gates, write_adapter
+from ..adapter import (
+    CONFIG_FILE,
+    LORA_FILE,
+    MEMORY_FILE,
+    NO_ADAPTER,
+    READER,
+    copy_adapter,
+    load_adapter,
+    set_gates,
+    write_adapter,
+)
 from ..attention import MemoryRule, make_rule
 from ..errors import InvalidSetting, RunExists, TargetNotWritable, TrainingDiverged
 from ..memory_file import check_writable, make_directory, write_atomically
@@ -43,9 +53,10 @@ class Trainer:
     """
 
     def __init__(self, config: AdaptConfig, model: InfiniModel) -> None:
-        if model.adapter_hash != NO_ADAPTER:
+        if (model.adapter_hash != NO_ADAPTER) != (config.lora.over is not None):
             raise InvalidSetting(
-                "this model wears an adapter; train on the bare base, and name the adapter in lora.start"
+                "a model wears an adapter while it is trained if lora.over names it, and only then; to go on from an "
+                "adapter, train the bare base and name the adapter in lora.start"
             )
         self.config = config
         self.model = model
@@ -55,7 +66,7 @@ class Trainer:
         lora = config.lora
         self.lora = LoraLayers(model.model, lora.targets, rank=lora.rank, alpha=lora.alpha, seed=config.seed)
         self.gates: dict[int, nn.Parameter] = {}
-        if model.rule.gated:
+        if model.rule.gated and config.lora.over is None:
             for index in model.memory_heads:
                 self.gates[index] = model.attachment.modules[index].memory_gate.beta.requires_grad_()
         if lora.start is not None:
@@ -147,20 +158,26 @@ class Trainer:
 
     def write(self, directory: Path, run: dict[str, Any]) -> None:
         """Write the adapter as it is now, with its card."""
-        model = self.model
+        model, over = self.model, self.config.over()
+        if over is None:
+            memory = {
+                "rule": model.rule.name,
+                "rule_settings": used_rule(self.config).settings(),
+                "segment_length": model.segment_length,
+                "memory_heads": {str(layer): heads for layer, heads in model.memory_heads.items()},
+                "carry": model.carry,
+            }
+        else:
+            copy_adapter(over, directory)
+            directory, memory = directory / READER, {}
         write_adapter(
             directory,
             lora=self.lora.pairs,
             alpha=self.config.lora.alpha,
             base=DEFAULT_HUB_ID if model.name == DEFAULT_MODEL else self.config.model.name or model.name,
             gates=self.gates,
-            memory={
-                "rule": model.rule.name,
-                "rule_settings": used_rule(self.config).settings(),
-                "segment_length": model.segment_length,
-                "memory_heads": {str(layer): heads for layer, heads in model.memory_heads.items()},
-                "carry": model.carry,
-            },
+            memory=memory,
+            dtype=torch.float32 if over is None else torch.float16,
         )
         write_atomically(directory / CARD, card(self.config, model, run).encode())
 
@@ -180,7 +197,7 @@ def trained_settings(config: AdaptConfig) -> dict[str, Any]:
 
 
 def load_model(config: AdaptConfig, device: str | None = None) -> InfiniModel:
-    """The base model of a configuration, with its memory and without any adapter."""
+    """The base model of a configuration, with its memory, and with the adapter that a reader is trained for alone."""
     wanted = config.model
     name: str | Path | None = wanted.name
     if wanted.name is not None and config.path(wanted.name).is_dir():
@@ -188,17 +205,17 @@ def load_model(config: AdaptConfig, device: str | None = None) -> InfiniModel:
     dtype = None if wanted.dtype == "auto" else getattr(torch, wanted.dtype)
     if device is not None:
         _check_device(device)
-    return InfiniModel.from_pretrained(
-        name,
-        rule=wanted.rule,
-        rule_settings=trained_settings(config),
-        segment_length=wanted.segment_length,
-        memory_heads=wanted.heads,
-        carry=wanted.carry,
-        device=device,
-        dtype=dtype,
-        adapter=NO_ADAPTER,
-    )
+    memory: dict[str, Any] = {"adapter": config.over()}
+    if config.lora.over is None:
+        memory = {
+            "rule": wanted.rule,
+            "rule_settings": trained_settings(config),
+            "segment_length": wanted.segment_length,
+            "memory_heads": wanted.heads,
+            "carry": wanted.carry,
+            "adapter": NO_ADAPTER,
+        }
+    return InfiniModel.from_pretrained(name, device=device, dtype=dtype, **memory)
 
 
 def _check_device(device: str) -> None:

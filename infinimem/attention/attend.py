@@ -88,7 +88,7 @@ def attend(
     if layer.recording:
         new = key[:, :, -query.shape[2] :]
         layer.record(new.float() if undo is None else rotate(new, *undo))
-    if layer.state is None and layer.carried is None:
+    if layer.state is None and layer.carried is None and not slow_in_training(query):
         return base(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
 
     read = _Read(forward, query, undo, kwargs)
@@ -192,6 +192,11 @@ def compute_dtype(query: Tensor) -> torch.dtype:
     """What attention with a past is computed in."""
     # CPUs multiply bfloat16 or float32 in hardware, float16 hardly ever.
     return torch.float32 if query.device.type == "cpu" and query.dtype == torch.float16 else query.dtype
+
+
+def slow_in_training(query: Tensor) -> bool:
+    """Whether torch's own attention takes far longer, forward and backward, than plain products of matrices."""
+    return query.requires_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16
 
 
 def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:

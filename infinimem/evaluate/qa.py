@@ -208,7 +208,7 @@ def _answers(
                     recall_messages(q.text, [Passage(q.gold, document.title, 1, 0, len(q.gold))])
                     for q in document.questions
                 ]
-                yield index, mode, _from_prompts(model, prompts, max_new_tokens)
+                yield index, mode, _from_prompts(model.reader, prompts, max_new_tokens)
             elif mode not in ELSEWHERE and memory is not None:
                 yield index, mode, from_memory(memory, document, mode)
             elif previous is not None:
