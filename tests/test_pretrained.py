@@ -154,6 +154,24 @@ def test_a_directory_is_loaded_and_keeps_its_name(tiny_directory: Path) -> None:
     assert tokenizer("hello")["input_ids"]
 
 
+@pytest.mark.parametrize(
+    ("supported", "single", "half", "dtype"),
+    [
+        (True, 1.0, 0.5, torch.bfloat16),
+        (True, 1.0, 1.4, torch.bfloat16),
+        (True, 1.0, 1.6, torch.float32),
+        (False, 1.0, 0.5, torch.float32),
+    ],
+)
+def test_a_processor_computes_in_bfloat16_unless_float32_is_clearly_faster(
+    supported: bool, single: float, half: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr(pretrained, "_seconds_for_products", lambda: (single, half))
+    monkeypatch.setattr(pretrained, "_bfloat16_pays", pretrained._bfloat16_pays.__wrapped__)
+    assert pretrained.best_dtype() == dtype
+
+
 def test_the_identity_survives_a_change_of_dtype_but_not_of_weights(tiny_directory: Path) -> None:
     wide = InfiniModel.from_pretrained(tiny_directory, dtype=torch.float32)
     again = InfiniModel.from_pretrained(tiny_directory, dtype=torch.float32)

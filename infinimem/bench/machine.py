@@ -40,7 +40,7 @@ def measure(task: Task) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
         "device": device,
         "dtype": kind,
-        "bfloat16_in_hardware": torch.cuda.is_bf16_supported(False) if on_gpu else dtype == torch.bfloat16,
+        "bfloat16_in_hardware": _bfloat16_in_hardware(on_gpu),
         "matmul_flops": peak,
         "matmul": f"{edge} x {edge} x {edge}, {kind}",
         "system": f"{platform.system()} {platform.machine()}",
@@ -60,6 +60,10 @@ def _matrix_products(device: str, dtype: torch.dtype) -> tuple[int, float]:
         torch.mm(left, right, out=product)
         best = min(best, clock() - started)
     return edge, 2 * edge**3 / best
+
+
+def _bfloat16_in_hardware(on_gpu: bool) -> bool:
+    return bool(torch.cuda.is_bf16_supported(False) if on_gpu else torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _processor() -> str:
