@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +20,7 @@ from .cli_options import (
     counter,
     file_argument,
     json_option,
+    limit_option,
     memory_options,
     model_option,
     model_options,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from .adapt.config import AddressRun
     from .document_memory import DocumentMemory
     from .passages import Passage
+    from .readers import ReaderLimits
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -55,6 +58,8 @@ k_option = click.option("-k", type=click.IntRange(min=1), default=4, show_defaul
 @model_options
 @click.option("--no-passages", is_flag=True, help="Keep the compressive memory alone, no text.")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted ingest into the same file stopped.")
+@click.option("--skip-errors", is_flag=True, help="Leave out files and pages that cannot be read, and say so.")
+@limit_option
 @json_option
 def ingest(
     sources: tuple[str, ...],
@@ -62,6 +67,8 @@ def ingest(
     load_model: LoadModel,
     no_passages: bool,
     resume: bool,
+    skip_errors: bool,
+    limits: ReaderLimits,
     as_json: bool,
 ) -> None:
     """Read documents into a memory file.
@@ -80,20 +87,24 @@ def ingest(
 
     with locked(output):
         check_writable(output)
-        for path in find_sources(sources):
-            open_source(path)
+        found = find_sources(sources)
+        # What cannot be read is said before the model is loaded, which takes a while.
+        for path in () if skip_errors else found:
+            open_source(path, limits)
         loaded = load_model()
         partial = output.with_name(f"{output.name}.partial")
         known = int(read_memory_file(partial).reading["tokens"]) if resume and partial.exists() else 0
         started = time.perf_counter()
         try:
             memory = DocumentMemory.ingest(
-                sources,
+                found,
                 model=loaded,
                 passages=not no_passages,
                 progress=not as_json,
                 checkpoint=partial,
                 resume=resume,
+                skip_errors=skip_errors,
+                limits=limits,
             )
             seconds = time.perf_counter() - started
             file_bytes = memory.save(output)
@@ -113,10 +124,14 @@ def ingest(
         "file_bytes": file_bytes,
         "rule": info["rule"],
         "model": info["model"],
+        "skipped": [{"source": source["name"], **row} for source in info["sources"] for row in source["skipped"]],
     }
     if as_json:
         print_json(result)
         return
+    for source in info["sources"]:
+        for row in source["skipped"]:
+            click.echo(f"Warning: left out {_skipped(source['name'], row)}", err=True)
     click.echo(
         f"Read {result['tokens']:,} tokens of {_count(result['pages'], 'page')} in {seconds:,.1f} s "
         f"({result['tokens_per_second']:,.0f} tokens/s).\n"
@@ -236,6 +251,8 @@ def inspect(file: Path, as_json: bool, html: Path | None) -> None:
         click.echo(
             f"{'source':<12} {plain(source['name'])} ({plain(source['kind'])}, {_count(source['pages'], 'page')})"
         )
+        for row in source["skipped"]:
+            click.echo(f"{'left out':<12} {_skipped(source['name'], row)}")
     click.echo(f"{'fingerprint':<12} {described['fingerprint']}")
 
 
@@ -358,6 +375,12 @@ def _print_citations(passages: list[Passage]) -> None:
         click.echo()
     for number, passage in enumerate(passages, start=1):
         click.secho(f"[{number}] {_place(passage)}", dim=True)
+
+
+def _skipped(name: str, row: Mapping[str, Any]) -> str:
+    """One thing that was left out of a source, and why."""
+    what = "what could not be read" if row["page"] is None else f"page {row['page']}"
+    return f"{what} of {plain(name)}: {plain(row['reason'])}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -18,6 +18,7 @@ from .errors import InfinimemError
 
 if TYPE_CHECKING:
     from .model import InfiniModel
+    from .readers import ReaderLimits
 
 PACKINGS = ("float32", "float16", "int8")
 RULE_NAMES = ("slots", "linear", "delta", "recent")
@@ -60,6 +61,33 @@ _MEMORY_OPTIONS = (
         "--carry", type=click.IntRange(min=0), help="Last tokens kept as they are; default: 256, or 0 (linear, delta)."
     ),
 )
+
+
+def _limits(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> ReaderLimits:
+    """The limits that NAME=N, any number of times, stand for; memory may have a unit."""
+    from .readers import ReaderLimits
+
+    known, chosen = ReaderLimits().to_dict(), {}
+    for value in given:
+        name, _, number = value.partition("=")
+        if name not in known:
+            raise click.BadParameter(f"there is no limit {name!r}; the limits are {', '.join(known)}.", ctx, param)
+        unit = next((unit for unit in UNITS if name == "memory" and number.endswith(unit)), "")
+        try:
+            chosen[name] = type(known[name])(number.removesuffix(unit)) * UNITS.get(unit, 1)
+            ReaderLimits(**chosen)
+        except ValueError as error:
+            problem = f"{value!r} is not a positive number, as in {name}={known[name]}."
+            raise click.BadParameter(problem, ctx, param) from error
+    return ReaderLimits(**chosen)
+
+
+UNITS = {"MiB": 1 << 20, "GiB": 1 << 30}
+limit_option = click.option(
+    "--limit", "limits", multiple=True, callback=_limits, metavar="NAME=N",
+    help="What parsing a document may use: memory (as in 2GiB), page_seconds, seconds, pages, page_characters, "
+    "characters.",
+)  # fmt: skip
 
 
 def memory_options(command: Command) -> Command:

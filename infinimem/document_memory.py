@@ -32,13 +32,14 @@ from .errors import (
     InvalidSetting,
     MergeMismatch,
     ModelMismatch,
+    SourceError,
 )
 from .generation import Continuation, Decoding, Known, continue_texts
 from .langchain import component
 from .memory_file import MemoryFile, differences, locked, read_memory_file, version_of
 from .passages import Passage
 from .prompts import told
-from .readers import Source, find_sources, open_source
+from .readers import ReaderLimits, Source, find_sources, open_source, unread_source
 from .reading import (
     ProgressCallback,
     Reading,
@@ -104,6 +105,8 @@ class DocumentMemory:
         adapter: PathLike | None = None,
         checkpoint: PathLike | None = None,
         resume: bool = False,
+        skip_errors: bool = False,
+        limits: ReaderLimits | None = None,
     ) -> DocumentMemory:
         """Read files (PDF, EPUB, HTML, Markdown, text), directories or glob patterns, once.
 
@@ -114,14 +117,16 @@ class DocumentMemory:
         that takes a `Progress`. adapter: a directory, "none", or None for the one that belongs to the default model;
         rule and settings are by default those it was trained with. checkpoint: a file that keeps what was read so far,
         written every 32 segments and never deleted. resume: go on from it, if it is there, to the same memory that
-        reading without a break would give; source files, model and settings must be the same.
+        reading without a break would give; source files, model and settings must be the same. skip_errors: leave out
+        the files and pages that cannot be read; `info()["sources"]` says which, and why. limits: what parsing a file
+        may use.
 
         Raises the SourceError, ModelError, AdapterError or InvalidSetting that names the cause; CheckpointMismatch;
         TargetNotWritable for the checkpoint.
         """
         if resume and checkpoint is None:
             raise InvalidSetting("there is nothing to resume from; name the checkpoint that was written while reading")
-        opened = [open_source(path) for path in find_sources(_paths(sources))]
+        opened = _opened(sources, skip_errors, limits)
         memory = cls._empty(
             passages,
             model,
@@ -133,7 +138,8 @@ class DocumentMemory:
             adapter=adapter,
         )
         kept = None if checkpoint is None else Checkpoint(Path(checkpoint))
-        memory._read(opened, progress, kept, resume=resume and kept is not None and kept.path.exists())
+        resume = resume and kept is not None and kept.path.exists()
+        memory._read(opened, progress, kept, resume=resume, skip=skip_errors, limits=limits)
         return memory
 
     @classmethod
@@ -187,9 +193,19 @@ class DocumentMemory:
             record.addresses = Addresses(chosen.addresses.sha256)
         return cls(record, reading=Reading.empty(chosen))
 
-    def append(self, sources: PathLike | Iterable[PathLike], *, progress: bool | ProgressCallback = False) -> None:
-        """Read more documents into this memory; equal to having read all of them in one go."""
-        self._read([open_source(path) for path in find_sources(_paths(sources))], progress)
+    def append(
+        self,
+        sources: PathLike | Iterable[PathLike],
+        *,
+        progress: bool | ProgressCallback = False,
+        skip_errors: bool = False,
+        limits: ReaderLimits | None = None,
+    ) -> None:
+        """Read more documents into this memory; equal to having read all of them in one go.
+
+        Settings as for `ingest`.
+        """
+        self._read(_opened(sources, skip_errors, limits), progress, skip=skip_errors, limits=limits)
 
     def append_text(self, text: str, *, name: str = "text") -> None:
         """Read a string into this memory. With the name of the last source, if that was a string too, it goes on
@@ -211,7 +227,10 @@ class DocumentMemory:
         opened: Sequence[Source],
         progress: bool | ProgressCallback,
         checkpoint: Checkpoint | None = None,
+        *,
         resume: bool = False,
+        skip: bool = False,
+        limits: ReaderLimits | None = None,
     ) -> None:
         from .progress import reading_progress
 
@@ -223,7 +242,12 @@ class DocumentMemory:
             keep = None if checkpoint is None else checkpoint.keep
             for number, source in enumerate(opened, start=1):
                 if number >= begun:
-                    read_source(reading, record, source, on_progress, keep, resumed=number == begun)
+                    resumed = number == begun
+                    read_source(reading, record, source, on_progress, keep, resumed=resumed, skip=skip, limits=limits)
+            read = record.sources[-len(opened) :]
+            if not any(source.characters for source in read):
+                reasons = [row["reason"] for source in read for row in source.skipped]
+                raise EmptySource(f"nothing could be read, all of it was skipped: {'; '.join(reasons[:3])}")
             self._record, self._reading, self._file = record, reading, None
 
     @classmethod
@@ -648,3 +672,16 @@ def _paths(sources: PathLike | Iterable[PathLike]) -> str | Path | list[str | Pa
     if isinstance(sources, (str, os.PathLike)):
         return Path(sources)
     return [Path(source) for source in sources]
+
+
+def _opened(sources: PathLike | Iterable[PathLike], skip: bool, limits: ReaderLimits | None) -> list[Source]:
+    """The files that `sources` stand for. skip: one that cannot be opened has its place all the same."""
+    opened = []
+    for path in find_sources(_paths(sources)):
+        try:
+            opened.append(open_source(path, limits))
+        except SourceError as error:
+            if not skip:
+                raise
+            opened.append(unread_source(path, error))
+    return opened

@@ -53,6 +53,18 @@ class DamagedSource(SourceError):
     """The file says it is a PDF or an EPUB, but its structure is broken."""
 
 
+class SourceTooLarge(SourceError):
+    """Reading the document needs more memory, pages or characters than the limits allow."""
+
+
+class SourceTooSlow(SourceError):
+    """Reading the document takes longer than the limits allow."""
+
+
+class ReaderCrashed(SourceError):
+    """The process that parses the document ended without a word, or cannot be started."""
+
+
 class NoTextInSource(SourceError):
     """The document has pages, but no text layer (a scan, for instance)."""
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .addresses import Addresses, Weighed, split
-from .errors import DamagedMemoryFile
+from .errors import CheckpointMismatch, DamagedMemoryFile
 from .memory_file import MemoryFile
 from .passages import LONGEST_PENDING, Passage, PassageCutter, pack, unpack
-from .readers import Page, Source, read_pages
+from .readers import Page, ReaderLimits, Source, read_pages
 from .tokens import MAX_BLOCK
 
 if TYPE_CHECKING:
@@ -291,18 +291,35 @@ def read_source(
     on_progress: ProgressCallback | None,
     on_piece: Callable[[Reading, Record], None] | None = None,
     resumed: bool = False,
+    skip: bool = False,
+    limits: ReaderLimits | None = None,
 ) -> None:
     """Read one file into the memory, page by page.
 
     on_piece: is called whenever some more text was read. resumed: it is the record's last source, of which as many
-    characters as the record says were read before.
+    characters as the record says were read before. skip: leave out what cannot be read, and put it on record.
     """
     if not resumed:
         begin_source(reading, record, SourceRecord(source.name, source.kind, source.sha256))
     entry = record.sources[-1]
+    left_out = [row["page"] for row in entry.skipped]
+    if None in left_out:
+        return  # the rest of it was given up before
     known = entry.characters
+
+    def failed(page: int | None, reason: str) -> None:
+        if known:
+            raise CheckpointMismatch(
+                f"reading cannot go on in '{source.name}', which could be read further before than now ({reason}); "
+                "read it without resuming"
+            )
+        # Memory files are passed on; where this one's sources were is nobody's business.
+        plain = as_unicode(reason).replace(as_unicode(str(source.path)), source.name)
+        entry.skipped.append({"page": page, "reason": plain})
+
     started, before = time.perf_counter(), reading.tokens
-    for index, page in enumerate(read_pages(source)):
+    pages = read_pages(source, limits=limits, left_out=left_out, failed=failed if skip else None)
+    for index, page in enumerate(pages):
         size = len(page.text) + (len(SEPARATOR) if index else 0)
         if known >= size:
             known -= size

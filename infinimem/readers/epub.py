@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from infinimem.errors import DamagedSource, EncryptedSource
+from infinimem.errors import DamagedSource, EncryptedSource, SourceError
 
+from .formats import Visits
 from .markup import html_sections, parse_html
 from .prose import tidy
 
@@ -37,13 +38,21 @@ def chapter_count(path: Path) -> int:
         return len(_spine(archive, path.name).chapters)
 
 
-def epub_pages(path: Path) -> Iterator[tuple[int, str, str | None]]:
+def epub_pages(path: Path, visits: Visits) -> Iterator[tuple[int, str, str | None]]:
     """Yield (number, text, title) for the chapters of a book."""
     with _opened(path) as archive:
         spine = _spine(archive, path.name)
         for number, name in enumerate(spine.chapters, start=1):
-            sections = list(html_sections(_entry(archive, name, path.name)))
-            text = "\n\n".join(paragraph for _, paragraphs in sections for paragraph in paragraphs)
+            if number in visits.left_out:
+                continue
+            visits.begun(number)
+            try:
+                sections = list(html_sections(_entry(archive, name, path.name)))
+                text = "\n\n".join(paragraph for _, paragraphs in sections for paragraph in paragraphs)
+                visits.check_size(number, len(text), path.name)
+            except SourceError as error:
+                visits.give_up(number, error)
+                continue
             if text.strip():
                 heading = next((title for title, paragraphs in sections if title in paragraphs), None)
                 yield number, text, spine.titles.get(name) or heading

@@ -5,14 +5,10 @@ Only a window of pages is in memory: the neighbours of a page tell its header an
 
 from __future__ import annotations
 
-import logging
 import re
-import threading
 import unicodedata
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,8 +16,9 @@ from pypdf import PdfReader
 from pypdf.errors import DependencyError
 from pypdf.generic import Destination
 
-from infinimem.errors import DamagedSource, EncryptedSource
+from infinimem.errors import DamagedSource, EncryptedSource, SourceError
 
+from .formats import Visits
 from .hyphens import Words
 from .layout import Block, Line, LineCollector, blocks_of, without_running_lines
 from .prose import tidy
@@ -29,6 +26,8 @@ from .prose import tidy
 _NEIGHBOURS = 3
 # pypdf keeps every object it has read, so a fresh reader now and then keeps memory flat.
 _PAGES_PER_READER = 64
+# Opening a reader takes time by the pages that the whole file has.
+_MOST_READERS = 16
 _LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
 _COMBINING = {
     "¨": "\u0308", "´": "\u0301", "ˆ": "\u0302", "˜": "\u0303", "ˇ": "\u030c",
@@ -39,35 +38,6 @@ _BROKEN_AT_END = re.compile(r"[^\W\d_][-\u2010]\Z")
 # Fonts of mathematics map glyphs to control characters; as line ends they would tear the text.
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
 _LEADERS = re.compile(r"(?:\s?[.·]){5,}\s*")
-_silence = threading.Lock()
-_silencers = 0
-_spoke_before = True
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what pypdf logs and warns about from the user; the logger is as before afterwards."""
-    global _silencers, _spoke_before
-    logger = logging.getLogger("pypdf")
-    with _silence:
-        if _silencers == 0:
-            _spoke_before = logger.propagate
-            logger.propagate = False
-            logger.addHandler(_NOWHERE)
-        _silencers += 1
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        with _silence:
-            _silencers -= 1
-            if _silencers == 0:
-                logger.removeHandler(_NOWHERE)
-                logger.propagate = _spoke_before
-
-
-_NOWHERE = logging.NullHandler()
 
 
 def page_count(path: Path) -> int:
@@ -76,13 +46,13 @@ def page_count(path: Path) -> int:
         return _pages_in(_opened(file, path.name), path.name)
 
 
-def pdf_pages(path: Path) -> Iterator[tuple[int, str, str | None]]:
+def pdf_pages(path: Path, visits: Visits) -> Iterator[tuple[int, str, str | None]]:
     """Yield (number, text, title) for the pages that have text."""
     words = Words()
     with path.open("rb") as file:
         titles = _titles(_opened(file, path.name))
         waiting: tuple[int, str] | None = None
-        for number, lines, neighbours in _with_neighbours(_lines_by_page(file, path.name), words):
+        for number, lines, neighbours in _with_neighbours(_lines_by_page(file, path.name, visits), words):
             text = _prose(blocks_of(without_running_lines(number, lines, neighbours)), words)
             if not text:
                 continue
@@ -122,20 +92,19 @@ def _whole_word(text: str, following: str, words: Words) -> tuple[str, str]:
 
 
 def _opened(file: BinaryIO, name: str) -> PdfReader:
-    with _quiet():
-        try:
-            file.seek(0)
-            reader = PdfReader(file)
-            locked = reader.is_encrypted and not reader.decrypt("")
-        except DependencyError as error:
-            raise EncryptedSource(
-                f"'{name}' is encrypted with AES; install the package 'cryptography' or save it without encryption"
-            ) from error
-        except OSError:
-            raise
-        except Exception as error:
-            # A broken file can make a parser fail in any way.
-            raise _damaged(name) from error
+    try:
+        file.seek(0)
+        reader = PdfReader(file)
+        locked = reader.is_encrypted and not reader.decrypt("")
+    except DependencyError as error:
+        raise EncryptedSource(
+            f"'{name}' is encrypted with AES; install the package 'cryptography' or save it without encryption"
+        ) from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        # A broken file can make a parser fail in any way.
+        raise _damaged(name) from error
     if locked:
         raise EncryptedSource(f"'{name}' needs a password; save a copy without one (for example qpdf --decrypt)")
     return reader
@@ -146,37 +115,59 @@ def _damaged(name: str) -> DamagedSource:
 
 
 def _pages_in(reader: PdfReader, name: str) -> int:
-    with _quiet():
-        try:
-            count = len(reader.pages)
-        except OSError:
-            raise
-        except Exception as error:
-            raise _damaged(name) from error
+    try:
+        count = len(reader.pages)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise _damaged(name) from error
     if count == 0:
         raise _damaged(name)
     return count
 
 
-def _lines_by_page(file: BinaryIO, name: str) -> Iterator[tuple[int, list[Line]]]:
+def _lines_by_page(file: BinaryIO, name: str, visits: Visits) -> Iterator[tuple[int, list[Line]]]:
     reader = _opened(file, name)
-    for index in range(_pages_in(reader, name)):
-        if index and index % _PAGES_PER_READER == 0:
+    count = _pages_in(reader, name)
+    renewed = max(_PAGES_PER_READER, count // _MOST_READERS)
+    for index in range(count):
+        if index and index % renewed == 0:
             reader = _opened(file, name)
-        collector = LineCollector()
-        with _quiet():
-            try:
-                reader.pages[index].extract_text(visitor_text=collector.add)
-            except OSError:
-                raise
-            except Exception as error:
-                raise DamagedSource(
-                    f"page {index + 1} of '{name}' is damaged; repair the file (for example qpdf or mutool clean)"
-                ) from error
-        collector.end_line()
-        for line in collector.lines:
+        number = index + 1
+        if number in visits.left_out:
+            continue
+        visits.begun(number)
+        try:
+            lines = _lines(reader, index, name, visits)
+        except SourceError as error:
+            visits.give_up(number, error)
+            continue
+        for line in lines:
             line.text = _letters(line.text)
-        yield index + 1, [line for line in collector.lines if line.text]
+        yield number, [line for line in lines if line.text]
+
+
+def _lines(reader: PdfReader, index: int, name: str, visits: Visits) -> list[Line]:
+    """The lines of a page as pypdf finds them."""
+    collector, characters = LineCollector(), 0
+
+    def collect(text: str, *rest: Any) -> None:
+        nonlocal characters
+        characters += len(text)
+        visits.check_size(index + 1, characters, name)
+        collector.add(text, *rest)
+
+    try:
+        reader.pages[index].extract_text(visitor_text=collect)
+    except (OSError, MemoryError, SourceError):
+        raise
+    except Exception as error:
+        # A broken file can make a parser fail in any way.
+        raise DamagedSource(
+            f"page {index + 1} of '{name}' is damaged; repair the file (for example qpdf or mutool clean)"
+        ) from error
+    collector.end_line()
+    return collector.lines
 
 
 def _letters(text: str) -> str:
@@ -216,23 +207,22 @@ def _paragraph(block: Block, words: Words) -> str:
 def _titles(reader: PdfReader) -> list[tuple[int, str]]:
     """Return (page number, title) for the entries of the outline that lead to a page."""
     found: list[tuple[int, str]] = []
-    with _quiet():
-        try:
-            waiting: list[Any] = list(reversed(reader.outline))
-            while waiting:
-                entry = waiting.pop()
-                if isinstance(entry, list):
-                    waiting.extend(reversed(entry))
-                elif isinstance(entry, Destination):
-                    index = reader.get_destination_page_number(entry)
-                    title = tidy(str(entry.title or "")).replace("\n", " ")
-                    if index is not None and index >= 0 and title:
-                        found.append((index + 1, title))
-        except OSError:
-            raise
-        except Exception:
-            # A parser can fail in any way on a broken outline, and without one the pages still read well.
-            return []
+    try:
+        waiting: list[Any] = list(reversed(reader.outline))
+        while waiting:
+            entry = waiting.pop()
+            if isinstance(entry, list):
+                waiting.extend(reversed(entry))
+            elif isinstance(entry, Destination):
+                index = reader.get_destination_page_number(entry)
+                title = tidy(str(entry.title or "")).replace("\n", " ")
+                if index is not None and index >= 0 and title:
+                    found.append((index + 1, title))
+    except (OSError, MemoryError):
+        raise
+    except Exception:
+        # A parser can fail in any way on a broken outline, and without one the pages still read well.
+        return []
     return sorted(found, key=lambda entry: entry[0])
 
 

@@ -1,0 +1,40 @@
+"""What a reader may use before a document is given up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from infinimem.errors import InvalidSetting
+
+_MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderLimits:
+    """Limits for the documents of strangers; each is a positive number.
+
+    memory: bytes of address space of the process that parses (Linux; elsewhere nothing limits it). page_seconds: wait
+    for one page, or for the file to be opened. seconds: wait for all of a file, and one second more for each page that
+    has come; time in which the model reads does not count. pages: of a PDF or an EPUB. page_characters, characters: of
+    text, in a page and in a file.
+    """
+
+    memory: int = 1024 * _MEGABYTE
+    page_seconds: float = 20.0
+    seconds: float = 40.0
+    pages: int = 20_000
+    page_characters: int = 10_000_000
+    characters: int = 1_000_000_000
+
+    def __post_init__(self) -> None:
+        for name, value in self.to_dict().items():
+            whole = name not in ("page_seconds", "seconds")
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
+                raise InvalidSetting(
+                    f"the limit {name} is a positive {'whole number' if whole else 'number'}, not {value!r}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {limit.name: getattr(self, limit.name) for limit in fields(self)}

@@ -1,0 +1,75 @@
+"""What reading a file takes, and how it ends: seconds, megabytes, and one line.
+
+python tests/reading_costs.py [FILE...]     a table of these files, or of all that a PDF can try (tests/nasty_pdfs.py)
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+# In a process that reads this file alone, since the system keeps the peak of all that ever ran.
+_READ = """
+import json, resource, sys
+from infinimem.errors import SourceError
+from infinimem.readers import ReaderLimits, open_source, read_pages
+limits, pages, characters = ReaderLimits(**json.loads(sys.argv[2])), 0, 0
+try:
+    for page in read_pages(open_source(sys.argv[1], limits), limits=limits):
+        pages, characters = pages + 1, characters + len(page.text)
+    line = f"{pages} pages, {characters} characters"
+except SourceError as error:
+    line = f"{type(error).__name__}: {error}"
+unit = 1 if sys.platform == "darwin" else 1024
+peaks = [resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print(json.dumps([line, *peaks]))
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """line: how many pages and characters, or the error. own, child: peak bytes of the process that reads the file, and
+    of the one that parses it."""
+
+    line: str
+    seconds: float
+    own: int
+    child: int
+
+
+def cost_of(path: Path, **limits: float) -> Cost:
+    """Read a file to its end."""
+    began = time.monotonic()
+    command = [sys.executable, "-c", _READ, str(path), json.dumps(limits)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    if done.stderr:
+        raise RuntimeError(f"reading '{path.name}' is not silent: {done.stderr}")
+    line, own, child = json.loads(done.stdout)
+    return Cost(line, time.monotonic() - began, own, child)
+
+
+def main() -> None:
+    from nasty_pdfs import NASTIES
+
+    with tempfile.TemporaryDirectory() as directory:
+        files = [Path(name) for name in sys.argv[1:]]
+        for name in NASTIES if not files else ():
+            files.append(Path(directory, f"{name.replace(' ', '-')}.pdf"))
+        print("| file | MB | seconds | peak MB | how it ends |\n|---|---|---|---|---|")
+        for path in files:
+            name = path.stem.replace("-", " ")
+            if name in NASTIES and not path.exists():
+                path.write_bytes(NASTIES[name]())
+            cost, size = cost_of(path), path.stat().st_size
+            if path.parent == Path(directory):
+                path.unlink()
+            print(f"| {path.name} | {size / 1e6:.1f} | {cost.seconds:.1f} | {cost.child / 1e6:.0f} | {cost.line} |")
+
+
+if __name__ == "__main__":
+    main()
