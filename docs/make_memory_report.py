@@ -46,6 +46,10 @@ NEEDLES = {"repeated": "--depths 0,0.5,1", "book": "--depths 0,0.2,0.4,0.6,0.8 -
 LENGTHS = {"repeated": (4096,), "book": (16384,)}
 MORE_LENGTHS = {"repeated": (32768, 131072), "book": (65536,)}
 LONG = ("shipped-2048", "shipped")
+# What the default is said to hold.
+LONGEST = {"repeated": (1_048_576,), "book": ()}
+# Tokens of a document, and stories a task: each is a document of its own.
+BABI = {4096: 20, 16384: 12, 65536: 5}
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ def measurements() -> list[Measurement]:
     rows = []
     for system, (options, _, _) in SYSTEMS.items():
         for filler, source in FILLERS.items():
-            for tokens in LENGTHS[filler] + (MORE_LENGTHS[filler] if system in LONG else ()):
+            longer = MORE_LENGTHS[filler] if system in LONG else ()
+            for tokens in LENGTHS[filler] + longer + (LONGEST[filler] if system == "shipped" else ()):
                 about = {"part": "length", "system": system, "filler": filler}
                 arguments = f"passkey --tokens {tokens} {NEEDLES[filler]} {source} {options}"
                 rows.append(Measurement(f"passkey-{system}-{filler}-{tokens}", arguments, about))
@@ -83,10 +88,10 @@ def measurements() -> list[Measurement]:
         about = {"part": "perplexity", "system": system}
         compared = "memory,window,recent" if system == "shipped" else "memory,window"
         rows.append(Measurement(f"perplexity-{system}", f"{arguments} --systems {compared}", about))
-    for tokens in (4096, 16384, 65536):
+    for tokens, stories in BABI.items():
         arguments = (
-            f"babi {{data}}/qa/babi_train.jsonl.gz --noise {{data}}/books/dev.jsonl.gz --tasks qa1,qa2,qa5 --limit 20 "
-            f"--tokens {tokens}"
+            f"babi {{data}}/qa/babi_train.jsonl.gz --noise {{data}}/books/dev.jsonl.gz --tasks qa1,qa2,qa5 "
+            f"--limit {stories} --tokens {tokens}"
         )
         rows.append(Measurement(f"babi-{tokens}", arguments, {"part": "babi", "system": "shipped"}))
     for data in ("squad_dev", "fairytaleqa_dev"):

@@ -104,7 +104,7 @@ class InfiniModel:
         self.encoder = TextEncoder(tokenizer)
         self.segmenter = Segmenter(tokenizer, segment_length)
         self._read = 0
-        self.adapter_name = self.adapter_hash = NO_ADAPTER
+        self.adapter_name = self.adapter_hash = self.reader_hash = NO_ADAPTER
         self.addresses: AddressHead | None = None
         self._base_weights: str | None = None
         self._reader: Reader | None = None
@@ -174,7 +174,7 @@ class InfiniModel:
                 network.tie_weights()
                 return made_of(network)
 
-            made._reader = Reader(make_reader)
+            made._reader, made.reader_hash = Reader(make_reader), reader.sha256
         return made
 
     @property

@@ -117,6 +117,7 @@ class Settings(BaseModel):
             "model_name": model.name,
             "model_identity": identity,
             "adapter": model.adapter_hash,
+            "reader": model.reader_hash,
             "memory": fingerprint,
             "temperature": self.temperature,
             "top_p": self.top_p,
