@@ -14,15 +14,14 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .addresses import Addresses, split
-from .answer import Answer
-from .asking import Prompt, checked_question, fit_prompt, pieces_async
-from .chat import REPLY, Conversation, Reply, complete, conversation
+from .answering import Answering
+from .asking import checked_question
 from .checkpoint import Checkpoint
 from .errors import (
     DamagedMemoryFile,
@@ -34,11 +33,9 @@ from .errors import (
     ModelMismatch,
     SourceError,
 )
-from .generation import Continuation, Decoding, Known, continue_texts
 from .langchain import component
 from .memory_file import MemoryFile, differences, locked, read_memory_file, version_of
 from .passages import Passage
-from .prompts import told
 from .readers import ReaderLimits, Source, find_sources, open_source, unread_source
 from .reading import (
     ProgressCallback,
@@ -52,21 +49,17 @@ from .reading import (
     read_source,
     to_file,
 )
-from .recall import central_passages
 from .search import Search
 
 if TYPE_CHECKING:
-    from .attention import InfiniCache
     from .model import InfiniModel
-    from .prompts import History, Message
 
-MODES = ("recall", "memory")
 PathLike = str | os.PathLike[str]
 # How long `save` waits for another writer, who needs a moment only.
 SECONDS_FOR_A_LOCK = 10.0
 
 
-class DocumentMemory:
+class DocumentMemory(Answering):
     """What a model remembers of one or several documents.
 
     Make one with `ingest`, `from_text`, `load` or `merge`. Asking never changes it; appending does, and a failed
@@ -506,116 +499,6 @@ class DocumentMemory:
 
         return record.passages, addresses
 
-    def ask(
-        self,
-        question: str,
-        *,
-        k: int = 4,
-        mode: str = "recall",
-        history: History = (),
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-    ) -> Answer:
-        """Answer a question.
-
-        mode: "recall" shows the model the k best passages, or lets it read its memory if no passage fits; where the
-        document has too little of what is asked, the answer says so (`found` is False) without the model. "memory"
-        relies on the compressive memory alone. history: earlier (question, answer) pairs. temperature 0 is greedy.
-        """
-        decoding = Decoding(max_new_tokens, temperature, top_p, seed)
-        prompt = self._prompt(Conversation(question, told(history), ""), k, mode, decoding)
-        text = "".join(self._generate(prompt, decoding)).strip()
-        return Answer(text, mode, prompt.passages, question, self._forced)
-
-    def stream(
-        self,
-        question: str,
-        *,
-        k: int = 4,
-        mode: str = "recall",
-        history: History = (),
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-    ) -> Iterator[str]:
-        """Like `ask`, piece by piece as the model writes; closing the iterator stops the model."""
-        decoding = Decoding(max_new_tokens, temperature, top_p, seed)
-        return self._generate(self._prompt(Conversation(question, told(history), ""), k, mode, decoding), decoding)
-
-    def reply(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        k: int = 4,
-        mode: str = "recall",
-        decoding: Decoding = REPLY,
-    ) -> Reply:
-        """Reply to a conversation: messages {"role": "system", "user" or "assistant", "content": text}, the last one
-        the user's. The reply is written while it is iterated."""
-        prompt = self._prompt(conversation(messages), k, mode, decoding)
-        return Reply(prompt, mode, self._generate(prompt, decoding))
-
-    def complete(self, texts: Sequence[str], decoding: Decoding = REPLY) -> list[str]:
-        """How the model goes on after plain texts with the memory in view; see `chat.complete`."""
-        with self._lock:
-            cache = self._open().complete()
-        return complete(self.model, texts, cache, decoding)
-
-    def ask_many(
-        self, questions: Sequence[str], *, k: int = 4, mode: str = "recall", max_new_tokens: int = 64
-    ) -> list[Answer]:
-        """Answer several questions, decoded as one batch, greedily."""
-        decoding = Decoding(max_new_tokens)
-        prompts = [self._prompt(Conversation(question, [], ""), k, mode, decoding) for question in questions]
-        texts = [prompt.known or "" for prompt in prompts]
-        for shown in (True, False):
-            rows = [row for row, p in enumerate(prompts) if p.known is None and bool(p.passages) is shown]
-            if rows:
-                view = self._memory_in_view(prompts[rows[0]])
-                encoded = [prompts[row].tokens for row in rows]
-                answers = continue_texts(self._answering(prompts[rows[0]]), encoded, view, decoding)
-                for row, text in zip(rows, answers, strict=True):
-                    texts[row] = text
-        return [
-            Answer(text.strip(), mode, prompt.passages, question, self._forced)
-            for text, prompt, question in zip(texts, prompts, questions, strict=True)
-        ]
-
-    async def aask(self, question: str, **settings: Any) -> Answer:
-        """`ask` without blocking the event loop."""
-        import asyncio
-
-        return await asyncio.to_thread(self.ask, question, **settings)
-
-    def astream(self, question: str, **settings: Any) -> AsyncIterator[str]:
-        """`stream` without blocking the event loop; leaving the loop stops the model."""
-        return pieces_async(lambda: self.stream(question, **settings))
-
-    def summarize(self, focus: str | None = None, *, max_new_tokens: int = 300, k: int = 6) -> Answer:
-        """Summarize the document, or what it says about `focus`, from k passages in reading order.
-
-        Without passages, from the compressive memory.
-        """
-        from .prompts import summary_messages
-
-        if k < 1:
-            raise InvalidSetting(f"k is {k}; a summary needs at least one passage")
-        if focus is None:
-            chosen = central_passages(self.passages, k)
-        elif self._record.keep_passages:
-            search = self._search()
-            ranked = sorted(search.rank(checked_question(focus), k))
-            chosen = [search.passages[index].scored(score) for index, score in ranked]
-        else:
-            chosen = []
-        prompt = fit_prompt(self.model, lambda shown: summary_messages(shown, focus), chosen, max_new_tokens)
-        text = "".join(self._generate(prompt, Decoding(max_new_tokens)))
-        mode = "recall" if prompt.passages else "memory"
-        return Answer(text.strip(), mode, prompt.passages, focus, self._forced)
-
     # In LangChain
 
     def as_retriever(self, **settings: Any) -> Any:
@@ -631,41 +514,6 @@ class DocumentMemory:
         Raises LangChainMissing where the package langchain-infinimem is not installed.
         """
         return component("ChatInfinimem")(memory=self, **settings)
-
-    # Inside
-
-    def _prompt(self, asked: Conversation, k: int, mode: str, decoding: Decoding) -> Prompt:
-        from .prompts import NOT_SAID, memory_messages, recall_messages
-
-        question = checked_question(asked.question)
-        if mode not in MODES:
-            raise InvalidSetting(f"there is no mode {mode!r}; choose one of {', '.join(MODES)}")
-
-        def messages(passages: Sequence[Passage]) -> list[Message]:
-            if mode == "memory":
-                return memory_messages(question, asked.earlier, asked.system)
-            return recall_messages(question, passages, asked.earlier, asked.system)
-
-        found = [] if mode == "memory" else self.retrieve(question, k)
-        # A question that goes on a conversation may have its words there.
-        if found and not asked.earlier and not self._search().has_answer(question):
-            return Prompt([], found, NOT_SAID)
-        return fit_prompt(self.model, messages, found, decoding.max_new_tokens)
-
-    def _answering(self, prompt: Prompt) -> InfiniModel:
-        return self.model.reader if prompt.passages else self.model
-
-    def _memory_in_view(self, prompt: Prompt) -> InfiniCache | None:
-        # Beside passages, an untrained memory of a whole book draws the model away from them (docs/decisions.md).
-        if prompt.passages:
-            return None
-        with self._lock:
-            return self._open().complete()
-
-    def _generate(self, prompt: Prompt, decoding: Decoding) -> Continuation:
-        if prompt.known is not None:
-            return Known(prompt.known)
-        return Continuation(self._answering(prompt), prompt.tokens, self._memory_in_view(prompt), decoding)
 
 
 def _paths(sources: PathLike | Iterable[PathLike]) -> str | Path | list[str | Path]:
