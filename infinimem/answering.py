@@ -16,10 +16,10 @@ from .answer import Answer
 from .asking import Prompt, checked_question, fit_prompt, pieces_async
 from .chat import REPLY, Conversation, Reply, complete, conversation
 from .errors import InvalidSetting
-from .generation import Continuation, Decoding, Known, continue_texts
+from .generation import Continuation, Decoding, Known, continue_texts, whole_sentences
 from .passages import Passage
 from .prompts import told
-from .recall import central_passages
+from .recall import central_parts
 from .search import Search
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .reading import Reading
 
 MODES = ("recall", "memory")
+# A part of a summary has at least so many.
+TOKENS_OF_A_PART = 75
 
 
 class Answering(ABC):
@@ -153,24 +155,31 @@ class Answering(ABC):
     def summarize(self, focus: str | None = None, *, max_new_tokens: int = 300, k: int = 6) -> Answer:
         """Summarize the document, or what it says about `focus`, from k passages in reading order.
 
-        Without passages, from the compressive memory.
+        A long document is summarized part by part, as the tokens allow, each from k passages of its own. Without
+        passages, from the compressive memory.
         """
         from .prompts import summary_messages
 
         if k < 1:
             raise InvalidSetting(f"k is {k}; a summary needs at least one passage")
-        if focus is None:
-            chosen = central_passages(self.passages, k)
-        elif self.keeps_passages:
+        if not self.keeps_passages:
+            parts: list[list[Passage]] = [[]]
+        elif focus is None:
+            parts = central_parts(self.passages, k, max_new_tokens // TOKENS_OF_A_PART)
+        else:
             search = self._search()
             ranked = sorted(search.rank(checked_question(focus), k))
-            chosen = [search.passages[index].scored(score) for index, score in ranked]
-        else:
-            chosen = []
-        prompt = fit_prompt(self.model, lambda shown: summary_messages(shown, focus), chosen, max_new_tokens)
-        text = "".join(self._generate(prompt, Decoding(max_new_tokens)))
-        mode = "recall" if prompt.passages else "memory"
-        return Answer(text.strip(), mode, prompt.passages, focus, self._forced)
+            parts = [[search.passages[index].scored(score) for index, score in ranked]]
+        decoding = Decoding(max_new_tokens // len(parts))
+        prompts = [
+            fit_prompt(self.model, lambda shown: summary_messages(shown, focus), part, decoding.max_new_tokens)
+            for part in parts
+        ]
+        view = self._memory_in_view(prompts[0])
+        texts = continue_texts(self._answering(prompts[0]), [prompt.tokens for prompt in prompts], view, decoding)
+        shown = [passage for prompt in prompts for passage in prompt.passages]
+        text = "\n\n".join(whole_sentences(text.strip()) for text in texts)
+        return Answer(text, "recall" if shown else "memory", shown, focus, self._forced)
 
     def _prompt(self, asked: Conversation, k: int, mode: str, decoding: Decoding) -> Prompt:
         from .prompts import NOT_SAID, memory_messages, recall_messages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 # Small models fall into loops under greedy decoding. Facts and figures repeat themselves too, but not for so long.
 NO_REPEAT = 8
+SENTENCES = re.compile(r".*[.!?][\"'”’)\]]*(?=\s|$)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,12 @@ class Known(Continuation):
     def _tell(self) -> Generator[str, None, None]:
         self.finish = "stop"
         yield self._text
+
+
+def whole_sentences(text: str) -> str:
+    """The text without a last sentence that is not complete, where others are."""
+    ended = SENTENCES.match(text)
+    return ended[0] if ended else text
 
 
 def continue_texts(

@@ -21,6 +21,9 @@ from .addresses import from_bytes, rarity, stems
 from .errors import DamagedMemoryFile
 from .passages import Passage
 
+# Passages of a part of a document that is summarized by itself.
+STRETCH = 16
+
 
 class Ranker(Protocol):
     """Orders passages by how well they fit a query."""
@@ -184,3 +187,13 @@ def central_passages(passages: Sequence[Passage], k: int) -> list[Passage]:
     scores = ranker.centrality()
     bounds = [len(passages) * i // k for i in range(k + 1)]
     return [passages[max(range(start, end), key=scores.__getitem__)] for start, end in pairwise(bounds)]
+
+
+def central_parts(passages: Sequence[Passage], k: int, most: int) -> list[list[Passage]]:
+    """Central passages, k at most, of each of several equal parts of a long document; of a short one, of all of it.
+
+    most: parts. Each has `STRETCH` passages or more.
+    """
+    count = max(1, min(most, len(passages) // STRETCH))
+    bounds = [len(passages) * i // count for i in range(count + 1)]
+    return [central_passages(passages[start:end], k) for start, end in pairwise(bounds)]

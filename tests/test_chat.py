@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from infinimem import DocumentMemory, InfiniModel
 from infinimem.chat import complete, conversation, reply
 from infinimem.errors import AnswerTimeout, EmptyQuestion, InvalidSetting, LangChainMissing
-from infinimem.generation import Continuation, Decoding, PieceDecoder
+from infinimem.generation import Continuation, Decoding, PieceDecoder, whole_sentences
 
 
 def user(content: str) -> dict[str, str]:
@@ -214,3 +214,19 @@ def test_without_langchain_the_way_to_it_is_told(memory: DocumentMemory, monkeyp
     for make in (memory.as_retriever, memory.as_chat_model):
         with pytest.raises(LangChainMissing, match="pip install langchain-infinimem"):
             make()
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("One. Two! Thr", "One. Two!"),
+        ('She said "No." Then', 'She said "No."'),
+        ("All of it.", "All of it."),
+        ("It costs 3.50 and", "It costs 3.50 and"),
+        ("no end", "no end"),
+        ("First.\n\nSecond? third", "First.\n\nSecond?"),
+        ("", ""),
+    ],
+)
+def test_an_unfinished_last_sentence_is_left_out_where_others_are(text: str, kept: str) -> None:
+    assert whole_sentences(text) == kept

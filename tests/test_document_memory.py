@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infinimem import Answer, DocumentMemory, InfinimemError, Progress
+from infinimem import recall as recall_module
+from infinimem.answering import TOKENS_OF_A_PART
 from infinimem.errors import (
     DamagedMemoryFile,
     EmptyQuestion,
@@ -374,6 +376,17 @@ def test_summaries_use_central_or_fitting_passages_in_order(model: InfiniModel, 
     assert len(starts) == 3 and starts == sorted(starts)
     focused = memory.summarize("captain Odile Marchetti", max_new_tokens=8, k=1)
     assert "Odile" in focused.passages[0].text
+
+
+def test_a_long_document_is_summarized_part_by_part(model: InfiniModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall_module, "STRETCH", 3)
+    memory = DocumentMemory.from_text("\n\n".join(f"{STORY} {n}." for n in range(9)), model=model)
+    count = len(memory.passages) // 3
+    assert count > 1
+    summary = memory.summarize(max_new_tokens=TOKENS_OF_A_PART * count, k=2)
+    places = [memory.passages.index(p) for p in summary.passages]
+    assert len(places) == 2 * count and places == sorted(places)
+    assert len(memory.summarize(max_new_tokens=TOKENS_OF_A_PART, k=2).passages) == 2
 
 
 def test_prompts_longer_than_the_context_drop_the_last_passages(model: InfiniModel) -> None:

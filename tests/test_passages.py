@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from infinimem.errors import DamagedMemoryFile
 from infinimem.passages import LIMIT, Passage, PassageCutter, pack, unpack
-from infinimem.recall import LexicalRanker, central_passages
+from infinimem.recall import STRETCH, LexicalRanker, central_parts, central_passages
 
 texts = st.lists(
     st.sampled_from(["Short one. ", TEXT, "word ", "\n\n", "x" * 900 + " ", "Wie geht es? ", "中文。"]), max_size=40
@@ -109,3 +109,12 @@ def test_central_passages_come_in_reading_order_from_all_parts() -> None:
     assert [p.page for p in chosen] == sorted({p.page for p in chosen})
     assert [(p.page - 1) // 3 for p in chosen] == [0, 1, 2, 3]
     assert central_passages(passages[:3], 4) == passages[:3]
+
+
+def test_a_long_document_is_cut_into_parts_with_central_passages_each() -> None:
+    passages = [Passage(f"{TEXT} number {i}", "s", i + 1, 0, 1) for i in range(3 * STRETCH)]
+    parts = central_parts(passages, 4, 9)
+    assert [len(part) for part in parts] == [4, 4, 4]
+    assert [{(p.page - 1) // STRETCH for p in part} for part in parts] == [{0}, {1}, {2}]
+    assert central_parts(passages, 4, 1) == central_parts(passages, 4, 0) == [central_passages(passages, 4)]
+    assert central_parts(passages[: 2 * STRETCH - 1], 4, 9) == [central_passages(passages[: 2 * STRETCH - 1], 4)]
