@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from .passages import Passage
     from .readers import ReaderLimits
 
+# A damaged document may have thousands of damaged pages.
+MOST_WARNINGS = 20
+
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="infinimem")
@@ -129,9 +132,10 @@ def ingest(
     if as_json:
         print_json(result)
         return
-    for source in info["sources"]:
-        for row in source["skipped"]:
-            click.echo(f"Warning: left out {_skipped(source['name'], row)}", err=True)
+    for row in result["skipped"][:MOST_WARNINGS]:
+        click.echo(f"Warning: left out {_skipped(row['source'], row)}", err=True)
+    if (more := len(result["skipped"]) - MOST_WARNINGS) > 0:
+        click.echo(f"Warning: left out {more:,} more; `infinimem inspect` shows all of it.", err=True)
     click.echo(
         f"Read {result['tokens']:,} tokens of {_count(result['pages'], 'page')} in {seconds:,.1f} s "
         f"({result['tokens_per_second']:,.0f} tokens/s).\n"

@@ -72,7 +72,7 @@ def _limits(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) 
         name, _, number = value.partition("=")
         if name not in known:
             raise click.BadParameter(f"there is no limit {name!r}; the limits are {', '.join(known)}.", ctx, param)
-        unit = next((unit for unit in UNITS if name == "memory" and number.endswith(unit)), "")
+        unit = number[-2:] if name == "memory" and number[-2:] in UNITS else ""
         try:
             chosen[name] = type(known[name])(number.removesuffix(unit)) * UNITS.get(unit, 1)
             ReaderLimits(**chosen)
@@ -82,10 +82,10 @@ def _limits(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) 
     return ReaderLimits(**chosen)
 
 
-UNITS = {"MiB": 1 << 20, "GiB": 1 << 30}
+UNITS = {"MB": 10**6, "GB": 10**9}
 limit_option = click.option(
     "--limit", "limits", multiple=True, callback=_limits, metavar="NAME=N",
-    help="What parsing a document may use: memory (as in 2GiB), page_seconds, seconds, pages, page_characters, "
+    help="What parsing a document may use: memory (as in 2GB), page_seconds, seconds, pages, page_characters, "
     "characters.",
 )  # fmt: skip
 

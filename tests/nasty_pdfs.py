@@ -67,12 +67,29 @@ def texts(*contents: bytes) -> bytes:
     return pdf([*tree(kids, count), *body])
 
 
+def with_slow_pages(contents: Iterable[bytes | None]) -> bytes:
+    """A page for each of these contents; one that is None takes hours."""
+    parts = list(contents)
+    kids = [5 + 2 * i for i in range(len(parts))]
+    entries = b"/Type /XObject /Subtype /Form /Resources << /Font << /F1 3 0 R >> >>"
+    form = deflated(b"BT /F1 1 Tf " + b"1 0 Td " * 50_000 + b"ET", entries)
+    body = [form]
+    for kid, content in zip(kids, parts, strict=True):
+        drawing = b"/XObject << /X1 4 0 R >>" if content is None else b"/Font << /F1 3 0 R >>"
+        body += [page(kid + 1, drawing), deflated(b"/X1 Do " * 10_000 if content is None else content)]
+    return pdf([*tree(kids, len(parts)), *body])
+
+
+def _drawing_that_never_ends() -> bytes:
+    return with_slow_pages([None])
+
+
 def _bomb() -> bytes:
-    return one_page(stream(zeros(2 << 30), b"/Filter /FlateDecode"))
+    return one_page(stream(zeros(1 << 29), b"/Filter /FlateDecode"))
 
 
 def _bomb_in_a_bomb() -> bytes:
-    return one_page(stream(zlib.compress(zeros(2 << 30), 9), b"/Filter [/FlateDecode /FlateDecode]"))
+    return one_page(stream(zlib.compress(zeros(1 << 29), 9), b"/Filter [/FlateDecode /FlateDecode]"))
 
 
 def _run_length_bomb() -> bytes:
@@ -219,6 +236,7 @@ NASTIES: dict[str, Callable[[], bytes]] = {
         _text_of_a_gigabyte,
         _forms_that_multiply,
         _form_that_draws_itself,
+        _drawing_that_never_ends,
         _tree_that_is_its_own_child,
         _tree_of_a_billion,
         _deep_tree,

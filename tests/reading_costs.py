@@ -1,15 +1,17 @@
 """What reading a file takes, and how it ends: seconds, megabytes, and one line.
 
-python tests/reading_costs.py [FILE...]     a table of these files, or of all that a PDF can try (tests/nasty_pdfs.py)
+python tests/reading_costs.py [FILE...]     a table of these files, or of all in nasty_pdfs.py and nasty_texts.py
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +28,11 @@ try:
 except SourceError as error:
     line = f"{type(error).__name__}: {error}"
 unit = 1 if sys.platform == "darwin" else 1024
-peaks = [resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-print(json.dumps([line, *peaks]))
+own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+if sys.platform == "linux":
+    # There, a process begins with the peak of the one that started it.
+    own = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+print(json.dumps([line, own * unit, child * unit]))
 """
 
 
@@ -54,21 +59,25 @@ def cost_of(path: Path, **limits: float) -> Cost:
 
 
 def main() -> None:
-    from nasty_pdfs import NASTIES
+    import nasty_pdfs
+    import nasty_texts
 
+    made: dict[str, Callable[[], bytes]] = {f"{name}.pdf": make for name, make in nasty_pdfs.NASTIES.items()}
+    made |= {name: functools.partial(make, 1.0) for name, make in nasty_texts.NASTIES.items()}
+    print("| file | MB | seconds | peak MB | how it ends |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:
-        files = [Path(name) for name in sys.argv[1:]]
-        for name in NASTIES if not files else ():
-            files.append(Path(directory, f"{name.replace(' ', '-')}.pdf"))
-        print("| file | MB | seconds | peak MB | how it ends |\n|---|---|---|---|---|")
-        for path in files:
-            name = path.stem.replace("-", " ")
-            if name in NASTIES and not path.exists():
-                path.write_bytes(NASTIES[name]())
+        for name in sys.argv[1:] or made:
+            path = Path(name)
+            if not sys.argv[1:]:
+                path = Path(directory, name)
+                path.write_bytes(made[name]())
             cost, size = cost_of(path), path.stat().st_size
-            if path.parent == Path(directory):
+            peak = max(cost.own, cost.child)
+            print(
+                f"| {path.name} | {size / 1e6:.1f} | {cost.seconds:.1f} | {peak / 1e6:.0f} | {cost.line} |", flush=True
+            )
+            if not sys.argv[1:]:
                 path.unlink()
-            print(f"| {path.name} | {size / 1e6:.1f} | {cost.seconds:.1f} | {cost.child / 1e6:.0f} | {cost.line} |")
 
 
 if __name__ == "__main__":

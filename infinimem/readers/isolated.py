@@ -72,7 +72,7 @@ def pages_of(
                         lost.add(number)
                         failed(number, reason)
                 return
-            except (SourceTooSlow, ReaderCrashed, _OutOfMemory) as error:
+            except (SourceTooLarge, SourceTooSlow, ReaderCrashed) as error:
                 if failed is None or process.at is None or waits.spent():
                     raise
                 lost.add(process.at)
@@ -82,16 +82,13 @@ def pages_of(
     )
 
 
-class _OutOfMemory(SourceTooLarge):
-    pass
-
-
 class _Waits:
     """How long was waited for a file, and how long may be."""
 
     def __init__(self, limits: ReaderLimits) -> None:
         self._most_at_once = limits.page_seconds
         self._left = limits.seconds
+        self._furthest = 0
 
     def next(self) -> float:
         """Seconds that the next message may take."""
@@ -101,9 +98,10 @@ class _Waits:
         """A message came after this time."""
         self._left -= seconds
 
-    def page(self) -> None:
-        """A page has come."""
-        self._left += 1.0
+    def begun(self, number: int) -> None:
+        """A page is being parsed."""
+        self._left += max(0, number - self._furthest)
+        self._furthest = max(self._furthest, number)
 
     def spent(self) -> bool:
         """Whether the file's own time is over."""
@@ -178,9 +176,8 @@ class _Process:
                 kind = getattr(errors, name, SourceError)
                 raise kind(text) if issubclass(kind, SourceError) else SourceError(text)
             if "begun" in message:
-                self.at = message["begun"]
-            if "page" in message:
-                self._waits.page()
+                number = self.at = int(message["begun"])
+                self._waits.begun(number)
             yield message
             if "done" in message or "inside" in message:
                 return
@@ -214,8 +211,8 @@ class _Process:
                 "and 'seconds' if you trust it"
             )
         if status == OUT_OF_MEMORY:
-            return _OutOfMemory(
-                f"{where} was given up: it needs more than {self._limits.memory / 2**20:,.0f} MiB of memory; raise the "
+            return SourceTooLarge(
+                f"{where} was given up: it needs more than {self._limits.memory / 1e6:,.0f} MB of memory; raise the "
                 "limit 'memory' if you trust it"
             )
         how = f"signal {-status}" if status < 0 else f"exit status {status}"

@@ -7,20 +7,18 @@ from typing import Any
 
 from infinimem.errors import InvalidSetting
 
-_MEGABYTE = 1 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class ReaderLimits:
     """Limits for the documents of strangers; each is a positive number.
 
     memory: bytes of address space of the process that parses (Linux; elsewhere nothing limits it). page_seconds: wait
-    for one page, or for the file to be opened. seconds: wait for all of a file, and one second more for each page that
-    has come; time in which the model reads does not count. pages: of a PDF or an EPUB. page_characters, characters: of
-    text, in a page and in a file.
+    for one page, or for the file to be opened. seconds: wait for all of a file, and one second more for each page of a
+    PDF or an EPUB that was begun; time in which the model reads does not count. pages: of a PDF or an EPUB.
+    page_characters, characters: of text, in a page and in a file.
     """
 
-    memory: int = 1024 * _MEGABYTE
+    memory: int = 1_000_000_000
     page_seconds: float = 20.0
     seconds: float = 40.0
     pages: int = 20_000

@@ -166,6 +166,8 @@ def _lines(reader: PdfReader, index: int, name: str, visits: Visits) -> list[Lin
         raise DamagedSource(
             f"page {index + 1} of '{name}' is damaged; repair the file (for example qpdf or mutool clean)"
         ) from error
+    # What is raised inside of a form, pypdf passes over.
+    visits.check_size(index + 1, characters, name)
     collector.end_line()
     return collector.lines
 
