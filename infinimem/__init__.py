@@ -17,10 +17,21 @@ if TYPE_CHECKING:
     from .document_memory import DocumentMemory
     from .model import InfiniModel
     from .passages import Passage
+    from .readers import ReaderLimits
     from .reading import Progress
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "DocumentMemory", "InfiniModel", "InfinimemError", "Passage", "Progress", "Reply", "__version__"]
+__all__ = [
+    "Answer",
+    "DocumentMemory",
+    "InfiniModel",
+    "InfinimemError",
+    "Passage",
+    "Progress",
+    "ReaderLimits",
+    "Reply",
+    "__version__",
+]
 
 _HOMES = {
     "Answer": "answer",
@@ -28,6 +39,7 @@ _HOMES = {
     "InfiniModel": "model",
     "Passage": "passages",
     "Progress": "reading",
+    "ReaderLimits": "readers",
     "Reply": "chat",
 }
 

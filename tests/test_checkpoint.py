@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import random
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -220,37 +220,70 @@ def test_an_interrupted_ingest_says_how_to_go_on_and_leaves_nothing_when_done(
     assert CliRunner().invoke(main, arguments).exit_code == 0 and output.read_bytes() == first
 
 
-def kill_and_resume(directory: Path, source: Path, model: Path, kills: int, seed: int) -> None:
-    """Kill an ingest so many times, each time after a new checkpoint and a random while; then let it end."""
+def ingest_silently(arguments: list[str]) -> None:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        main(arguments)
+
+
+@pytest.fixture(scope="module")
+def start() -> Callable[[list[str]], Any]:
+    """Starts an ingest in a process of its own, which need not import everything anew where processes can be forked."""
+    import multiprocessing
+
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["infinimem.model", "transformers.models.llama.modeling_llama", "pytest"])
+
+    def begin(arguments: list[str]) -> Any:
+        process = context.Process(target=ingest_silently, args=(arguments,))
+        process.start()
+        return process
+
+    return begin
+
+
+def kill_and_resume(
+    start: Callable[[list[str]], Any], directory: Path, source: Path, model: Path, kills: int, seed: int
+) -> int:
+    """Kill an ingest so many times, each time after a new checkpoint and a random while; then let it end. How often it
+    was killed before it was done."""
     output, generator = directory / "memory", random.Random(seed)
     partial = directory / "memory.partial"
-    command = [sys.executable, "-m", "infinimem", "ingest", str(source), "-o", str(output), "-m", str(model)]
-    command += ["--segment-length", "32", "--resume"]
-    for _ in range(kills):
+    arguments = ["ingest", str(source), "-o", str(output), "-m", str(model), "--segment-length", "32", "--resume"]
+    for number in range(kills):
         before = partial.stat().st_mtime_ns if partial.exists() else 0
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        while process.poll() is None and (not partial.exists() or partial.stat().st_mtime_ns == before):
-            time.sleep(0.005)
+        process = start(arguments)
+        while process.is_alive() and (not partial.exists() or partial.stat().st_mtime_ns == before):
+            time.sleep(0.002)
         time.sleep(generator.random() * 0.3)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
         if output.exists():
-            return
+            return number
         read_memory_file(partial)
-    subprocess.run(command, check=True, capture_output=True)
+    process = start(arguments)
+    process.join()
+    assert process.exitcode == 0
+    return kills
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(200, marks=pytest.mark.slow)])
-def test_a_killed_ingest_is_resumed_to_the_same_bytes(tiny_directory: Path, tmp_path: Path, kills: int) -> None:
+def test_a_killed_ingest_is_resumed_to_the_same_bytes(
+    start: Callable[[list[str]], Any], tiny_directory: Path, tmp_path: Path, kills: int
+) -> None:
     words = TEXT.split()
     source = tmp_path / "long.txt"
-    source.write_text("\n\n".join(" ".join(random.Random(n).choices(words, k=80)) + "." for n in range(400)))
+    source.write_text("\n\n".join(" ".join(random.Random(n).choices(words, k=80)) + "." for n in range(120)))
     (tmp_path / "whole").mkdir()
-    kill_and_resume(tmp_path / "whole", source, tiny_directory, 0, 0)
+    kill_and_resume(start, tmp_path / "whole", source, tiny_directory, 0, 0)
     expected = (tmp_path / "whole" / "memory").read_bytes()
-    for number in range(max(1, kills // 4)):
-        directory = tmp_path / str(number)
+    killed = ingests = 0
+    while killed < kills:
+        directory = tmp_path / str(ingests)
         directory.mkdir()
-        kill_and_resume(directory, source, tiny_directory, min(kills, 4), number)
+        killed += kill_and_resume(start, directory, source, tiny_directory, min(kills - killed, 4), ingests)
+        ingests += 1
         assert (directory / "memory").read_bytes() == expected
         assert [path.name for path in directory.iterdir()] == ["memory"]
+    print(f"\n{killed} kills in {ingests} ingests, all of which ended with the same {len(expected):,} bytes")

@@ -138,3 +138,8 @@ def test_entities_become_characters_without_controls(html: Path) -> None:
 
 def test_deep_nesting_is_read(html: Path) -> None:
     assert "Words." in text_of(html, "<div>" * 3_000 + "Words.")
+
+
+def test_a_title_that_is_as_long_as_a_text_is_cut(html: Path) -> None:
+    (page,) = pages_of(html, f"<title>{'long ' * 1000}</title><p>Words.")
+    assert page.title is not None and len(page.title) == 301 and page.title.endswith("…")
