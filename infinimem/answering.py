@@ -129,14 +129,18 @@ class Answering(ABC):
         decoding = Decoding(max_new_tokens)
         prompts = [self._prompt(Conversation(question, [], ""), k, mode, decoding) for question in questions]
         texts = [prompt.known or "" for prompt in prompts]
-        for shown in (True, False):
-            rows = [row for row, p in enumerate(prompts) if p.known is None and bool(p.passages) is shown]
-            if rows:
-                view = self._memory_in_view(prompts[rows[0]])
-                encoded = [prompts[row].tokens for row in rows]
-                answers = continue_texts(self._answering(prompts[rows[0]]), encoded, view, decoding)
-                for row, text in zip(rows, answers, strict=True):
-                    texts[row] = text
+        # Those of a kind are decoded together.
+        kinds: dict[tuple[bool, bool], list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            if prompt.known is None:
+                kinds.setdefault((bool(prompt.passages), bool(prompt.beside)), []).append(row)
+        for (_, several), rows in kinds.items():
+            view = self._memory_in_view(prompts[rows[0]])
+            encoded = [prompts[row].tokens for row in rows]
+            beside = [prompts[row].beside for row in rows] if several else []
+            answers = continue_texts(self._answering(prompts[rows[0]]), encoded, view, decoding, beside)
+            for row, text in zip(rows, answers, strict=True):
+                texts[row] = text
         return [
             Answer(text.strip(), mode, prompt.passages, question, self._forced)
             for text, prompt, question in zip(texts, prompts, questions, strict=True)
@@ -182,7 +186,7 @@ class Answering(ABC):
         return Answer(text, "recall" if shown else "memory", shown, focus, self._forced)
 
     def _prompt(self, asked: Conversation, k: int, mode: str, decoding: Decoding) -> Prompt:
-        from .prompts import NOT_SAID, memory_messages, recall_messages
+        from .prompts import NOT_SAID, encode_chat, memory_messages, recall_messages
 
         question = checked_question(asked.question)
         if mode not in MODES:
@@ -197,7 +201,10 @@ class Answering(ABC):
         # A question that goes on a conversation may have its words there.
         if found and not asked.earlier and not self._search().has_answer(question):
             return Prompt([], found, NOT_SAID)
-        return fit_prompt(self.model, messages, found, decoding.max_new_tokens)
+        prompt = fit_prompt(self.model, messages, found, decoding.max_new_tokens)
+        if len(prompt.passages) < 2:
+            return prompt
+        return prompt._replace(beside=encode_chat(self.model, messages(prompt.passages[:1])))
 
     def _answering(self, prompt: Prompt) -> InfiniModel:
         return self.model.reader if prompt.passages else self.model
@@ -212,4 +219,5 @@ class Answering(ABC):
     def _generate(self, prompt: Prompt, decoding: Decoding) -> Continuation:
         if prompt.known is not None:
             return Known(prompt.known)
-        return Continuation(self._answering(prompt), prompt.tokens, self._memory_in_view(prompt), decoding)
+        view = self._memory_in_view(prompt)
+        return Continuation(self._answering(prompt), prompt.tokens, view, decoding, prompt.beside)

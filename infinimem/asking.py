@@ -23,11 +23,14 @@ class Prompt(NamedTuple):
     """An encoded prompt, and the passages in it; without passages the model reads its memory.
 
     known: the answer, where it is known without the model; then there are no tokens, and the passages are the nearest.
+    beside: the prompt with the best passage alone, where there are others in this one: small models read one passage
+    better than many, and the answer is what both agree on.
     """
 
     tokens: list[int]
     passages: list[Passage]
     known: str | None = None
+    beside: Sequence[int] = ()
 
 
 def checked_question(text: str) -> str:

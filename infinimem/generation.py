@@ -25,7 +25,7 @@ class Decoding:
 
     max_new_tokens: most tokens of it. temperature: 0 is greedy; above, sampling from the most probable tokens that
     have `top_p` together, repeatable with `seed`. stop: texts before which it ends. timeout: seconds after which an
-    unfinished answer is given up.
+    unfinished answer is given up. no_repeat: no so many tokens in a row come twice.
     """
 
     max_new_tokens: int = 64
@@ -34,9 +34,14 @@ class Decoding:
     seed: int | None = None
     stop: Sequence[str] = ()
     timeout: float | None = None
+    no_repeat: int = NO_REPEAT
 
     def steps(
-        self, model: InfiniModel, prompts: Sequence[Sequence[int]], cache: InfiniCache | None
+        self,
+        model: InfiniModel,
+        prompts: Sequence[Sequence[int]],
+        cache: InfiniCache | None,
+        beside: Sequence[Sequence[int]] = (),
     ) -> Iterator[list[int | None]]:
         """The tokens of the answers to several prompts, step by step; see `InfiniModel.generate`.
 
@@ -50,7 +55,8 @@ class Decoding:
             temperature=self.temperature,
             top_p=self.top_p,
             seed=self.seed,
-            no_repeat=NO_REPEAT,
+            no_repeat=self.no_repeat,
+            beside=beside,
         ):
             if self.timeout is not None and time.monotonic() - started > self.timeout:
                 raise AnswerTimeout(
@@ -125,15 +131,22 @@ class Writer:
 class Continuation:
     """The answer to one prompt, piece by piece as the model writes it; closing it stops the model.
 
+    beside: another prompt with the same answer, see `InfiniModel.generate`.
+
     finish: "stop" where the model or a stop text ended the answer, "length" where the limit did, None before that.
     """
 
     def __init__(
-        self, model: InfiniModel, prompt: Sequence[int], cache: InfiniCache | None, decoding: Decoding
+        self,
+        model: InfiniModel,
+        prompt: Sequence[int],
+        cache: InfiniCache | None,
+        decoding: Decoding,
+        beside: Sequence[int] = (),
     ) -> None:
         self.finish: str | None = None
         self._writer = Writer(PieceDecoder(model), decoding.stop)
-        self._pieces = self._run(decoding.steps(model, [prompt], cache))
+        self._pieces = self._run(decoding.steps(model, [prompt], cache, [beside] if beside else []))
 
     @property
     def tokens(self) -> int:
@@ -186,12 +199,16 @@ def whole_sentences(text: str) -> str:
 
 
 def continue_texts(
-    model: InfiniModel, prompts: Sequence[Sequence[int]], cache: InfiniCache | None, decoding: Decoding
+    model: InfiniModel,
+    prompts: Sequence[Sequence[int]],
+    cache: InfiniCache | None,
+    decoding: Decoding,
+    beside: Sequence[Sequence[int]] = (),
 ) -> list[str]:
-    """Answers to several prompts, decoded as one batch."""
+    """Answers to several prompts, decoded as one batch. beside: see `InfiniModel.generate`."""
     writers = [Writer(PieceDecoder(model), decoding.stop) for _ in prompts]
     texts = [""] * len(prompts)
-    for step in decoding.steps(model, prompts, cache):
+    for step in decoding.steps(model, prompts, cache, beside):
         for row, (writer, token) in enumerate(zip(writers, step, strict=True)):
             texts[row] += writer.step(token)
         if all(writer.finish for writer in writers):

@@ -33,6 +33,7 @@ from .attention.attend import SeenEnough
 from .attention.cache import CARRIED
 from .attention.packing import packed_layout
 from .attention.rules import Layout
+from .decode import Rows, agreed, choose
 from .errors import AdapterMismatch, DamagedMemoryFile, InvalidSetting
 from .identity import config_subset, digest, hash_tokenizer, hash_weights
 from .pretrained import DEFAULT_MODEL, load_base
@@ -404,13 +405,15 @@ class InfiniModel:
         seed: int | None = None,
         stop_at_eos: bool = True,
         no_repeat: int = 0,
+        beside: Sequence[Sequence[int]] = (),
     ) -> Iterator[list[int | None]]:
         """Continue prompts (lists of token ids) with one memory in view, a step for all of them at a time.
 
         Yields per step one token a prompt, None for prompts that have ended. The cache is cloned, never changed.
         temperature 0 is greedy; otherwise nucleus sampling with `top_p`, repeatable with `seed`.
         no_repeat: no so many tokens in a row come twice in one answer (0: any may); the prompt does not count, so
-        copying from it stays free.
+        copying from it stays free. beside: for each prompt another one with the same answer, whose tokens are those
+        that both agree on, by the mean of their log probabilities.
         """
         if not prompts or any(not prompt for prompt in prompts):
             raise InvalidSetting("there is nothing to continue: a prompt has no tokens")
@@ -418,46 +421,31 @@ class InfiniModel:
             raise InvalidSetting(f"temperature ({temperature}) must be >= 0 and top_p ({top_p}) in (0, 1]")
         if max_new_tokens < 1:
             raise InvalidSetting(f"max_new_tokens is {max_new_tokens}; an answer has at least one token")
-        window = self.new_cache() if cache is None else cache.clone()
-        rows, longest = len(prompts), max(map(len, prompts))
-        if rows > 1 and window.seen is not None and window.seen.shape[0] == 1:
-            window.batch_repeat_interleave(rows)
-        pad = self.tokenizer.pad_token_id or 0
-        tokens = torch.full((rows, longest), pad, device=self.device)
-        mask = torch.zeros(rows, longest, dtype=torch.long, device=self.device)
-        for row, prompt in enumerate(prompts):
-            tokens[row, longest - len(prompt) :] = torch.tensor(prompt, device=self.device)
-            mask[row, longest - len(prompt) :] = 1
+        if beside and (len(beside) != len(prompts) or any(not prompt for prompt in beside)):
+            raise InvalidSetting(f"there are {len(prompts)} prompts, but {len(beside)} beside them, or one is empty")
+        views = [Rows(self, view, cache) for view in (prompts, beside) if view]
         generator = None
         if temperature > 0:
             generator = torch.Generator(device=self.device)
             generator.seed() if seed is None else generator.manual_seed(seed)
         ends = self.end_tokens if stop_at_eos else frozenset()
-        running = [True] * rows
-        said = torch.empty(rows, 0, dtype=torch.long, device=self.device)
+        running = [True] * len(prompts)
+        said = torch.empty(len(prompts), 0, dtype=torch.long, device=self.device)
         fresh = NoRepeatNGramLogitsProcessor(no_repeat) if no_repeat else None
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)
         for _ in range(max_new_tokens):
             with torch.no_grad():
-                logits = self.model(
-                    input_ids=tokens,
-                    attention_mask=mask if rows > 1 else None,
-                    position_ids=positions,
-                    past_key_values=window,
-                    use_cache=True,
-                    logits_to_keep=1,
-                ).logits[:, -1]
+                logits = agreed([view.logits() for view in views])
                 if fresh is not None:
                     logits = fresh(said, logits)
-                chosen = _choose(logits.float(), temperature, top_p, generator)  # (B,)
+                chosen = choose(logits, temperature, top_p, generator)  # (B,)
                 said = torch.cat((said, chosen[:, None]), dim=1)
             step = chosen.tolist()
             running = [going and token not in ends for going, token in zip(running, step, strict=True)]
             yield [token if going else None for token, going in zip(step, running, strict=True)]
             if not any(running):
                 return
-            tokens, positions = chosen[:, None], positions[:, -1:] + 1
-            mask = torch.cat((mask, mask.new_ones(rows, 1)), dim=1)
+            for view in views:
+                view.add(chosen)
 
     @property
     def context_length(self) -> int:
@@ -586,17 +574,6 @@ def _check_layout(index: int, state: Mapping[str, np.ndarray], needed: Layout) -
             raise DamagedMemoryFile(
                 f"layers.{index}.{name} is {found.dtype} {found.shape}, but the model needs {dtype} {shape}"
             )
-
-
-def _choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
-    """The next token of every row, (B,), from logits (B, V)."""
-    if generator is None:
-        return logits.argmax(dim=-1)
-    probabilities = torch.softmax(logits / temperature, dim=-1)
-    ordered, index = probabilities.sort(dim=-1, descending=True)
-    ordered[ordered.cumsum(dim=-1) - ordered >= top_p] = 0  # the most probable token always stays
-    picked = torch.multinomial(ordered, 1, generator=generator)
-    return index.gather(-1, picked).squeeze(-1)
 
 
 def _prefix_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
