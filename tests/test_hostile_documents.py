@@ -111,7 +111,7 @@ def test_a_damaged_document_is_read_or_refused(name: str, whole: Any, damage: An
 
 @documents
 @pytest.mark.slow
-@settings(max_examples=2000, **quick)
+@settings(max_examples=1000, **quick)
 @given(damage=damage())
 def test_a_damaged_document_is_read_or_refused_at_length(name: str, whole: Any, damage: Any, tmp_path: Path) -> None:
     path = tmp_path / name

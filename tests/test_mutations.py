@@ -365,11 +365,13 @@ def change_tensor(forged: Forged, chance: random.Random) -> None:
         del forged.tensors[name]
     elif kind == 1 and tensor.size:
         tensor = tensor.copy()
-        tensor.flat[chance.randrange(tensor.size)] = (
-            chance.choice(FLOATS)
-            if tensor.dtype.kind == "f"
-            else chance.randint(np.iinfo(tensor.dtype).min, np.iinfo(tensor.dtype).max)
-        )
+        # Some are too large for float16.
+        with np.errstate(all="ignore"):
+            tensor.flat[chance.randrange(tensor.size)] = (
+                chance.choice(FLOATS)
+                if tensor.dtype.kind == "f"
+                else chance.randint(np.iinfo(tensor.dtype).min, np.iinfo(tensor.dtype).max)
+            )
         forged.tensors[name] = tensor
     elif kind == 2:
         shape = [chance.choice((0, 1, 2, 3, 5, 16, 17)) for _ in range(chance.randrange(5))]
