@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MODES = ("recall", "memory")
 # A part of a summary has at least so many.
 TOKENS_OF_A_PART = 75
+# Longer than an answer, a summary has more room for loops, and no need to quote.
+NO_REPEAT_IN_SUMMARIES = 4
 
 
 class Answering(ABC):
@@ -174,7 +176,7 @@ class Answering(ABC):
             search = self._search()
             ranked = sorted(search.rank(checked_question(focus), k))
             parts = [[search.passages[index].scored(score) for index, score in ranked]]
-        decoding = Decoding(max_new_tokens // len(parts))
+        decoding = Decoding(max_new_tokens // len(parts), no_repeat=NO_REPEAT_IN_SUMMARIES)
         prompts = [
             fit_prompt(self.model, lambda shown: summary_messages(shown, focus), part, decoding.max_new_tokens)
             for part in parts
