@@ -23,7 +23,10 @@ from infinimem.memory_file import read_memory_file
 
 needs_posix = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and limits of POSIX")
 # Runs the command line; after the first checkpoint, `then` happens.
+# A shell starts what runs in the background with Ctrl-C ignored, and its children inherit that.
 INGEST = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import sys
 from infinimem import checkpoint
 from infinimem.cli import main

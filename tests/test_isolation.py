@@ -139,8 +139,10 @@ def test_a_parser_does_not_outlive_whoever_asked(slow: Path) -> None:
 
 @needs_signals
 def test_ctrl_c_ends_both_processes_at_once(slow: Path) -> None:
+    # A shell starts what runs in the background with Ctrl-C ignored, and its children inherit that.
     script = (
-        "import sys\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from infinimem.readers import isolated, open_source, read_pages\n"
         "def tell(self, number, begun=isolated._Waits.begun):\n"
         "    print(number, flush=True)\n"
