@@ -58,13 +58,14 @@ def test_the_stream_is_the_answer_with_its_metadata_at_the_end(memory: DocumentM
 
 def test_history_and_system_words_reach_the_model(memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts: list[str] = []
-    original = memory.model.generate
+    reader = memory.model.reader
+    original = reader.generate
 
     def listening(tokens: Any, *rest: Any, **settings: Any) -> Any:
-        prompts.append(str(memory.model.tokenizer.decode(tokens[0])))
+        prompts.append(str(reader.tokenizer.decode(tokens[0])))
         return original(tokens, *rest, **settings)
 
-    monkeypatch.setattr(memory.model, "generate", listening)
+    monkeypatch.setattr(reader, "generate", listening)
     words = ["Answer like a sailor.", "Who was the captain?", "Odile Marchetti.", "And the bell?"]
     told = [SystemMessage(words[0]), HumanMessage(words[1]), AIMessage(words[2]), HumanMessage(words[3])]
     ChatInfinimem(memory=memory, max_tokens=1).invoke(told)
@@ -132,7 +133,7 @@ async def test_many_at_once_answer_as_they_do_alone(memory: DocumentMemory, othe
 
 async def test_a_cancelled_stream_stops_the_model(memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = threading.Event()
-    model = memory.model
+    model = memory.model.reader
     original = model.generate
 
     def watched(*args: Any, **settings: Any) -> Any:
