@@ -116,7 +116,7 @@ NASTIES: dict[str, Callable[[float], bytes]] = {
     "blank lines.txt": repeated(b"\n", 100 * MEGABYTE, b"Words."),
     "blanks.txt": repeated(b" ", 100 * MEGABYTE, b"Words."),
     "short lines.txt": repeated(b"a\n", 20 * MEGABYTE),
-    "form feeds.txt": repeated(b"a\f", 10 * MEGABYTE),
+    "form feeds.txt": repeated(b"a\f", 4 * MEGABYTE),
     "accents.txt": lambda size: b"a" + repeated("\u0301".encode(), 5_000_000)(size),
     "zeros.txt": lambda size: b"Words. " * 12_000 + b"\0" * 50 + b" more words.",
     "half characters.txt": repeated(b"Some \xed\xa0\x80 words.\n\n", 1000),

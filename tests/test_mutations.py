@@ -358,6 +358,8 @@ def change_text(forged: Forged, chance: random.Random) -> None:
 
 
 def change_tensor(forged: Forged, chance: random.Random) -> None:
+    if not forged.tensors:
+        return
     name = chance.choice(sorted(forged.tensors))
     tensor = forged.tensors[name]
     kind = chance.randrange(8)
