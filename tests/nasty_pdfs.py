@@ -85,11 +85,11 @@ def _drawing_that_never_ends() -> bytes:
 
 
 def _bomb() -> bytes:
-    return one_page(stream(zeros(1 << 29), b"/Filter /FlateDecode"))
+    return one_page(stream(zeros(1 << 28), b"/Filter /FlateDecode"))
 
 
 def _bomb_in_a_bomb() -> bytes:
-    return one_page(stream(zlib.compress(zeros(1 << 29), 9), b"/Filter [/FlateDecode /FlateDecode]"))
+    return one_page(stream(zlib.compress(zeros(1 << 28), 9), b"/Filter [/FlateDecode /FlateDecode]"))
 
 
 def _run_length_bomb() -> bytes:

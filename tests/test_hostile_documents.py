@@ -19,6 +19,7 @@ from infinimem.readers import open_source, read_pages
 
 # Those that take more than a second or two.
 SLOW = {
+    "deep dictionaries in the catalog",
     "drawing that never ends",
     "forms that multiply",
     "hundred thousand pages",

@@ -12,12 +12,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from conftest import TEXT
 
+from infinimem.checkpoint import Checkpoint
 from infinimem.cli import main
 from infinimem.memory_file import read_memory_file
 
@@ -29,6 +32,7 @@ import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import sys
 from infinimem import checkpoint
+from infinimem.checkpoint import Checkpoint
 from infinimem.cli import main
 keep, kept = checkpoint.Checkpoint.keep, []
 def keep_then(self, *arguments):
@@ -98,6 +102,7 @@ def alone(directory: Path, options: str) -> list[str]:
     return command
 
 
+@pytest.mark.slow
 def test_no_space_on_the_device_is_one_line(arguments: list[str], output: Path) -> None:
     ended = run(arguments, NO_SPACE, alone(output.parent, "size=2m"))
     assert ended.returncode == 1 and tells_how_to_go_on(ended.stderr, output)
@@ -139,10 +144,27 @@ def test_ctrl_c_ends_an_ingest_which_can_go_on_later(arguments: list[str], outpu
     assert resumes_to_the_same_bytes(arguments, output)
 
 
+def after_the_first_checkpoint(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
+    """Do something in an ingest of this process."""
+    keep, kept = Checkpoint.keep, []
+
+    def keep_then(self: Checkpoint, *arguments: Any) -> None:
+        keep(self, *arguments)
+        if self.path.exists() and not kept:
+            kept.append(True)
+            do()
+
+    monkeypatch.setattr(Checkpoint, "keep", keep_then)
+
+
 def test_a_source_that_vanished_is_an_error_and_the_checkpoint_stays(
-    arguments: list[str], output: Path, source: Path
+    arguments: list[str], output: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(arguments, "raise KeyboardInterrupt")
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    after_the_first_checkpoint(monkeypatch, interrupt)
+    assert CliRunner().invoke(main, arguments).exit_code == 1
     partial = output.with_name("memory.partial")
     kept = partial.read_bytes()
     source.unlink()
@@ -153,13 +175,13 @@ def test_a_source_that_vanished_is_an_error_and_the_checkpoint_stays(
 
 
 @needs_posix
-def test_a_source_that_vanishes_while_it_is_read_is_an_error_and_the_checkpoint_stays(
-    arguments: list[str], output: Path, source: Path
+def test_a_source_that_vanishes_before_its_turn_is_an_error_and_the_checkpoint_stays(
+    arguments: list[str], output: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pages, text = source.with_suffix(".html"), source.read_text()
-    pages.write_text("".join(f"<p>{paragraph}</p>" for paragraph in text.split("\n\n")))
-    # The first of two is read, and the second is gone before its turn.
-    both = [*arguments[:2], str(pages), *arguments[2:]]
-    ended = run(both, f"import os; os.unlink({str(pages)!r})")
-    assert ended.returncode == 1 and tells_how_to_go_on(ended.stderr, output)
-    assert f"Error: no file at '{pages}'; check the spelling and the directory" in ended.stderr
+    second = source.with_suffix(".html")
+    second.write_text("<p>Some more words.")
+    after_the_first_checkpoint(monkeypatch, second.unlink)
+    ended = CliRunner().invoke(main, [*arguments[:2], str(second), *arguments[2:]])
+    assert ended.exit_code == 1 and f"{output}.partial; go on with --resume" in ended.stderr
+    assert f"Error: no file at '{second}'; check the spelling and the directory" in ended.stderr
+    assert read_memory_file(output.with_name("memory.partial")).reading["tokens"] > 0

@@ -200,7 +200,7 @@ def test_going_on_after_something_was_left_out_gives_the_bytes_of_reading_withou
     DocumentMemory.ingest(sources, model=model, skip_errors=True).save(whole)
     stops = 0
     while read_until(stops + 1, monkeypatch, *sources, model=model, checkpoint=partial):
-        stops += 17
+        stops += 29
         memory = DocumentMemory.ingest(sources, model=model, checkpoint=partial, resume=True, skip_errors=True)
         memory.save(resumed)
         assert resumed.read_bytes() == whole.read_bytes()
