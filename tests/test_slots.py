@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from infinimem.attention.local import attention_with_mass
-from infinimem.attention.slots import SlotsRule, ward_merge
+from infinimem.attention.slots import SlotsRule, cheapest_partner, ward_merge
+
+PRECISIONS = [torch.float32, torch.bfloat16]
 
 
 def segment(seed: int, tokens: int, rows: int = 1) -> tuple[Tensor, Tensor]:
@@ -18,12 +20,19 @@ def segment(seed: int, tokens: int, rows: int = 1) -> tuple[Tensor, Tensor]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), slots=st.integers(2, 32), seed=st.integers(0, 99))
-def test_merging_keeps_counts_and_means_within_capacity(lengths: list[int], slots: int, seed: int) -> None:
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    slots=st.integers(2, 32),
+    seed=st.integers(0, 99),
+    precision=st.sampled_from(PRECISIONS),
+)
+def test_merging_keeps_counts_and_means_within_capacity(
+    lengths: list[int], slots: int, seed: int, precision: torch.dtype
+) -> None:
     rule, state = SlotsRule(slots=slots, packing="float32"), None
     written = [segment(seed + i, length) for i, length in enumerate(lengths)]
     for keys, values in written:
-        state = rule.write(state, keys, values)
+        state = rule.write(state, keys, values, precision=precision)
     total = sum(lengths)
     counts = state["counts"]
     assert counts.shape[-1] == min(total, slots)
@@ -33,13 +42,34 @@ def test_merging_keeps_counts_and_means_within_capacity(lengths: list[int], slot
         assert torch.allclose(mean, torch.cat([w[index] for w in written], 2).mean(2), atol=1e-4)
 
 
-def test_equal_tokens_are_merged_before_different_ones() -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_equal_tokens_are_merged_before_different_ones(precision: torch.dtype) -> None:
     keys, values = segment(0, 12)
     keys = torch.cat((keys, keys[:, :, :1].expand(-1, -1, 36, -1)), 2)
     values = torch.cat((values, values[:, :, :1].expand(-1, -1, 36, -1)), 2)
-    state = SlotsRule(slots=30, packing="float32").write(None, keys, values)
+    state = SlotsRule(slots=30, packing="float32").write(None, keys, values, precision=precision)
     kept = {tuple(row.tolist()) for row in state["keys"][0, 0]}
     assert all(tuple(row.tolist()) in kept for row in keys[0, 0, 1:12])
+
+
+@settings(max_examples=50, deadline=None)
+@given(a=st.integers(1, 40), b=st.integers(1, 40), far=st.sampled_from([0.0, 1.0, 5.0]), seed=st.integers(0, 99))
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_partner_is_the_cheapest_as_far_as_the_precision_tells(
+    precision: torch.dtype, a: int, b: int, far: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    giving, taking = (torch.randn(3, n, 12, generator=generator) + far for n in (a, b))
+    counts = [torch.randint(1, 1000, (3, n), generator=generator).float() for n in (a, b)]
+    cost, partner = cheapest_partner(giving, taking, *counts, precision)
+    # Ward's cost of every pair, in float64 and from its definition.
+    ease = 1 / counts[0].double().unsqueeze(2) + 1 / counts[1].double().unsqueeze(1)
+    exact = (giving.double().unsqueeze(2) - taking.double().unsqueeze(1)).square().sum(-1) / ease  # (3, A, B)
+    chosen = exact.gather(2, partner.unsqueeze(2)).squeeze(2)
+    assert torch.allclose(cost.double(), chosen, rtol=1e-4, atol=1e-2)
+    # Rounding moves a vector of this length by a little, and a cost by the little it is moved.
+    slack = 1e-4 if precision == torch.float32 else 0.05 + 0.02 * far
+    assert (chosen <= exact.min(dim=2).values * (1 + slack) + 1e-2).all()
 
 
 def test_the_same_writes_give_the_same_bytes() -> None:
@@ -63,14 +93,16 @@ def test_an_untouched_slot_keeps_its_bits() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(pads=st.lists(st.integers(0, 12), min_size=2, max_size=4), seed=st.integers(0, 99))
-def test_a_padded_row_is_written_as_if_alone(pads: list[int], seed: int) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_padded_row_is_written_as_if_alone(precision: torch.dtype, pads: list[int], seed: int) -> None:
     rule = SlotsRule(slots=10)
     keys, values = segment(seed, 12, rows=len(pads))
     mask = torch.tensor([[i >= pad for i in range(12)] for pad in pads])
-    state = rule.write(rule.write(None, keys, values), keys, values, mask)
+    state = rule.write(rule.write(None, keys, values), keys, values, mask, precision)
     for row, pad in enumerate(pads):
         one, start = slice(row, row + 1), rule.write(None, keys[row : row + 1], values[row : row + 1])
-        alone = rule.write(start, keys[one, :, pad:], values[one, :, pad:]) if pad < 12 else start
+        given = keys[one, :, pad:], values[one, :, pad:]
+        alone = rule.write(start, *given, precision=precision) if pad < 12 else start
         size = alone["counts"].shape[-1]
         for name in alone:
             assert torch.equal(state[name][one, :, :size], alone[name])

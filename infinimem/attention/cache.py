@@ -295,7 +295,7 @@ def _write(layers: Sequence[InfiniLayer], leaving: Leaving, seen: Tensor) -> Non
     keys = torch.cat([keys for _, keys, _ in chosen], dim=1)  # (B, sum of R, T, D)
     values = torch.cat([values for _, _, values in chosen], dim=1)
     before = _side_by_side([layer.state for layer, _, _ in chosen])
-    state = chosen[0][0].rule.write(before, keys, values, leaving.mask)
+    state = chosen[0][0].rule.write(before, keys, values, leaving.mask, layers[0].values.dtype)
     for (layer, _, _), part in zip(chosen, _apart(state, [keys.shape[1] for _, keys, _ in chosen]), strict=True):
         layer.set_past(part, layer.carried, seen)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ..errors import InvalidSetting
 from .rules import State
 from .slots import SlotsRule
@@ -31,5 +33,5 @@ class RecentRule(SlotsRule):
     def settings(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "distance": self.distance, "packing": self.packing}
 
-    def _reduce(self, state: State) -> State:
+    def _reduce(self, state: State, search: torch.dtype) -> State:
         return {name: tensor[:, :, -self.tokens :] for name, tensor in state.items()}

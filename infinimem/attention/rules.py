@@ -67,11 +67,19 @@ class MemoryRule(ABC):
         """The state tensors: dtypes, and shapes after (B, G), in which None marks a dimension that may be smaller."""
 
     @abstractmethod
-    def write(self, state: State | None, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> State:
+    def write(
+        self,
+        state: State | None,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        precision: torch.dtype = torch.float32,
+    ) -> State:
         """Put a segment into the memory.
 
         keys: (B, G, T, D) and values: (B, G, T, Dv), position-free. mask: (B, T), True for real tokens; None if all
-        are. `state` None is the empty memory. Returns a new state.
+        are. `state` None is the empty memory. precision: the model's own, in which the rule may weigh its choices; what
+        it keeps is computed in float32. Returns a new state.
         """
 
     @abstractmethod
@@ -127,7 +135,14 @@ class LinearRule(MemoryRule):
         features = feature_map(keys)
         return features if mask is None else features * mask[:, None, :, None]
 
-    def write(self, state: State | None, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> State:
+    def write(
+        self,
+        state: State | None,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        precision: torch.dtype = torch.float32,
+    ) -> State:
         features = self._features(keys, mask)  # (B, G, T, D)
         values = values.float()
         if state is not None:

@@ -27,6 +27,8 @@ from .rules import Layout, MemoryRule, Reading, State
 # Pair costs of one chunk of heads stay below this many entries, so that they are worked on inside the CPU's cache.
 CHUNK_ENTRIES = 1 << 21
 MAX_DISTANCE = 1 << 31  # tokens
+# So many places fit into the half of a float32 that a bfloat16 leaves free.
+PLACES = 1 << 16
 
 
 class SlotsRule(MemoryRule):
@@ -74,20 +76,28 @@ class SlotsRule(MemoryRule):
     def layout(self, key_width: int, value_width: int) -> Layout:
         return packed_layout(self.packing, None, key_width, value_width)
 
-    def write(self, state: State | None, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> State:
+    def write(
+        self,
+        state: State | None,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        precision: torch.dtype = torch.float32,
+    ) -> State:
         new = singles(keys, values, mask)
-        return pack(self._pool(new if state is None else concatenate(unpack(state), new)), self.packing)
+        both = new if state is None else concatenate(unpack(state), new)
+        return pack(self._pool(both, precision), self.packing)
 
     def merge(self, a: State, b: State) -> State:
-        return pack(self._pool(concatenate(unpack(a), unpack(b))), self.packing)
+        return pack(self._pool(concatenate(unpack(a), unpack(b)), torch.float32), self.packing)
 
-    def _pool(self, state: State) -> State:
+    def _pool(self, state: State, search: torch.dtype) -> State:
         """Merge down to capacity, each row without its empty slots, so that it is treated as if alone."""
         filled = state["counts"][:, 0] > 0  # (B, M), equal for all heads
         if bool(filled.all()):
-            return self._reduce(state)
+            return self._reduce(state, search)
         rows = [
-            self._reduce({name: tensor[row : row + 1, :, filled[row]] for name, tensor in state.items()})
+            self._reduce({name: tensor[row : row + 1, :, filled[row]] for name, tensor in state.items()}, search)
             for row in range(filled.shape[0])
         ]
         size = max(row["counts"].shape[-1] for row in rows)
@@ -111,7 +121,7 @@ class SlotsRule(MemoryRule):
         values, mass = attention_with_mass(grouped, state["keys"], state["values"], state["bias"], scaling, softcap)
         return Reading(values.reshape(batch, heads, tokens, -1), mass.reshape(batch, heads, tokens))
 
-    def _reduce(self, state: State) -> State:
+    def _reduce(self, state: State, search: torch.dtype) -> State:
         batch, groups, size = state["counts"].shape
         if size <= self.slots:
             return state
@@ -119,7 +129,7 @@ class SlotsRule(MemoryRule):
         joined = torch.cat((state["keys"], state["values"]), dim=-1).flatten(0, 1)  # (B*G, M, D + Dv)
         width = state["keys"].shape[-1]
         parts = [
-            ward_merge(x, n, width, self.slots, self.balance)
+            ward_merge(x, n, width, self.slots, self.balance, search)
             for x, n in zip(joined.split(chunk), state["counts"].flatten(0, 1).split(chunk), strict=True)
         ]
         merged, counts = (torch.cat(column).unflatten(0, (batch, groups)) for column in zip(*parts, strict=True))
@@ -134,28 +144,37 @@ def pad_slots(tensor: Tensor, size: int) -> Tensor:
     return torch.cat((tensor, tensor.new_zeros(*tensor.shape[:2], missing, *tensor.shape[3:])), dim=2)
 
 
-def spread(x: Tensor) -> Tensor:
-    """Mean squared distance to the mean, (P, 1, 1), for x of (P, N, D)."""
-    return (x - x.mean(dim=1, keepdim=True)).square().sum(-1).mean(-1)[:, None, None].clamp_min(1e-12)
-
-
-def ward_merge(x: Tensor, counts: Tensor, key_width: int, capacity: int, balance: float) -> tuple[Tensor, Tensor]:
+def ward_merge(
+    x: Tensor,
+    counts: Tensor,
+    key_width: int,
+    capacity: int,
+    balance: float,
+    search: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
     """Merge slots down to `capacity` per row P.
 
-    x: (P, N, D + Dv), keys and values side by side, the first `key_width` of them the keys; counts: (P, N).
+    x: (P, N, D + Dv), keys and values side by side, the first `key_width` of them the keys; counts: (P, N). search:
+    the precision in which partners are looked for, as in `cheapest_partner`.
     """
     if x.shape[1] > capacity:
         order = shuffled(x.shape[1]).to(x.device)
-        x, counts = x[:, order], counts[:, order]
-    keys, values = x[..., :key_width], x[..., key_width:]
-    scale = torch.cat(
-        (spread(keys).rsqrt().expand_as(keys[:, :1]), balance * spread(values).rsqrt().expand_as(values[:, :1])), dim=-1
-    )
+        x, counts = x.index_select(1, order), counts.index_select(1, order)
+    with torch.no_grad():
+        mean = x.mean(dim=1, keepdim=True)
+        squares = (x - mean).square().mean(dim=1, keepdim=True)  # (P, 1, D + Dv)
+        scale = torch.cat(
+            [
+                weight * part.sum(-1, keepdim=True).clamp_min(1e-12).rsqrt().expand_as(part)
+                for weight, part in ((1.0, squares[..., :key_width]), (balance, squares[..., key_width:]))
+            ],
+            dim=-1,
+        )
     while (size := x.shape[1]) > capacity:
         # What is merged with what has no gradient.
         with torch.no_grad():
-            scaled = x * scale
-            cost, partner = cheapest_partner(scaled[:, 0::2], scaled[:, 1::2], counts[:, 0::2], counts[:, 1::2])
+            scaled = (x - mean) * scale
+            cost, partner = cheapest_partner(scaled[:, 0::2], scaled[:, 1::2], counts[:, 0::2], counts[:, 1::2], search)
             # Two thirds of the offers a round: the others may find a better partner once these are merged.
             taken = min(size - capacity, max(1, cost.shape[1] * 2 // 3))
             order = cost.argsort(dim=-1, stable=True)
@@ -196,13 +215,41 @@ def take(x: Tensor, places: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, (places + offset).flatten()).view(rows, -1, width)
 
 
-def cheapest_partner(a: Tensor, b: Tensor, count_a: Tensor, count_b: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of `a` (P, A, F) its cheapest partner in `b` (P, B, F) by Ward's cost: (cost, index), both (P, A)."""
+def cheapest_partner(
+    a: Tensor, b: Tensor, count_a: Tensor, count_b: Tensor, search: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """For each of `a` (P, A, F) its cheapest partner in `b` (P, B, F) by Ward's cost: (cost, index), both (P, A).
+
+    search: with bfloat16, several times as fast where the processor has it, costs are compared to three digits: the
+    partner may be the cheapest but for that. The cost is that of the partner in full precision either way.
+    """
+    ease_a, ease_b = count_a.reciprocal(), count_b.reciprocal()
+    if search == torch.bfloat16 and b.shape[1] <= PLACES:
+        partner = _nearly_cheapest(a, b, ease_a, ease_b)
+        distance = (a - take(b, partner)).square().sum(-1)
+        return distance / (ease_a + ease_b.gather(1, partner)), partner
     norm_a, norm_b = a.square().sum(-1, keepdim=True), b.square().sum(-1, keepdim=True)
     one_a, one_b = torch.ones_like(norm_a), torch.ones_like(norm_b)
     left = torch.cat((a, norm_a, one_a), dim=-1)
     right = torch.cat((b * -2, one_b, norm_b), dim=-1)
-    distance = torch.bmm(left, right.mT)  # (P, A, B): |a|² - 2ab + |b|²
-    ease = count_a.reciprocal().unsqueeze(-1) + count_b.reciprocal().unsqueeze(-2)
-    cost, partner = distance.clamp_min_(0).div_(ease).min(dim=-1)
+    pairs = torch.bmm(left, right.mT)  # (P, A, B): |a|² - 2ab + |b|²
+    cost, partner = pairs.clamp_min_(0).div_(ease_a.unsqueeze(-1) + ease_b.unsqueeze(-2)).min(dim=-1)
     return cost, partner
+
+
+def _nearly_cheapest(a: Tensor, b: Tensor, ease_a: Tensor, ease_b: Tensor) -> Tensor:
+    """Partners (P, A) by costs in bfloat16: distances of the rounded vectors, in one product that adds in float32."""
+    a, b = a.bfloat16(), b.bfloat16()
+    # Norms in two terms: rounded to one, they would be off by as much as near vectors lie apart.
+    norms = [x.float().square().sum(-1, keepdim=True) for x in (a, b)]
+    (high_a, low_a), (high_b, low_b) = ((n.bfloat16(), (n - n.bfloat16()).bfloat16()) for n in norms)
+    one_a, one_b = torch.ones_like(high_a), torch.ones_like(high_b)
+    left = torch.cat((a, high_a, low_a, one_a, one_a), dim=-1)
+    right = torch.cat((b * -2, one_b, one_b, high_b, low_b), dim=-1)
+    pairs = torch.bmm(left, right.mT)  # (P, A, B)
+    pairs.div_(ease_a.bfloat16().unsqueeze(-1) + ease_b.bfloat16().unsqueeze(-2))
+    # Floats of one sign are ordered as their bits are, and a bfloat16 leaves the lower half of a float32 free: with
+    # the place there, the least number says where it stood, several times faster than torch's `min` of a dimension.
+    place = torch.arange(b.shape[1], dtype=torch.int32, device=b.device)
+    marked = pairs.float().view(torch.int32).bitwise_or_(place)
+    return marked.amin(dim=-1).bitwise_and_(PLACES - 1).long()
