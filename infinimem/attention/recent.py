@@ -6,13 +6,14 @@ than the text has, it is the exact past, which no compression of it should beat.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidSetting
 from .rules import State
 from .slots import SlotsRule
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RecentRule(SlotsRule):
