@@ -13,6 +13,7 @@ import click
 from . import __version__
 from .cli_bench import bench
 from .cli_eval import evaluate
+from .cli_many import ingest_many
 from .cli_options import (
     Group,
     LoadModel,
@@ -367,6 +368,7 @@ def _adapt_addresses(
 
 main.add_command(evaluate)
 main.add_command(bench)
+main.add_command(ingest_many)
 
 
 def _place(passage: Passage) -> str:

@@ -33,6 +33,7 @@ from .attention.attend import SeenEnough
 from .attention.cache import CARRIED
 from .attention.packing import packed_layout
 from .attention.rules import Layout
+from .attention.side_by_side import stack, unstack
 from .decode import Rows, agreed, choose
 from .errors import AdapterMismatch, DamagedMemoryFile, InvalidSetting
 from .identity import config_subset, digest, hash_tokenizer, hash_weights
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 
 # Reading gives freed memory back after so many segments.
 SEGMENTS_BETWEEN_TRIMS = 16
+# Short segments side by side are padded to a multiple of so many tokens.
+PADDING = 64
 
 
 class InfiniModel:
@@ -263,25 +266,50 @@ class InfiniModel:
         weights: gets the weight of every token, a byte each (`addresses.to_bytes`); the model must have a head for it.
         """
         segments = 0
-        cache.watched = None if weights is None or self.addresses is None else self.addresses.settings.layer
         for segment in self.segmenter.split(tokens):
-            # One shape for nearly all segments: every other one would leave compiled kernels of its own in memory.
-            whole = len(segment) > self.segment_length // 2
-            self.read_segment(torch.tensor([segment]), cache, pad_to=self.segment_length if whole else 0)
-            if weights is not None and self.addresses is not None:
-                weights += to_bytes(self.addresses.passage(self._noted(cache, len(segment))).tolist())
+            self.read_side_by_side([segment], [cache], [weights])
             segments += 1
-            self._read += 1
-            if self._read % SEGMENTS_BETWEEN_TRIMS == 0:
-                heap.give_back()
         return segments
 
-    def _noted(self, cache: InfiniCache, length: int) -> Tensor:
-        """What the watched layer's attention saw of a single row of `length` tokens, (T, E)."""
+    @torch.no_grad()
+    def read_side_by_side(
+        self,
+        segments: Sequence[Sequence[int]],
+        caches: Sequence[InfiniCache],
+        weights: Sequence[bytearray | None],
+    ) -> None:
+        """Read a segment into each of several memories, in one forward: as one after the other, but for rounding.
+
+        segments: token ids, at least one and at most `segment_length` each. weights: as for `read_tokens`.
+        """
+        lengths = [len(segment) for segment in segments]
+        size = max(lengths)
+        # Few shapes: every other one leaves compiled kernels of its own in memory.
+        if size > self.segment_length // 2:
+            size = self.segment_length
+        elif len(segments) > 1:
+            size = min(self.segment_length, -(-size // PADDING) * PADDING)
+        rows = stack(caches)
+        head = self.addresses if any(row is not None for row in weights) else None
+        rows.watched = None if head is None else head.settings.layer
+        tokens = torch.tensor([[*segment, *[0] * (max(lengths) - len(segment))] for segment in segments])
+        self.read_segment(tokens, rows, lengths=torch.tensor(lengths), pad_to=size)
+        if head is not None:
+            noted = self._noted(rows)
+            for row, found in enumerate(weights):
+                if found is not None:
+                    found += to_bytes(head.passage(noted[row, : lengths[row]]).tolist())
+        unstack(rows, caches)
+        before, self._read = self._read, self._read + len(segments)
+        if before // SEGMENTS_BETWEEN_TRIMS != self._read // SEGMENTS_BETWEEN_TRIMS:
+            heap.give_back()
+
+    def _noted(self, cache: InfiniCache) -> Tensor:
+        """What the watched layer's attention saw of the segment and what was computed after it, (B, T, E)."""
         noted, cache.noted = cache.noted, None
         if noted is None:
             raise InvalidSetting(f"the model has no layer {cache.watched}, which its head for addresses looks at")
-        return noted[0, len(self.prefix) : len(self.prefix) + length]
+        return noted[:, len(self.prefix) :]
 
     @torch.no_grad()
     def inputs_while_reading(self, tokens: Iterable[int], layer: int) -> Iterator[Tensor]:
@@ -295,7 +323,7 @@ class InfiniModel:
         cache.watched, cache.enough = layer, True
         for segment in self.segmenter.split(tokens):
             self.read_segment(torch.tensor([segment]), cache)
-            yield self._noted(cache, len(segment))
+            yield self._noted(cache)[0]
 
     @torch.no_grad()
     def inputs_at(self, layer: int, tokens: Sequence[int]) -> Tensor:
@@ -305,7 +333,7 @@ class InfiniModel:
         with contextlib.suppress(SeenEnough):
             ids = torch.tensor([[*self.prefix, *tokens]], device=self.device)
             self.model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True)
-        return self._noted(cache, len(tokens))
+        return self._noted(cache)[0]
 
     def echo(self, question: str, layer: int) -> tuple[list[int], Tensor]:
         """A question's words as the model sees them when it reads the question a second time: for each of
@@ -346,14 +374,16 @@ class InfiniModel:
         cache: InfiniCache,
         attention_mask: Tensor | None = None,
         *,
+        lengths: Tensor | None = None,
         logits: bool = False,
         hidden: bool = False,
         pad_to: int = 0,
     ) -> Tensor | None:
         """Read one segment (B, T) and write it into the memory; with `logits`, also return them, (B, T, V).
 
-        hidden: return the last hidden states (B, T, E) instead, for `head`. pad_to: compute on at least so many tokens;
-        those after the T given are neither seen nor written. Gradients flow if they are enabled.
+        lengths: tokens of each row (B,), where the rest is padding. hidden: return the last hidden states (B, T, E)
+        instead, for `head`. pad_to: compute on at least so many tokens; those after the T given are neither seen nor
+        written. Gradients flow if they are enabled.
         """
         batch, length = tokens.shape
         skip = len(self.prefix)
@@ -367,6 +397,9 @@ class InfiniModel:
             mask = attention_mask.to(self.device).bool()
             full = F.pad(torch.cat((mask.new_ones(batch, skip), mask), dim=1), (0, max(0, pad_to - length)))
             inputs |= {"attention_mask": full.long(), "position_ids": (full.long().cumsum(-1) - 1).clamp_min(0)}
+        elif lengths is not None and bool((lengths < length).any()):
+            # Tokens do not see what comes after them, so it is enough not to write it.
+            mask = (torch.arange(length) < lengths.unsqueeze(-1)).to(self.device)
         cache.recording()
         network = self.model if logits else self.model.get_decoder()
         output: Any = None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .addresses import Addresses, Weighed, split
-from .errors import CheckpointMismatch, DamagedMemoryFile
+from .errors import CheckpointMismatch, DamagedMemoryFile, EmptySource
 from .memory_file import MemoryFile
 from .passages import LONGEST_PENDING, Passage, PassageCutter, pack, unpack
 from .readers import Page, ReaderLimits, Source, read_pages
@@ -214,19 +214,24 @@ class Reading:
     @property
     def tokens(self) -> int:
         """All tokens read so far, those of the unfinished segment and text included."""
-        return self.seen + len(self.tail) + len(self.stream.rest()[0])
+        return self.seen + len(self.unfinished())
 
-    def feed(self, text: str, weighed: Weighed | None = None) -> None:
-        """Read text; whole segments go into the memory at once. weighed: gets their tokens."""
+    def take(self, text: str) -> None:
+        """Take text in, which is read segment by segment with `whole` and `done`."""
         self._complete = None
         tokens, ends = self.stream.feed(text)
         self.tail, self.ends = self.tail + tokens, self.ends + ends
-        while (end := self.model.segmenter.end(self.tail)) is not None:
-            weights = None if weighed is None else bytearray()
-            self.model.read_tokens(self.tail[:end], self.cache, weights)
-            if weighed is not None and weights is not None:
-                weighed.add(self.ends[:end], weights)
-            del self.tail[:end], self.ends[:end]
+
+    def whole(self) -> list[int] | None:
+        """The tokens of the next whole segment, which `cache` is to read; None while there is none."""
+        end = self.model.segmenter.end(self.tail)
+        return None if end is None else self.tail[:end]
+
+    def done(self, tokens: int, weights: bytearray | None, weighed: Weighed | None) -> None:
+        """So many tokens are in `cache` now. weighed: gets them with their weights."""
+        if weighed is not None and weights is not None:
+            weighed.add(self.ends[:tokens], weights)
+        del self.tail[:tokens], self.ends[:tokens]
 
     def complete(self) -> InfiniCache:
         """A memory that also holds the unfinished segment; computed once, then kept. Do not write into it."""
@@ -239,11 +244,17 @@ class Reading:
     def _completed(self) -> tuple[InfiniCache, Weighed]:
         if self._complete is None:
             cache, weights = self.cache.clone(), None if self.model.addresses is None else bytearray()
-            more, more_ends = self.stream.rest()
-            if rest := self.tail + more:
-                self.model.read_tokens(rest, cache, weights)
-            self._complete = cache, Weighed(self.ends + more_ends if weights else [], weights or bytearray())
-        return self._complete
+            self.model.read_tokens(self.unfinished(), cache, weights)
+            self.completed(cache, weights)
+        return self._complete or (self.cache, Weighed())
+
+    def unfinished(self) -> list[int]:
+        """The tokens that are in no whole segment, those of text not yet tokenized included."""
+        return self.tail + self.stream.rest()[0]
+
+    def completed(self, cache: InfiniCache, weights: bytearray | None) -> None:
+        """Keep what `complete` and `rest` give: a copy of `cache` that has read `unfinished()`, with these weights."""
+        self._complete = cache, Weighed(self.ends + self.stream.rest()[1] if weights else [], weights or bytearray())
 
     def write_to(self, file: MemoryFile, record: Record, whole: bool = True) -> None:
         """Put the reading's state into a memory file.
@@ -284,20 +295,19 @@ def to_file(reading: Reading, record: Record, whole: bool = True) -> MemoryFile:
     return file
 
 
-def read_source(
+def take_source(
     reading: Reading,
     record: Record,
     source: Source,
-    on_progress: ProgressCallback | None,
-    on_piece: Callable[[Reading, Record], None] | None = None,
+    on_progress: ProgressCallback | None = None,
     resumed: bool = False,
     skip: bool = False,
     limits: ReaderLimits | None = None,
-) -> None:
-    """Read one file into the memory, page by page.
+) -> Iterator[None]:
+    """Take one file in, page by page; after every piece it is the caller's turn to read whole segments.
 
-    on_piece: is called whenever some more text was read. resumed: it is the record's last source, of which as many
-    characters as the record says were read before. skip: leave out what cannot be read, and put it on record.
+    resumed: it is the record's last source, of which as many characters as the record says were read before. skip:
+    leave out what cannot be read, and put it on record.
     """
     if not resumed:
         begin_source(reading, record, SourceRecord(source.name, source.kind, source.sha256))
@@ -329,9 +339,8 @@ def read_source(
         rest = page.text[-(size - known) :] if known else page.text
         known = 0
         for piece in pieces(rest):
-            feed(reading, record, piece)
-            if on_piece is not None:
-                on_piece(reading, record)
+            take(reading, record, piece)
+            yield
         if on_progress is not None:
             on_progress(
                 Progress(
@@ -345,6 +354,14 @@ def read_source(
                 )
             )
     record.end_page()
+    yield
+
+
+def check_something(sources: Sequence[SourceRecord]) -> None:
+    """Raise EmptySource where nothing was read of any of these."""
+    if not any(source.characters for source in sources):
+        reasons = [row["reason"] for source in sources for row in source.skipped]
+        raise EmptySource(f"nothing could be read, all of it was skipped: {'; '.join(reasons[:3])}")
 
 
 def begin_page(reading: Reading, record: Record, page: Page) -> None:
@@ -352,7 +369,7 @@ def begin_page(reading: Reading, record: Record, page: Page) -> None:
     entry = record.sources[-1]
     if entry.pages:
         record.end_page()
-        feed(reading, record, SEPARATOR)
+        take(reading, record, SEPARATOR)
     entry.pages += 1
     record.cutter.page, record.cutter.title = page.number, page.title
 
@@ -360,22 +377,36 @@ def begin_page(reading: Reading, record: Record, page: Page) -> None:
 def begin_source(reading: Reading, record: Record, source: SourceRecord) -> None:
     """Open a source, separated from the one before."""
     if record.sources:
-        between(reading, record, SEPARATOR)
+        reading.take(SEPARATOR)
     record.open(source)
 
 
-def feed(reading: Reading, record: Record, text: str) -> None:
+def take(reading: Reading, record: Record, text: str) -> None:
     """Give text to the memory and to the passages."""
     record.feed(text)
-    between(reading, record, text)
+    reading.take(text)
 
 
-def between(reading: Reading, record: Record, text: str) -> None:
-    """Give text to the memory that belongs to no source."""
-    addresses = record.addresses
-    reading.feed(text, None if addresses is None else addresses.weighed)
-    if addresses is not None:
-        addresses.settle(record.closed)
+def read_whole(reading: Reading, record: Record) -> None:
+    """Read the whole segments of what was taken in."""
+    while (tokens := reading.whole()) is not None:
+        weights = None if record.addresses is None else bytearray()
+        reading.model.read_side_by_side([tokens], [reading.cache], [weights])
+        have_read(reading, record, tokens, weights)
+    # Passages may have been closed whose tokens had all been read before.
+    settle(record)
+
+
+def have_read(reading: Reading, record: Record, tokens: Sequence[int], weights: bytearray | None) -> None:
+    """A whole segment is in the memory."""
+    reading.done(len(tokens), weights, None if record.addresses is None else record.addresses.weighed)
+    settle(record)
+
+
+def settle(record: Record) -> None:
+    """Give the closed passages whose words were all weighed their addresses."""
+    if record.addresses is not None:
+        record.addresses.settle(record.closed)
 
 
 def pieces(text: str, size: int = 1 << 14) -> Iterator[str]:

@@ -308,3 +308,38 @@ def test_the_page_of_help_texts_is_what_the_program_says() -> None:
     script = Path(__file__).parents[1] / "docs" / "make_help.py"
     result = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_ingest_many_writes_a_memory_file_for_each_document(tiny_directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name, text in (("one.txt", STORY), ("deep/two.md", f"# Two\n\n{TEXT}"), ("deep/bad.html", "<p></p>")):
+        (tmp_path / "in" / name).write_text(text)
+    many = ["ingest-many", tmp_path / "in", "-o", tmp_path / "out", "-m", tiny_directory, "--segment-length", 32]
+    refused = infinimem(*many, expect=1)
+    assert "bad.html" in refused.stderr
+    shown = infinimem(*many, "--skip-errors")
+    assert "Wrote 2 memory files" in shown.stdout and "left out bad.html" in shown.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.txt.safetensors", "two.md.safetensors"]
+    answer = as_json("ask", tmp_path / "out" / "one.txt.safetensors", "Who is captain?", "--max-new-tokens", 3)
+    assert {passage["source"] for passage in answer["passages"]} == {"one.txt"}
+
+
+def test_ingest_many_resumes_with_what_is_missing_or_has_changed(tiny_directory: Path, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text(f"{name}. {TEXT}")
+    many = ["ingest-many", *sorted(tmp_path.glob("*.txt")), "-o", tmp_path / "out", "-m", tiny_directory]
+    assert len(as_json(*many)["written"]) == 3
+    assert as_json(*many, "--resume")["already_there"] == 3
+    (tmp_path / "a.txt").write_text(STORY)
+    (tmp_path / "out" / "b.txt.safetensors").write_bytes(b"damaged")
+    again = as_json(*many, "--resume")
+    assert sorted(row["source"] for row in again["written"]) == ["a.txt", "b.txt"] and again["already_there"] == 1
+    assert len(as_json(*many, "--resume", "--segment-length", 64)["written"]) == 3
+
+
+def test_ingest_many_refuses_two_documents_of_one_name(tiny_directory: Path, tmp_path: Path) -> None:
+    for directory in ("x", "y"):
+        (tmp_path / directory).mkdir()
+        (tmp_path / directory / "same.txt").write_text(TEXT)
+    refused = infinimem("ingest-many", tmp_path, "-o", tmp_path / "out", "-m", tiny_directory, expect=1)
+    assert "have the same name" in refused.stderr and not (tmp_path / "out").exists()

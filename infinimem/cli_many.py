@@ -1,0 +1,136 @@
+"""`infinimem ingest-many`: a memory file for each document."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .cli_options import LoadModel, json_option, limit_option, model_options, plain, print_json
+from .errors import InvalidSetting, MemoryFileError, SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .model import InfiniModel
+    from .readers import ReaderLimits
+
+
+@click.command("ingest-many")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option(
+    "--output", "-o", required=True, type=click.Path(path_type=Path), help="The directory to write memory files into."
+)
+@model_options
+@click.option("--no-passages", is_flag=True, help="Keep the compressive memory alone, no text.")
+@click.option("--resume", is_flag=True, help="Leave out documents whose memory files are there and up to date.")
+@click.option("--skip-errors", is_flag=True, help="Leave out files and pages that cannot be read, and say so.")
+@limit_option
+@json_option
+def ingest_many(
+    sources: tuple[str, ...],
+    output: Path,
+    load_model: LoadModel,
+    no_passages: bool,
+    resume: bool,
+    skip_errors: bool,
+    limits: ReaderLimits,
+    as_json: bool,
+) -> None:
+    """Read documents into a memory file each, several at once.
+
+    SOURCE is a PDF, EPUB, HTML, Markdown or text file, a directory, or a quoted glob pattern. The memory of book.pdf
+    is DIRECTORY/book.pdf.safetensors, written as soon as the document is read.
+
+    \b
+    infinimem ingest-many notes/ -o memories
+    infinimem ingest-many 'papers/**/*.pdf' -o memories --skip-errors --resume
+    """
+    from .document_memory import DocumentMemory
+    from .memory_file import check_writable, make_directory
+    from .readers import find_sources, open_source
+
+    found = find_sources(sources)
+    targets = _targets(found, output)
+    for path in () if skip_errors else found:
+        open_source(path, limits)
+    make_directory(output)
+    check_writable(targets[found[0].name])
+    model = load_model()
+    waiting = [path for path in found if not (resume and _is_there(path, targets[path.name], model, not no_passages))]
+    failed: list[dict[str, str]] = []
+
+    def on_error(path: Path, error: SourceError) -> None:
+        failed.append({"source": path.name, "reason": str(error)})
+        if not as_json:
+            click.echo(f"Warning: left out {plain(path.name)}: {plain(str(error))}", err=True)
+
+    started, tokens, written = time.perf_counter(), 0, []
+    memories = DocumentMemory.ingest_many(
+        waiting,
+        model=model,
+        passages=not no_passages,
+        progress=not as_json,
+        limits=limits,
+        on_error=on_error if skip_errors else None,
+    )
+    for memory in memories if waiting else ():
+        info = memory.info()
+        source = info["sources"][0]
+        target = targets[source["name"]]
+        size = memory.save(target)
+        tokens += info["tokens"]
+        written.append({"source": source["name"], "file": str(target), "tokens": info["tokens"], "file_bytes": size})
+        failed += [{"source": source["name"], **row} for row in source["skipped"]]
+    seconds = time.perf_counter() - started
+    result: dict[str, Any] = {
+        "tokens": tokens,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "already_there": len(found) - len(waiting),
+        "written": written,
+        "skipped": failed,
+    }
+    if as_json:
+        print_json(result)
+        return
+    there = f"; {result['already_there']:,} were there already" if result["already_there"] else ""
+    click.echo(
+        f"Read {tokens:,} tokens in {seconds:,.1f} s ({result['tokens_per_second']:,.0f} tokens/s).\n"
+        f"Wrote {len(written):,} memory file{'' if len(written) == 1 else 's'} into {output}{there}."
+    )
+
+
+def _targets(found: Sequence[Path], output: Path) -> dict[str, Path]:
+    """Where the memory of each document goes, by its name. Raises InvalidSetting where two have the same."""
+    named: dict[str, Path] = {}
+    for path in found:
+        if path.name in named:
+            raise InvalidSetting(
+                f"'{named[path.name]}' and '{path}' have the same name, and so would their memory files; read them "
+                "into two directories"
+            )
+        named[path.name] = path
+    return {name: output / f"{name}.safetensors" for name in named}
+
+
+def _is_there(path: Path, target: Path, model: InfiniModel, passages: bool) -> bool:
+    """Whether the memory file is that of this document, as it is now, under this model."""
+    from .memory_file import differences, read_memory_file
+    from .readers import open_source
+
+    if not target.is_file():
+        return False
+    try:
+        file, source = read_memory_file(target), open_source(path)
+    except (MemoryFileError, SourceError):
+        return False
+    known = [entry["sha256"] for entry in file.sources]
+    return (
+        known == [source.sha256]
+        and not file.sources[0]["skipped"]
+        and (file.passages is not None) == passages
+        and not differences(file.identity, model.identity())
+    )
