@@ -22,7 +22,7 @@ class Rows:
 
     def __init__(self, model: InfiniModel, prompts: Sequence[Sequence[int]], cache: InfiniCache | None) -> None:
         self._model = model
-        self._window = model.new_cache() if cache is None else cache.clone()
+        self._window = (model.new_cache() if cache is None else cache.clone()).inexact()
         rows, longest = len(prompts), max(map(len, prompts))
         if rows > 1 and self._window.seen is not None and self._window.seen.shape[0] == 1:
             self._window.batch_repeat_interleave(rows)

@@ -37,6 +37,24 @@ def test_an_empty_memory_leaves_the_models_bits_alone(family: str, rule: str, dt
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_inexact_cache_differs_from_the_model_by_rounding_alone(family: str, dtype: torch.dtype) -> None:
+    network, tokens = tiny_network(family).to(dtype), random_tokens(2, 40)
+    mask = torch.ones_like(tokens)
+    mask[1, :9] = 0
+    exact = tiny_network(family)(input_ids=tokens, attention_mask=mask).logits
+    error = (network(input_ids=tokens, attention_mask=mask).logits - exact)[mask.bool()].square().mean().sqrt()
+    rule = make_rule("slots")
+    with Attachment(network, rule):
+        cache = InfiniCache(rule, 4).inexact()
+        network(input_ids=tokens[:, :30], attention_mask=mask[:, :30], past_key_values=cache)
+        first = network(input_ids=tokens[:, 30:31], attention_mask=mask[:, :31], past_key_values=cache).logits
+        rest = network(input_ids=tokens[:, 31:], attention_mask=mask, past_key_values=cache).logits
+    got = torch.cat((first, rest), dim=1) - exact[:, 30:]
+    assert got.square().mean().sqrt() <= 2 * error + 1e-4
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("rule", ["linear", "delta"])
 def test_a_shut_gate_leaves_the_models_bits_alone(family: str, rule: str) -> None:
     network, tokens = tiny_network(family), random_tokens(1, 20)

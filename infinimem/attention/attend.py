@@ -3,7 +3,7 @@
 - `attached(model, ...)` / `attach(model, ...)`: registers nothing but a new name in transformers' attention registry,
   puts two hooks on each attention module of this one model, and takes all of it back on `detach()`
 - with no `InfiniCache`, or while nothing of the past is in it, the model's own attention function runs on its own
-  arguments: same bits as the unmodified model
+  arguments: same bits as the unmodified model (unless the cache is `inexact`, which answers use)
 - what a forward needs (the cache layer, the rotation tables) travels in a thread-local set by the hooks, so one model
   can serve many threads with different memories
 """
@@ -81,14 +81,16 @@ def attend(
     base: the model's own attention function. Returns (B, T, H, Dv), as transformers expects.
     """
     forward: _Forward | None = getattr(_active, "forward", None)
-    if forward is None or not forward.layer.keeps:
+    if forward is None:
         return base(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
     layer = forward.layer
     undo = None if forward.tables is None else inverse(forward.tables)
     if layer.recording:
         new = key[:, :, -query.shape[2] :]
         layer.record(new.float() if undo is None else rotate(new, *undo))
-    if layer.state is None and layer.carried is None and not slow_in_training(query):
+    # With nothing of the past, the model's own bits, unless other ones are as good and far sooner there.
+    exact = layer.exact and not query.requires_grad
+    if layer.state is None and layer.carried is None and (exact or not fused_is_slow(query)):
         return base(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
 
     read = _Read(forward, query, undo, kwargs)
@@ -194,9 +196,9 @@ def compute_dtype(query: Tensor) -> torch.dtype:
     return torch.float32 if query.device.type == "cpu" and query.dtype == torch.float16 else query.dtype
 
 
-def slow_in_training(query: Tensor) -> bool:
+def fused_is_slow(query: Tensor) -> bool:
     """Whether torch's own attention takes far longer, forward and backward, than plain products of matrices."""
-    return query.requires_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16
 
 
 def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:

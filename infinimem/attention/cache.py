@@ -32,7 +32,8 @@ class InfiniLayer(DynamicLayer):
     """Segment, carried tokens and memory of one attention layer.
 
     heads: the KV heads that have a memory; None for all of them, empty for a layer without one. carry: most tokens of
-    the past that all heads keep as they are. prefix: tokens before every segment and prompt that see no past.
+    the past that all heads keep as they are. prefix: tokens before every segment and prompt that see no past. `exact`:
+    whether what is computed with nothing of the past is the unmodified model's, bit by bit.
     """
 
     is_croppable = False
@@ -46,6 +47,7 @@ class InfiniLayer(DynamicLayer):
         self.carry = carry
         self.prefix = prefix
         self.recording = False
+        self.exact = True
         self.carried: State | None = None  # of all heads, (B, G, ...) each
         self.state: State | None = None  # of the remembering heads, (B, R, ...) each
         self.seen: Tensor | None = None  # (B,) tokens read in earlier segments
@@ -154,7 +156,7 @@ class InfiniLayer(DynamicLayer):
     def clone(self) -> InfiniLayer:
         """Same past (shared, never changed in place), own segment."""
         other = InfiniLayer(self.rule, self.heads, self.carry, self.prefix)
-        other.recording = self.recording
+        other.recording, other.exact = self.recording, self.exact
         other.set_past(self.state, self.carried, self.seen)
         other._prepared, other._near = self._prepared, self._near
         other.content_keys = list(self.content_keys)
@@ -198,6 +200,13 @@ class InfiniCache(Cache):
         """Keep position-free keys from now on, so that `end_segment` can write; returns the cache itself."""
         for layer in self.layers:
             layer.recording = on and layer.keeps
+        return self
+
+    def inexact(self) -> InfiniCache:
+        """Let what is computed with nothing of the past differ from the unmodified model's by rounding, where that is
+        faster; returns the cache itself."""
+        for layer in self.layers:
+            layer.exact = False
         return self
 
     def states(self) -> dict[int, State]:

@@ -37,7 +37,8 @@ def joined_attention(
     if first.queries.dtype == torch.float32 and all(_fused(*part[:3], None, softcap) for part in parts):
         return _joined_by_mass(parts, scaling, causal)
     batch, heads, tokens, _ = first.queries.shape
-    values = torch.cat([part.values for part in parts], dim=2).flatten(0, 1)  # (B*G, N, Dv)
+    joined = first.values if len(parts) == 1 else torch.cat([part.values for part in parts], dim=2)
+    values = joined.flatten(0, 1)  # (B*G, N, Dv)
     step = CHUNK if values.device.type == "cpu" else tokens
     found = []
     for start in range(0, tokens, step):
