@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,6 +23,9 @@ from .readers.prose import border
 LIMIT = 800  # characters
 LONGEST_PENDING = LIMIT + LIMIT // 2
 MAX_PASSAGE_BYTES = 1 << 30  # a passage table that unpacks to more is refused
+LONGEST_ROW = 1 << 20  # characters of JSON
+MAX_TITLES = 1 << 20  # characters of all titles together, unless the text has more
+PIECE = 1 << 16  # bytes that are unpacked at once
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,30 @@ def pack(passages: Sequence[Passage]) -> np.ndarray:
     return np.frombuffer(data, dtype=np.uint8)
 
 
-def _rows(value: Any) -> list[list[Any]]:
-    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
-        raise ValueError("they are no table")
-    return value
+def unpack(array: np.ndarray, sources: Mapping[str, int]) -> list[Passage]:
+    """The passages of `pack`, of sources with so many characters by name, read row by row.
+
+    Raises DamagedMemoryFile for anything else: what a file unpacks to must fit what it says it was read from.
+    """
+    passages: list[Passage] = []
+    names, titles = {name: name for name in sources}, {"": ""}
+    # Passages do not overlap, and titles are few; neither takes more room than the text.
+    left, room = sum(sources.values()), max(MAX_TITLES, sum(sources.values()))
+    try:
+        for row in _rows(_unpacked(array)):
+            passage = _passage(*row)
+            left -= len(passage.text)
+            if passage.title is not None and passage.title not in titles:
+                room -= len(passage.title)
+            if passage.end > sources.get(passage.source, -1) or left < 0 or room < 0:
+                raise ValueError("a row is no passage of what was read")
+            title = None if passage.title is None else titles.setdefault(passage.title, passage.title)
+            passages.append(replace(passage, source=names[passage.source], title=title))
+    except (zlib.error, ValueError, TypeError) as error:
+        raise DamagedMemoryFile(
+            f"the passages in the memory file cannot be unpacked ({error}); make it again"
+        ) from error
+    return passages
 
 
 def _passage(source: Any, page: Any, title: Any, start: Any, end: Any, text: Any) -> Passage:
@@ -131,15 +155,55 @@ def _passage(source: Any, page: Any, title: Any, start: Any, end: Any, text: Any
     return Passage(text, source, page, start, end, title)
 
 
-def unpack(array: np.ndarray) -> list[Passage]:
-    """The passages of `pack`. Raises DamagedMemoryFile for anything else."""
-    expand = zlib.decompressobj()
+def _rows(pieces: Iterator[str]) -> Iterator[list[Any]]:
+    """The rows of a table in JSON as `pack` writes it, each as soon as it is there. Raises ValueError."""
+    text, at = "", 0
+
+    def next_character() -> str:
+        nonlocal text, at
+        while at == len(text):
+            text, at = next(pieces), 0
+        at += 1
+        return text[at - 1]
+
     try:
-        data = expand.decompress(array.tobytes(), MAX_PASSAGE_BYTES)
-        if not expand.eof or expand.unconsumed_tail or expand.unused_data:
-            raise DamagedMemoryFile("the passages in the memory file are cut off or too large; make the file again")
-        return [_passage(*row) for row in _rows(strict_json.parse(data.decode(), depth=3))]
-    except (zlib.error, ValueError, TypeError) as error:
-        raise DamagedMemoryFile(
-            f"the passages in the memory file cannot be unpacked ({error}); make it again"
-        ) from error
+        if next_character() != "[":
+            raise ValueError("they are no table")
+        mark = next_character()
+        if mark != "]":
+            at -= 1
+        while mark != "]":
+            row = None
+            while row is None:
+                try:
+                    row, at = strict_json.parse_start(text, at)
+                except ValueError:
+                    if len(text) - at > LONGEST_ROW:
+                        raise
+                    text, at = text[at:] + next(pieces), 0
+            if not isinstance(row, list):
+                raise ValueError("they are no table")
+            yield row
+            mark = next_character()
+            if mark not in ",]":
+                raise ValueError("they are no table")
+    except StopIteration:
+        raise ValueError("they are cut off") from None
+    if at < len(text) or next(pieces, None) is not None:
+        raise ValueError("something comes after the last row")
+
+
+def _unpacked(array: np.ndarray) -> Iterator[str]:
+    """The compressed text in pieces, so that it is never there as a whole. Raises ValueError and zlib.error."""
+    expand, decode = zlib.decompressobj(), codecs.getincrementaldecoder("utf-8")()
+    data, total = array.tobytes(), 0
+    while not expand.eof:
+        piece = expand.decompress(data, PIECE)
+        data, total = expand.unconsumed_tail, total + len(piece)
+        if total > MAX_PASSAGE_BYTES or not (piece or expand.eof):
+            raise ValueError("they are cut off or too large")
+        if text := decode.decode(piece):
+            yield text
+    decode.decode(b"", final=True)
+    if expand.unused_data:
+        raise ValueError("something comes after them")

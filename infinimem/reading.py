@@ -84,10 +84,14 @@ class Record:
     def from_file(cls, file: MemoryFile) -> Record:
         """The record in a memory file."""
         try:
+            sources = [SourceRecord(**source) for source in file.sources]
+            characters: dict[str, int] = {}
+            for source in sources:
+                characters[source.name] = characters.get(source.name, 0) + source.characters
             record = cls(
                 keep_passages=file.passages is not None,
-                sources=[SourceRecord(**source) for source in file.sources],
-                closed=[] if file.passages is None else unpack(file.passages),
+                sources=sources,
+                closed=[] if file.passages is None else unpack(file.passages, characters),
                 cutter=PassageCutter(**file.reading["cutter"]),
             )
         except (TypeError, KeyError) as error:

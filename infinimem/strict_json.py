@@ -32,6 +32,20 @@ def parse(text: str, depth: int = DEPTH) -> Any:
     return value
 
 
+def parse_start(text: str, at: int) -> tuple[Any, int]:
+    """The value whose JSON starts at character `at` of a text, which may go on after it, and where it ends.
+
+    Raises ValueError as `parse` does, but only Python's own limit on nesting holds; also where the end is missing.
+    """
+    try:
+        value, end = _DECODER.raw_decode(text, at)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    if "\\u" in text[at:end]:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value, end
+
+
 def _inside(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return list(value.values())
@@ -47,3 +61,6 @@ def _finite(digits: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{digits} is beyond any float")
     return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 from conftest import TEXT
@@ -59,7 +61,12 @@ def test_a_passage_never_crosses_a_page() -> None:
 @given(texts=st.lists(st.text(st.characters(codec="utf-8"), min_size=1), max_size=8))
 def test_packed_passages_come_back_equal(texts: list[str]) -> None:
     passages = [Passage(text, "s", i + 1, i, i + len(text), None if i % 2 else "title") for i, text in enumerate(texts)]
-    assert unpack(pack(passages)) == passages
+    assert unpack(pack(passages), {"s": 8 + sum(map(len, texts))}) == passages
+
+
+def test_a_table_longer_than_what_is_unpacked_at_once_comes_back_equal() -> None:
+    passages = [Passage(f"{i}é" * 90, "s", i, 200 * i, 200 * i + len(f"{i}é" * 90), f"title {i}") for i in range(2000)]
+    assert unpack(pack(passages), {"s": 1_000_000}) == passages
 
 
 @pytest.mark.parametrize(
@@ -68,14 +75,46 @@ def test_packed_passages_come_back_equal(texts: list[str]) -> None:
 )
 def test_broken_passage_tables_are_refused(data: bytes) -> None:
     with pytest.raises(DamagedMemoryFile, match="passages"):
-        unpack(np.frombuffer(data, np.uint8))
+        unpack(np.frombuffer(data, np.uint8), {"s": 100})
 
 
 def test_a_passage_table_that_explodes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = pack([Passage("a" * 100_000, "s", 1, 0, 100_000)])
-    monkeypatch.setattr("infinimem.passages.MAX_PASSAGE_BYTES", 50_000)
+    packed = pack([Passage(f"{i:0800}", "s", 1, 800 * i, 800 * (i + 1)) for i in range(200)])
+    monkeypatch.setattr("infinimem.passages.MAX_PASSAGE_BYTES", 100_000)
     with pytest.raises(DamagedMemoryFile, match="too large"):
-        unpack(packed)
+        unpack(packed, {"s": 1_000_000})
+
+
+ONE, TWO = Passage("one", "s", 1, 0, 3, "A title"), Passage("two", "s", 1, 5, 8)
+
+
+@pytest.mark.parametrize(
+    ("sources", "passages"),
+    [
+        ({}, [ONE]),
+        ({"t": 100}, [ONE]),
+        ({"s": 7}, [TWO]),
+        ({"s": 8}, [ONE, TWO, TWO]),
+    ],
+    ids=["no source", "another source", "beyond its end", "more text than it has"],
+)
+def test_passages_of_something_that_was_not_read_are_refused(sources: dict[str, int], passages: list[Passage]) -> None:
+    with pytest.raises(DamagedMemoryFile, match="no passage of what was read"):
+        unpack(pack(passages), sources)
+
+
+def test_titles_of_more_room_than_any_reading_gives_them_are_refused() -> None:
+    rows = [Passage("a", "s", 1, i, i + 1, f"{i:09}" * 60_000) for i in range(3)]
+    with pytest.raises(DamagedMemoryFile, match="no passage"):
+        unpack(pack(rows), {"s": 100})
+
+
+@pytest.mark.parametrize(
+    "table", ['[["s",1,null,0,3,"one"]', '["s"]', "{}", "[[]]", "[1,2]", "[ ]", '[["s",1,null,0,3,"one"]]]']
+)
+def test_a_table_of_another_form_is_refused(table: str) -> None:
+    with pytest.raises(DamagedMemoryFile, match="passages"):
+        unpack(np.frombuffer(zlib.compress(table.encode()), np.uint8), {"s": 100})
 
 
 LIBRARY = [
