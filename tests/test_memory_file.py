@@ -156,7 +156,7 @@ def test_a_file_of_version_2_is_read_as_one_whose_words_were_not_weighed() -> No
     file = read_memory_file(GOLDEN / "memory-2.safetensors")
     assert file.addresses is None and file.reading["addresses"] is None and file.identity["carry"] == 2
     assert file.states[3]["carried_keys"].shape == (2, 2, 4)
-    assert file.passages is not None and [passage.text for passage in unpack(file.passages, {"s": 1})] == ["a"]
+    assert file.passages is not None and [passage.text for passage in unpack(file.passages, {"book": 1})] == ["a"]
 
 
 def test_a_file_of_version_1_is_read_as_one_in_which_nothing_is_carried_over() -> None:
