@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from .address_head import FILE as ADDRESSES_FILE
 from .address_head import AddressHead, read_head
 from .errors import AdapterMismatch, AdapterNotFound, DamagedAdapter, UnsupportedAdapter
+from .known import remember
 from .memory_file import PREFIX, make_directory, write_atomically
 from .pretrained import DEFAULT_MODEL, directory_at
 
@@ -105,14 +106,25 @@ def load_adapter(
     name = os.fspath(adapter)
     if name == NO_ADAPTER:
         return None
-    if name and Path(name).name == name and name not in (".", "..") and directory_at(SHIPPED / name):
+    if _is_shipped(name):
         return read_adapter(SHIPPED / name, name)
-    directory = directory_at(name) if name else None
+    directory = adapter_directory(name)
     if directory is None:
         raise AdapterNotFound(
             f"no adapter directory is at '{name}'; name a directory with {CONFIG_FILE}, or 'none' for the bare model"
         )
+    remember(directory)
     return read_adapter(directory, name)
+
+
+def adapter_directory(name: str) -> Path | None:
+    """The directory of the user's that an adapter of this name is read from; None for those of the package."""
+    return None if not name or name == NO_ADAPTER or _is_shipped(name) else directory_at(name)
+
+
+def _is_shipped(name: str) -> bool:
+    plain = bool(name) and Path(name).name == name and name not in (".", "..")
+    return plain and directory_at(SHIPPED / name) is not None
 
 
 def read_adapter(directory: Path, name: str | None = None) -> Adapter:

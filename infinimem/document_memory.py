@@ -24,6 +24,7 @@ from .answering import Answering
 from .asking import checked_question
 from .checkpoint import Checkpoint
 from .errors import (
+    AdapterNotFound,
     DamagedMemoryFile,
     EmptySource,
     FileChanged,
@@ -31,8 +32,10 @@ from .errors import (
     InvalidSetting,
     MergeMismatch,
     ModelMismatch,
+    ModelNotFound,
     SourceError,
 )
+from .known import is_known
 from .langchain import component
 from .memory_file import MemoryFile, differences, locked, read_memory_file, version_of
 from .passages import Passage
@@ -390,11 +393,23 @@ class DocumentMemory(Answering):
             return self._file
 
     def _load_model(self, name: str | os.PathLike[str] | None) -> InfiniModel:
+        from .adapter import adapter_directory
         from .model import shared_model
+        from .pretrained import model_directory
 
         if self._file is None:
             raise InvalidSetting("this memory has a model already")
         identity = self._file.identity
+        if name is None and not is_known(model_directory(self._file.model)):
+            raise ModelNotFound(
+                f"the memory file names the model directory '{self._file.model}', which was never named here; give it "
+                "as model= (--model) to allow it"
+            )
+        if self._adapter is None and not is_known(adapter_directory(self._file.adapter)):
+            raise AdapterNotFound(
+                f"the memory file names the adapter directory '{self._file.adapter}', which was never named here; give "
+                "it as adapter= (--adapter) to allow it"
+            )
         return shared_model(
             self._file.model if name is None else name,
             rule=identity["rule"],

@@ -33,6 +33,7 @@ from .errors import (
     NoRotaryEmbedding,
     NotACausalLM,
 )
+from .known import remember
 
 if TYPE_CHECKING:
     import torch
@@ -190,6 +191,11 @@ def _where(name: str | os.PathLike[str] | None) -> tuple[str, str]:
     return str(directory_at(name) or name), str(name)
 
 
+def model_directory(name: str | os.PathLike[str]) -> Path | None:
+    """The directory of the user's that a model of this name is loaded from; None for the default and hub ids."""
+    return None if str(name) == DEFAULT_MODEL else directory_at(name)
+
+
 def directory_at(name: str | os.PathLike[str]) -> Path | None:
     """The directory at that path, `~` expanded; None if there is none, or if no path can be called that."""
     try:
@@ -205,6 +211,8 @@ def _load(
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer
 
     directory = directory_at(where)
+    if directory is not None and fetch:
+        remember(directory)
     if directory is None and (where.startswith((".", "/", "~")) or where.count("/") > 1 or not where):
         raise ModelNotFound(f"no model directory is at '{where}'; give a directory with config.json, or a hub id")
     with quiet(), _usable(where, directory is not None, fetch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from infinimem import known
 from infinimem.attention import make_rule
 from infinimem.model import InfiniModel
 
@@ -55,6 +56,14 @@ def tiny_network(family: str, **changes: Any) -> transformers.PreTrainedModel:
             if parameter.ndim > 1:
                 parameter.normal_(0.0, 0.15 if "embed" not in name else 1.0)
     return network.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests name is no business of the user's; processes that they start see it too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(known.VARIABLE, str(tmp_path_factory.mktemp("known") / "directories.jsonl"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -120,6 +129,7 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> 
     directory = tmp_path_factory.mktemp("models") / "tiny-llama"
     tiny_network("Llama").save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    known.remember(directory)
     return directory
 
 

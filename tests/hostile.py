@@ -28,11 +28,6 @@ ESCAPES = "\x1b]0;owned\x07\x1b[2J\x1b[31m\x9b31m‮\x08\x7f"
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, or makes sparse files")
 
 
-def hole(reason: str) -> pytest.MarkDecorator:
-    """An attack that is not stopped yet."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 def framed(header: Mapping[str, Any] | bytes, data: bytes = b"", length: int | None = None) -> bytes:
     """A safetensors file of this header and these bytes; length: what it says of its header, if not the truth."""
     text = header if isinstance(header, bytes) else json.dumps(header, ensure_ascii=False).encode()

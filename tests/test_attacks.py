@@ -29,11 +29,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import TEXT
-from hostile import ESCAPES, TERABYTE, Forged, entry, framed, hole, needs_linux, peak_growth, tiny_memory, tiny_model
+from hostile import ESCAPES, TERABYTE, Forged, entry, framed, needs_linux, peak_growth, tiny_memory, tiny_model
 from hostile import unframed as parts_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from infinimem import DocumentMemory, memory_file
+from infinimem import DocumentMemory, known, memory_file
 from infinimem.cli import main
 from infinimem.errors import (
     AdapterNotFound,
@@ -1021,6 +1021,8 @@ def test_a_cached_hub_model_that_a_file_names_is_loaded_without_asking_the_hub(
 
 
 def copy_of(directory: Path, place: Path, **changes: Any) -> Path:
+    """A model directory of the user's own."""
+    known.remember(place)
     shutil.copytree(directory, place)
     config = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps({**config, **changes}))
@@ -1090,14 +1092,11 @@ def test_a_damaged_model_that_a_file_names_ends_in_a_clear_error(
             memory.open()
 
 
-UNASKED = hole("a directory is loaded because a file names it, although its user never did")
-
-
-@UNASKED
 def test_a_directory_that_only_the_file_names_is_not_loaded(
     named: Path, file: Path, tiny_directory: Path, tmp_path: Path
 ) -> None:
-    directory = copy_of(tiny_directory, tmp_path / "model")
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_directory, directory)
     memory = DocumentMemory.load(Forged.of(named).put("model", value=str(directory)).write(file))
     with pytest.raises(ModelNotFound, match="model="):
         memory.open()
@@ -1106,18 +1105,16 @@ def test_a_directory_that_only_the_file_names_is_not_loaded(
     DocumentMemory.load(file).open()
 
 
-@UNASKED
 def test_a_directory_beside_the_user_does_not_pass_for_a_hub_model(
     named: Path, file: Path, tiny_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy_of(tiny_directory, tmp_path / "someone" / "tiny")
+    shutil.copytree(tiny_directory, tmp_path / "someone" / "tiny")
     monkeypatch.chdir(tmp_path)
     memory = DocumentMemory.load(Forged.of(named).put("model", value="someone/tiny").write(file))
     with pytest.raises(ModelNotFound):
         memory.open()
 
 
-@UNASKED
 def test_an_adapter_directory_that_only_the_file_names_is_not_read(named: Path, file: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "EVIL"}')
