@@ -1,7 +1,8 @@
 """One step of decoding: what the next token of several answers is.
 
 - prompts of different lengths stand side by side, padded on the left, where nothing is attended to
-- an answer may have two prompts, which then agree on its tokens
+- an answer may have several prompts, which then agree on its tokens; each is read for itself, and then they go on
+  side by side, so that the weights are read once a token
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from .attention.side_by_side import join
 
 if TYPE_CHECKING:
     from .attention import InfiniCache
@@ -50,6 +54,34 @@ class Rows:
         """Go on with a token for each row, (B,); the logits of what was there must have been computed."""
         self._tokens, self._positions = chosen[:, None], self._positions[:, -1:] + 1
         self._mask = torch.cat((self._mask, self._mask.new_ones(self._mask.shape[0], 1)), dim=1)
+
+    def take_in(self, other: Rows) -> None:
+        """Go on with the rows of another one below one's own; the logits of what both have must have been computed."""
+        self._window = join(self._window, other._window)
+        self._tokens = torch.cat((self._tokens, other._tokens))
+        self._positions = torch.cat((self._positions, other._positions))
+        longest = max(self._mask.shape[1], other._mask.shape[1])
+        self._mask = torch.cat([F.pad(mask, (longest - mask.shape[1], 0)) for mask in (self._mask, other._mask)])
+
+
+class Views:
+    """Answers being decoded, each from one or several prompts; rows: one for each kind of prompt, of all answers."""
+
+    def __init__(self, rows: Sequence[Rows]) -> None:
+        self._rows = list(rows)
+        self._count = len(rows)
+
+    def logits(self) -> Tensor:
+        """Of the next token of every answer, (B, V): what its prompts agree on."""
+        found = [rows.logits() for rows in self._rows]
+        return agreed(found if len(found) == self._count else found[0].chunk(self._count))
+
+    def add(self, chosen: Tensor) -> None:
+        """Go on with a token for each answer, (B,); the logits of what was there must have been computed."""
+        for rows in self._rows:
+            rows.add(chosen if len(self._rows) == self._count else chosen.repeat(self._count))
+        while len(self._rows) > 1:
+            self._rows[0].take_in(self._rows.pop(1))
 
 
 def agreed(views: Sequence[Tensor]) -> Tensor:

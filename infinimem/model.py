@@ -34,7 +34,7 @@ from .attention.cache import CARRIED
 from .attention.packing import packed_layout
 from .attention.rules import Layout
 from .attention.side_by_side import stack, unstack
-from .decode import Rows, agreed, choose
+from .decode import Rows, Views, choose
 from .errors import AdapterMismatch, DamagedMemoryFile, InvalidSetting
 from .identity import config_subset, digest, hash_tokenizer, hash_weights
 from .pretrained import DEFAULT_MODEL, load_base, load_weights
@@ -461,7 +461,7 @@ class InfiniModel:
             raise InvalidSetting(f"max_new_tokens is {max_new_tokens}; an answer has at least one token")
         if beside and (len(beside) != len(prompts) or any(not prompt for prompt in beside)):
             raise InvalidSetting(f"there are {len(prompts)} prompts, but {len(beside)} beside them, or one is empty")
-        views = [Rows(self, view, cache) for view in (prompts, beside) if view]
+        views = Views([Rows(self, view, cache) for view in (prompts, beside) if view])
         generator = None
         if temperature > 0:
             generator = torch.Generator(device=self.device)
@@ -472,7 +472,7 @@ class InfiniModel:
         fresh = NoRepeatNGramLogitsProcessor(no_repeat) if no_repeat else None
         for _ in range(max_new_tokens):
             with torch.no_grad():
-                logits = agreed([view.logits() for view in views])
+                logits = views.logits()
                 if fresh is not None:
                     logits = fresh(said, logits)
                 chosen = choose(logits, temperature, top_p, generator)  # (B,)
@@ -482,8 +482,7 @@ class InfiniModel:
             yield [token if going else None for token, going in zip(step, running, strict=True)]
             if not any(running):
                 return
-            for view in views:
-                view.add(chosen)
+            views.add(chosen)
 
     @property
     def context_length(self) -> int:

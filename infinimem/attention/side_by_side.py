@@ -1,4 +1,4 @@
-"""Several memories as the rows of one batch, and back.
+"""Several memories, or segments in the middle of them, as the rows of one batch, and back.
 
 Memories of texts of different lengths hold different numbers of places; in a batch the missing ones are empty (count
 0), which no query sees and no write keeps. A memory comes back as it would be alone, but for the rounding of products
@@ -36,6 +36,25 @@ def stack(caches: Sequence[InfiniCache]) -> InfiniCache:
         state = _rows([layer.state for layer in rows], at_end=True)
         # Carried tokens stand just before the next ones, so what is missing is missing at their beginning.
         target.set_past(state, _rows([layer.carried for layer in rows], at_end=False), seen)
+    return result
+
+
+def join(first: InfiniCache, second: InfiniCache) -> InfiniCache:
+    """The rows of one cache and, below them, those of another with its segment; both of equal rule and layers.
+
+    The shorter segment gets zeros before its beginning, which a mask must hide.
+    """
+    result = first.clone()
+    for target, one, other in zip(result.layers, first.layers, second.layers, strict=True):
+        if one.seen is not None and other.seen is not None:
+            state, carried = (
+                _rows([one.state, other.state], at_end=True),
+                _rows([one.carried, other.carried], at_end=False),
+            )
+            target.set_past(state, carried, torch.cat((one.seen, other.seen)))
+        size = max(one.get_seq_length(), other.get_seq_length())
+        pairs = ((one.keys, other.keys), (one.values, other.values))
+        target.keys, target.values = (torch.cat([_padded(x, size, at_end=False) for x in pair]) for pair in pairs)
     return result
 
 
