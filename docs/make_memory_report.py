@@ -51,7 +51,7 @@ LONGEST = {"repeated": (1_048_576,), "book": ()}
 # The default, and one whose memory stays below eight million bytes.
 PERPLEXITY = {"shipped": "", "shipped-448": "--slots 448", "shipped-2048": "--slots 2048", "carry-0": "--carry 0"}
 # Tokens of a document, and stories a task: each is a document of its own.
-BABI = {4096: 20, 16384: 12, 65536: 3}
+BABI = {4096: 20, 16384: 6, 65536: 2}
 
 
 @dataclass(frozen=True)

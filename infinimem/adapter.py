@@ -113,8 +113,9 @@ def load_adapter(
         raise AdapterNotFound(
             f"no adapter directory is at '{name}'; name a directory with {CONFIG_FILE}, or 'none' for the bare model"
         )
+    worn = read_adapter(directory, name)
     remember(directory)
-    return read_adapter(directory, name)
+    return worn
 
 
 def adapter_directory(name: str) -> Path | None:

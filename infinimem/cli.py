@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +14,7 @@ from .cli_bench import bench
 from .cli_eval import evaluate
 from .cli_many import ingest_many
 from .cli_options import (
+    MOST_WARNINGS,
     Group,
     LoadModel,
     adapter_option,
@@ -29,6 +29,7 @@ from .cli_options import (
     print_json,
     prose,
     size,
+    skipped,
 )
 from .errors import InfinimemError
 
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from .document_memory import DocumentMemory
     from .passages import Passage
     from .readers import ReaderLimits
-
-# A damaged document may have thousands of damaged pages.
-MOST_WARNINGS = 20
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -134,7 +132,7 @@ def ingest(
         print_json(result)
         return
     for row in result["skipped"][:MOST_WARNINGS]:
-        click.echo(f"Warning: left out {_skipped(row['source'], row)}", err=True)
+        click.echo(f"Warning: left out {skipped(row['source'], row['page'], row['reason'])}", err=True)
     if (more := len(result["skipped"]) - MOST_WARNINGS) > 0:
         click.echo(f"Warning: left out {more:,} more; `infinimem inspect` shows all of it.", err=True)
     click.echo(
@@ -257,7 +255,7 @@ def inspect(file: Path, as_json: bool, html: Path | None) -> None:
             f"{'source':<12} {plain(source['name'])} ({plain(source['kind'])}, {_count(source['pages'], 'page')})"
         )
         for row in source["skipped"]:
-            click.echo(f"{'left out':<12} {_skipped(source['name'], row)}")
+            click.echo(f"{'left out':<12} {skipped(source['name'], row['page'], row['reason'])}")
     click.echo(f"{'fingerprint':<12} {described['fingerprint']}")
 
 
@@ -381,12 +379,6 @@ def _print_citations(passages: list[Passage]) -> None:
         click.echo()
     for number, passage in enumerate(passages, start=1):
         click.secho(f"[{number}] {_place(passage)}", dim=True)
-
-
-def _skipped(name: str, row: Mapping[str, Any]) -> str:
-    """One thing that was left out of a source, and why."""
-    what = "what could not be read" if row["page"] is None else f"page {row['page']}"
-    return f"{what} of {plain(name)}: {plain(row['reason'])}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli_options import LoadModel, json_option, limit_option, model_options, plain, print_json
+from .cli_options import MOST_WARNINGS, LoadModel, json_option, limit_option, model_options, print_json, skipped
 from .errors import InvalidSetting, MemoryFileError, SourceError
 
 if TYPE_CHECKING:
@@ -50,22 +50,30 @@ def ingest_many(
     """
     from .document_memory import DocumentMemory
     from .memory_file import check_writable, make_directory
-    from .readers import find_sources, open_source
+    from .readers import find_sources, name_of, open_source
 
     found = find_sources(sources)
     targets = _targets(found, output)
     for path in () if skip_errors else found:
         open_source(path, limits)
     make_directory(output)
-    check_writable(targets[found[0].name])
+    for target in targets.values():
+        check_writable(target)
     model = load_model()
-    waiting = [path for path in found if not (resume and _is_there(path, targets[path.name], model, not no_passages))]
-    failed: list[dict[str, str]] = []
+    waiting = [
+        path
+        for path in found
+        if not resume or not _is_there(path, targets[name_of(path)], model, not no_passages, skip_errors, limits)
+    ]
+    failed: list[dict[str, Any]] = []
+
+    def left_out(name: str, page: int | None, reason: str) -> None:
+        failed.append({"source": name, "page": page, "reason": reason})
+        if not as_json and len(failed) <= MOST_WARNINGS:
+            click.echo(f"Warning: left out {skipped(name, page, reason)}", err=True)
 
     def on_error(path: Path, error: SourceError) -> None:
-        failed.append({"source": path.name, "reason": str(error)})
-        if not as_json:
-            click.echo(f"Warning: left out {plain(path.name)}: {plain(str(error))}", err=True)
+        left_out(name_of(path), None, str(error))
 
     started, tokens, written = time.perf_counter(), 0, []
     memories = DocumentMemory.ingest_many(
@@ -83,7 +91,8 @@ def ingest_many(
         size = memory.save(target)
         tokens += info["tokens"]
         written.append({"source": source["name"], "file": str(target), "tokens": info["tokens"], "file_bytes": size})
-        failed += [{"source": source["name"], **row} for row in source["skipped"]]
+        for row in source["skipped"]:
+            left_out(source["name"], row["page"], row["reason"])
     seconds = time.perf_counter() - started
     result: dict[str, Any] = {
         "tokens": tokens,
@@ -96,6 +105,8 @@ def ingest_many(
     if as_json:
         print_json(result)
         return
+    if (more := len(failed) - MOST_WARNINGS) > 0:
+        click.echo(f"Warning: left out {more:,} more; --json has all of it.", err=True)
     there = f"; {result['already_there']:,} were there already" if result["already_there"] else ""
     click.echo(
         f"Read {tokens:,} tokens in {seconds:,.1f} s ({result['tokens_per_second']:,.0f} tokens/s).\n"
@@ -105,32 +116,36 @@ def ingest_many(
 
 def _targets(found: Sequence[Path], output: Path) -> dict[str, Path]:
     """Where the memory of each document goes, by its name. Raises InvalidSetting where two have the same."""
+    from .readers import name_of
+
     named: dict[str, Path] = {}
     for path in found:
-        if path.name in named:
+        # Some file systems take capitals for small letters.
+        if (other := named.setdefault(name_of(path).casefold(), path)) is not path:
             raise InvalidSetting(
-                f"'{named[path.name]}' and '{path}' have the same name, and so would their memory files; read them "
-                "into two directories"
+                f"'{other}' and '{path}' have the same name, and so would their memory files; read them into two "
+                "directories"
             )
-        named[path.name] = path
-    return {name: output / f"{name}.safetensors" for name in named}
+    return {name_of(path): output / f"{name_of(path)}.safetensors" for path in found}
 
 
-def _is_there(path: Path, target: Path, model: InfiniModel, passages: bool) -> bool:
-    """Whether the memory file is that of this document, as it is now, under this model."""
+def _is_there(
+    path: Path, target: Path, model: InfiniModel, passages: bool, skip_errors: bool, limits: ReaderLimits
+) -> bool:
+    """Whether the memory file has this document, as it is now, under this model; it may have grown since."""
     from .memory_file import differences, read_memory_file
     from .readers import open_source
 
     if not target.is_file():
         return False
     try:
-        file, source = read_memory_file(target), open_source(path)
+        file, source = read_memory_file(target), open_source(path, limits)
     except (MemoryFileError, SourceError):
         return False
-    known = [entry["sha256"] for entry in file.sources]
+    known = [entry for entry in file.sources if entry["sha256"] == source.sha256]
     return (
-        known == [source.sha256]
-        and not file.sources[0]["skipped"]
+        bool(known)
+        and (skip_errors or not known[0]["skipped"])
         and (file.passages is not None) == passages
         and not differences(file.identity, model.identity())
     )

@@ -190,6 +190,16 @@ def plain(value: Any, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+# A damaged document may have thousands of damaged pages.
+MOST_WARNINGS = 20
+
+
+def skipped(name: str, page: int | None, reason: str) -> str:
+    """One thing that was left out of a source, and why."""
+    what = "what could not be read" if page is None else f"page {page}"
+    return f"{what} of {plain(name)}: {plain(reason)}"
+
+
 def prose(text: str) -> str:
     """`plain` for text of several lines."""
     return plain(text, keep="\n\t")

@@ -269,6 +269,8 @@ class DocumentMemory(Answering):
             for piece in pieces(text):
                 take(reading, record, piece)
                 read_whole(reading, record)
+            # Of no text at all, what separates it from the one before may have made a segment whole.
+            read_whole(reading, record)
             self._record, self._reading, self._file = record, reading, None
 
     def _read(

@@ -25,9 +25,9 @@ def remember(directory: Path) -> None:
     _named.add(place)
     with contextlib.suppress(OSError):
         _file().parent.mkdir(parents=True, exist_ok=True)
-        # One write of one line: processes that do this at once do not mix.
+        # One write of one line: processes that do this at once do not mix. A line that was cut off is ended first.
         with _file().open("a", encoding="utf-8") as kept:
-            kept.write(f"{json.dumps(place)}\n")
+            kept.write(f"\n{json.dumps(place)}\n")
 
 
 def is_known(directory: Path | None) -> bool:

@@ -6,8 +6,7 @@ Every memory is what its document alone would give, but for the rounding of prod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,31 +47,46 @@ def read_many(
 
         def job(path: Path, source: Source) -> Job:
             reading, record = begin()
-            failed = None if on_error is None else partial(on_error, path)
 
-            def steps() -> Iterator[None]:
-                yield from take_source(reading, record, source, on_progress, skip=failed is not None, limits=limits)
+            def failed(error: SourceError) -> None:
+                if on_error is None:
+                    raise error
+                begun.pop(path)
+                on_error(path, error)
+
+            def steps() -> Generator[None]:
+                yield from take_source(reading, record, source, on_progress, skip=on_error is not None, limits=limits)
                 check_something(record.sources)
 
-            return Job(reading, record, steps(), failed)
+            begun[path] = Job(path, reading, record, steps(), failed)
+            return begun[path]
 
-        for done in read_side_by_side((job(path, source) for path, source in opened), batch):
-            yield done.reading, done.record
+        begun: dict[Path, Job] = {}
+        try:
+            for done in read_side_by_side((job(path, source) for path, source in opened), batch):
+                yield done.reading, done.record
+                begun.pop(done.path)
+        finally:
+            # Documents are parsed in processes of their own, which end with this.
+            for one in begun.values():
+                one.close()
 
 
 class Job:
     """A document on its way into a memory.
 
-    steps: takes its text in, a piece at a time. failed: is called with what stops it, in place of raising it.
+    path: the file. steps: takes its text in, a piece at a time. failed: is called with what stops it, and may raise it.
     """
 
     def __init__(
         self,
+        path: Path,
         reading: Reading,
         record: Record,
-        steps: Iterator[None],
-        failed: Callable[[SourceError], None] | None = None,
+        steps: Generator[None],
+        failed: Callable[[SourceError], None],
     ) -> None:
+        self.path = path
         self.reading, self.record = reading, record
         self._steps = steps
         self._failed = failed
@@ -81,6 +95,10 @@ class Job:
         self._left: list[list[int]] = []
         self._weights: bytearray | None = None
         self.given_up = False
+
+    def close(self) -> None:
+        """Give up taking its text in."""
+        self._steps.close()
 
     @property
     def cache(self) -> InfiniCache:
@@ -100,8 +118,6 @@ class Job:
                 self._left = list(self.reading.model.segmenter.split(self.reading.unfinished()))
                 self._weights = None if self.reading.model.addresses is None else bytearray()
             except SourceError as error:
-                if self._failed is None:
-                    raise
                 self.given_up = True
                 self._failed(error)
                 return None
@@ -126,10 +142,11 @@ class Job:
 
 def read_side_by_side(jobs: Iterator[Job], rows: int) -> Iterator[Job]:
     """Read documents, at most `rows` segments in one forward; gives back each job when it is done."""
-    # Segments of about one length go together, so that little is padding.
+    # Segments of about one length go together, so that little is padding; short ones wait for at most `rows` rounds.
     whole: list[tuple[Job, list[int]]] = []
     short: list[tuple[Job, list[int]]] = []
     read: list[Job] = []
+    waited = 0
     while True:
         while read or (len(whole) < rows and len(short) < rows):
             job = read.pop(0) if read else next(jobs, None)
@@ -143,7 +160,8 @@ def read_side_by_side(jobs: Iterator[Job], rows: int) -> Iterator[Job]:
                 (whole if 2 * len(tokens) > job.reading.model.segment_length else short).append((job, tokens))
         if not whole and not short:
             return
-        line = short if len(short) >= rows or not whole else whole
+        line = short if len(short) >= rows or waited >= rows or not whole else whole
+        waited = 0 if line is short or not short else waited + 1
         if line is short:
             line.sort(key=lambda row: len(row[1]))
         chosen = line[:rows]

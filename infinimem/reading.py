@@ -85,9 +85,7 @@ class Record:
         """The record in a memory file."""
         try:
             sources = [SourceRecord(**source) for source in file.sources]
-            characters: dict[str, int] = {}
-            for source in sources:
-                characters[source.name] = characters.get(source.name, 0) + source.characters
+            characters = [(source.name, source.characters) for source in sources]
             record = cls(
                 keep_passages=file.passages is not None,
                 sources=sources,

@@ -553,6 +553,7 @@ def test_passages_that_are_not_zlib_are_refused(forged: Forged, file: Path, chan
     [
         pytest.param(b"[],", 8 * MEGABYTE, id="empty rows"),
         pytest.param(b'["",1,null,0,1,"a"],', 24 * MEGABYTE, id="tiny rows"),
+        pytest.param(b'["light.txt",1,null,0,1,"a"],', 24 * MEGABYTE, id="tiny rows of the source"),
         pytest.param(b" ", 200 * MEGABYTE, id="blanks"),
         pytest.param(b'[[[[[[[["a"]]]]]]]],', 8 * MEGABYTE, id="nested rows"),
     ],
@@ -560,6 +561,7 @@ def test_passages_that_are_not_zlib_are_refused(forged: Forged, file: Path, chan
 def test_a_zlib_bomb_in_the_passages_is_refused_with_flat_memory(
     forged: Forged, file: Path, rows: bytes, size: int
 ) -> None:
+    forged.put("sources", 0, "characters", value=1 << 52)
     with_passages(forged, b"[" + (rows * (size // len(rows)))[:-1] + b"]").write(file)
     assert file.stat().st_size < MEGABYTE
 

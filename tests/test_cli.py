@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from conftest import TEXT
 from infinimem import DocumentMemory
 from infinimem.cli import main
 from infinimem.evaluate.qa import MODES
+from infinimem.readers import Page, Source
 
 STORY = TEXT * 3 + "The captain of the Heron was called Odile Marchetti. " + TEXT * 2
 
@@ -318,7 +320,7 @@ def test_ingest_many_writes_a_memory_file_for_each_document(tiny_directory: Path
     refused = infinimem(*many, expect=1)
     assert "bad.html" in refused.stderr
     shown = infinimem(*many, "--skip-errors")
-    assert "Wrote 2 memory files" in shown.stdout and "left out bad.html" in shown.stderr
+    assert "Wrote 2 memory files" in shown.stdout and "of bad.html" in shown.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.txt.safetensors", "two.md.safetensors"]
     answer = as_json("ask", tmp_path / "out" / "one.txt.safetensors", "Who is captain?", "--max-new-tokens", 3)
     assert {passage["source"] for passage in answer["passages"]} == {"one.txt"}
@@ -343,3 +345,34 @@ def test_ingest_many_refuses_two_documents_of_one_name(tiny_directory: Path, tmp
         (tmp_path / directory / "same.txt").write_text(TEXT)
     refused = infinimem("ingest-many", tmp_path, "-o", tmp_path / "out", "-m", tiny_directory, expect=1)
     assert "have the same name" in refused.stderr and not (tmp_path / "out").exists()
+
+
+def test_ingest_many_says_which_pages_are_left_out_and_leaves_them_out_again(
+    tiny_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(source: Source, limits: object, left_out: object, failed: Callable[[int, str], None]) -> Iterator[Page]:
+        yield Page(1, TEXT)
+        failed(2, "it is torn")
+
+    (tmp_path / "half.md").write_text(TEXT)
+    monkeypatch.setattr("infinimem.readers._pages", torn)
+    many = ["ingest-many", tmp_path / "half.md", "-o", tmp_path / "out", "-m", tiny_directory, "--skip-errors"]
+    assert "left out page 2 of half.md: it is torn" in infinimem(*many).stderr
+    assert as_json(*many)["skipped"] == [{"source": "half.md", "page": 2, "reason": "it is torn"}]
+    assert as_json(*many, "--resume")["already_there"] == 1
+
+
+def test_ingest_many_says_before_it_reads_that_a_name_is_too_long_for_its_memory(
+    tiny_directory: Path, tmp_path: Path
+) -> None:
+    (tmp_path / f"{'n' * 244}.txt").write_text(TEXT)
+    (tmp_path / "short.txt").write_text(TEXT)
+    refused = infinimem("ingest-many", tmp_path, "-o", tmp_path / "out", "-m", tiny_directory, expect=1)
+    assert "cannot be written" in refused.stderr and not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems refuse such names")
+def test_a_file_whose_name_is_no_unicode_is_read_under_one_that_is(tiny_directory: Path, tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text(TEXT)
+    infinimem("ingest-many", tmp_path, "-o", tmp_path / "out", "-m", tiny_directory)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["caf?.txt.safetensors"]

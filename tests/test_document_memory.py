@@ -33,6 +33,7 @@ from infinimem.errors import (
 from infinimem.memory_file import read_memory_file
 from infinimem.model import InfiniModel
 from infinimem.prompts import NOT_SAID
+from infinimem.tokens import MAX_BLOCK
 
 RULES = ["slots", "linear", "delta"]
 STORY = (
@@ -106,6 +107,16 @@ def test_appending_a_file_equals_reading_both_at_once(model: InfiniModel, book: 
     assert content(continued, tmp_path / "a") == content(at_once, tmp_path / "b")
     assert [source["name"] for source in continued.info()["sources"]] == ["book.txt", "second.md"]
     assert {p.title for p in continued.passages if p.source == "second.md"} == {"Tides", "Winds"}
+
+
+def test_appending_nothing_leaves_no_more_than_a_segment_unread(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    # A text without a place to cut it, which the separator of the next one makes a whole block.
+    memory = DocumentMemory.from_text("a" * (MAX_BLOCK - 1), model=model)
+    memory.append_text("", name="nothing")
+    memory.save(tmp_path / "memory")
+    assert len(read_memory_file(tmp_path / "memory").tail) <= model.segment_length
+    assert DocumentMemory.load(tmp_path / "memory", model=model).info()["tokens"] == memory.info()["tokens"]
 
 
 def test_a_failed_append_changes_nothing(model: InfiniModel, book: Path, tmp_path: Path) -> None:

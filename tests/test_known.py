@@ -36,12 +36,22 @@ def test_naming_a_directory_again_writes_nothing(tmp_path: Path, kept: Path, mon
     for _ in range(3):
         known.remember(tmp_path)
         monkeypatch.setattr(known, "_named", set())
-    assert kept.read_text() == json.dumps(str(tmp_path)) + "\n"
+    assert kept.read_text().split() == [json.dumps(str(tmp_path))]
 
 
 def test_where_nothing_can_be_written_it_holds_for_the_process(tmp_path: Path, kept: Path) -> None:
     kept.parent.write_text("a file")
     known.remember(tmp_path)
+    assert known.is_known(tmp_path)
+
+
+def test_a_line_that_was_cut_off_does_not_swallow_the_next(
+    tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.parent.mkdir()
+    kept.write_text('"/some/dir')
+    known.remember(tmp_path)
+    monkeypatch.setattr(known, "_named", set())
     assert known.is_known(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from infinimem import DocumentMemory
 from infinimem.attention.side_by_side import stack, unstack
 from infinimem.errors import EmptySource, InvalidSetting, SourceError, SourceNotFound, UnsupportedSource
+from infinimem.many import Job
 from infinimem.memory_file import MemoryFile
 from infinimem.model import InfiniModel
 from infinimem.reading import to_file
@@ -156,6 +158,31 @@ def test_what_cannot_be_read_is_reported_and_the_others_are_read(
     assert sorted(memory.info()["sources"][0]["name"] for memory in many) == ["0.txt", "1.txt"]
     assert isinstance(failed.pop("binary.txt"), UnsupportedSource)
     assert isinstance(failed.pop("empty.html"), EmptySource) and not failed
+
+
+def test_parsers_end_with_the_reading_whatever_ends_it(
+    make_model: MakeModel, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = [tmp_path / f"{index}.html" for index in range(3)]
+    for page in pages:
+        page.write_text("".join(f"<p>{words(200, index)}</p>" for index in range(60)))
+    model, begun = make_model(), []
+    close = Job.close
+    monkeypatch.setattr(Job, "close", lambda job: (begun.append(job.path), close(job))[1])
+
+    def refuse(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(InfiniModel, "read_side_by_side", refuse)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        list(DocumentMemory.ingest_many(pages, model=model))
+    assert kept.value.__traceback__ is not None and sorted(begun) == pages
+    assert not [child for child in multiprocessing.active_children() if child.is_alive()]
+
+
+def test_a_short_document_does_not_wait_for_a_long_one(make_model: MakeModel, write: Write) -> None:
+    done = DocumentMemory.ingest_many(write(2, 4000), batch=2, model=make_model())
+    assert next(done).info()["sources"][0]["name"] == "0.txt"
 
 
 def test_without_on_error_the_first_error_is_raised(make_model: MakeModel, write: Write, tmp_path: Path) -> None:

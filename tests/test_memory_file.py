@@ -156,7 +156,21 @@ def test_a_file_of_version_2_is_read_as_one_whose_words_were_not_weighed() -> No
     file = read_memory_file(GOLDEN / "memory-2.safetensors")
     assert file.addresses is None and file.reading["addresses"] is None and file.identity["carry"] == 2
     assert file.states[3]["carried_keys"].shape == (2, 2, 4)
-    assert file.passages is not None and [passage.text for passage in unpack(file.passages, {"book": 1})] == ["a"]
+    assert file.passages is not None and [passage.text for passage in unpack(file.passages, [("book", 1)])] == ["a"]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_was_read_by_an_older_version_is_asked_and_grows(
+    version: int, make_model: MakeModel, tmp_path: Path
+) -> None:
+    path = GOLDEN / f"read-{version}.safetensors"
+    assert read_memory_file(path).format == version and read_memory_file(path).states[1]["carried_keys"].size
+    memory = DocumentMemory.load(path, model=make_model(slots=8, memory_heads=[1], carry=2))
+    assert [passage.source for passage in memory.retrieve("ships on Friday")] == ["more.txt", "harbour.txt"]
+    assert memory.ask("How many ships?", mode="memory", max_new_tokens=3).text is not None
+    memory.append_text(" The bell rang.", name="more.txt")
+    memory.save(tmp_path / "memory.safetensors")
+    assert DocumentMemory.load(tmp_path / "memory.safetensors").passages[-1].text.endswith("The bell rang.")
 
 
 def test_a_file_of_version_1_is_read_as_one_in_which_nothing_is_carried_over() -> None:

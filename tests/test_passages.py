@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,15 +59,27 @@ def test_a_passage_never_crosses_a_page() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(texts=st.lists(st.text(st.characters(codec="utf-8"), min_size=1), max_size=8))
-def test_packed_passages_come_back_equal(texts: list[str]) -> None:
-    passages = [Passage(text, "s", i + 1, i, i + len(text), None if i % 2 else "title") for i, text in enumerate(texts)]
-    assert unpack(pack(passages), {"s": 8 + sum(map(len, texts))}) == passages
+@given(
+    texts=st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=LIMIT), max_size=8),
+    titles=st.lists(st.sampled_from([None, "", "one", "two"]), min_size=8, max_size=8),
+    changes=st.lists(st.booleans(), min_size=8, max_size=8),
+)
+def test_packed_passages_come_back_equal(texts: list[str], titles: list[str | None], changes: list[bool]) -> None:
+    sources, passages, at = [("s", 10_000)], [], 0
+    for page, (text, title, change) in enumerate(zip(texts, titles, changes, strict=False)):
+        if change:
+            # Sources may follow one another under one name.
+            sources, at = [*sources, ("s" if page % 2 else "t", 10_000)], 0
+        passages.append(Passage(text, sources[-1][0], page, at, at + len(text), title))
+        at += len(text) + page
+    assert unpack(pack(passages), sources) == passages
 
 
 def test_a_table_longer_than_what_is_unpacked_at_once_comes_back_equal() -> None:
-    passages = [Passage(f"{i}é" * 90, "s", i, 200 * i, 200 * i + len(f"{i}é" * 90), f"title {i}") for i in range(2000)]
-    assert unpack(pack(passages), {"s": 1_000_000}) == passages
+    texts = [f"{i * 7919 % 104729}é" * 90 for i in range(2000)]
+    passages = [Passage(text, "s", i, 800 * i, 800 * i + len(text), f"title {i}") for i, text in enumerate(texts)]
+    assert len(pack(passages)) > 1 << 15
+    assert unpack(pack(passages), [("s", 2_000_000)]) == passages
 
 
 @pytest.mark.parametrize(
@@ -75,14 +88,14 @@ def test_a_table_longer_than_what_is_unpacked_at_once_comes_back_equal() -> None
 )
 def test_broken_passage_tables_are_refused(data: bytes) -> None:
     with pytest.raises(DamagedMemoryFile, match="passages"):
-        unpack(np.frombuffer(data, np.uint8), {"s": 100})
+        unpack(np.frombuffer(data, np.uint8), [("s", 100)])
 
 
 def test_a_passage_table_that_explodes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = pack([Passage(f"{i:0800}", "s", 1, 800 * i, 800 * (i + 1)) for i in range(200)])
     monkeypatch.setattr("infinimem.passages.MAX_PASSAGE_BYTES", 100_000)
     with pytest.raises(DamagedMemoryFile, match="too large"):
-        unpack(packed, {"s": 1_000_000})
+        unpack(packed, [("s", 1_000_000)])
 
 
 ONE, TWO = Passage("one", "s", 1, 0, 3, "A title"), Passage("two", "s", 1, 5, 8)
@@ -91,22 +104,35 @@ ONE, TWO = Passage("one", "s", 1, 0, 3, "A title"), Passage("two", "s", 1, 5, 8)
 @pytest.mark.parametrize(
     ("sources", "passages"),
     [
-        ({}, [ONE]),
-        ({"t": 100}, [ONE]),
-        ({"s": 7}, [TWO]),
-        ({"s": 8}, [ONE, TWO, TWO]),
+        ([], [ONE]),
+        ([("t", 100)], [ONE]),
+        ([("s", 7)], [TWO]),
+        ([("s", 100)], [ONE, TWO, TWO]),
+        ([("s", 100)], [TWO, ONE]),
+        ([("s", 100), ("t", 100)], [replace(ONE, source="t"), ONE]),
     ],
-    ids=["no source", "another source", "beyond its end", "more text than it has"],
+    ids=["no source", "another source", "beyond its end", "twice", "backwards", "sources backwards"],
 )
-def test_passages_of_something_that_was_not_read_are_refused(sources: dict[str, int], passages: list[Passage]) -> None:
+def test_passages_of_something_that_was_not_read_are_refused(
+    sources: list[tuple[str, int]], passages: list[Passage]
+) -> None:
     with pytest.raises(DamagedMemoryFile, match="no passage of what was read"):
         unpack(pack(passages), sources)
 
 
-def test_titles_of_more_room_than_any_reading_gives_them_are_refused() -> None:
+def test_titles_of_more_room_than_any_reading_gives_them_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Passage("a", "s", 1, i, i + 1, f"{i:09}" * 60_000) for i in range(3)]
-    with pytest.raises(DamagedMemoryFile, match="no passage"):
-        unpack(pack(rows), {"s": 100})
+    monkeypatch.setattr("infinimem.passages.MAX_TITLES", 1_000_000)
+    with pytest.raises(DamagedMemoryFile, match="too long titles"):
+        unpack(pack(rows), [("s", 100)])
+
+
+def test_more_passages_than_any_reading_makes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Passage("a", "s", 1, i, i + 1) for i in range(101)]
+    monkeypatch.setattr("infinimem.passages.MAX_PASSAGES", 100)
+    assert unpack(pack(rows[:100]), [("s", 1000)]) == rows[:100]
+    with pytest.raises(DamagedMemoryFile, match="too many"):
+        unpack(pack(rows), [("s", 1000)])
 
 
 @pytest.mark.parametrize(
@@ -114,7 +140,7 @@ def test_titles_of_more_room_than_any_reading_gives_them_are_refused() -> None:
 )
 def test_a_table_of_another_form_is_refused(table: str) -> None:
     with pytest.raises(DamagedMemoryFile, match="passages"):
-        unpack(np.frombuffer(zlib.compress(table.encode()), np.uint8), {"s": 100})
+        unpack(np.frombuffer(zlib.compress(table.encode()), np.uint8), [("s", 100)])
 
 
 LIBRARY = [

@@ -106,6 +106,17 @@ def test_a_directory_that_is_not_there_is_refused(name: str) -> None:
         load_base(name)
 
 
+def test_a_directory_called_like_the_default_model_does_not_pass_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_directory: Path, offline: None
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "distribution", missing_package)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    shutil.copytree(tiny_directory, tmp_path / pretrained.DEFAULT_HUB_ID)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DefaultModelMissing):
+        load_base()
+
+
 def test_a_hub_id_without_network_is_refused(offline: None) -> None:
     with pytest.raises(ModelNotFound, match="no network"):
         load_base("someone/some-model")

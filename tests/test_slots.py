@@ -72,6 +72,18 @@ def test_a_partner_is_the_cheapest_as_far_as_the_precision_tells(
     assert (chosen <= exact.min(dim=2).values * (1 + slack) + 1e-2).all()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_among_near_duplicates_the_partner_is_one_of_them_with_its_own_cost(precision: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(8, 16, generator=generator)
+    giving, taking = (centres.repeat(5, 1) * (1 + 1e-4 * torch.randn(40, 16, generator=generator)) for _ in range(2))
+    ones = torch.ones(1, 40)
+    cost, partner = cheapest_partner(giving[None], taking[None], ones, ones, precision)
+    assert torch.equal(partner[0] % 8, torch.arange(40) % 8)
+    exact = (giving.double() - taking[partner[0]].double()).square().sum(-1) / 2
+    assert torch.allclose(cost[0].double(), exact, rtol=1e-3, atol=1e-5)
+
+
 def test_the_same_writes_give_the_same_bytes() -> None:
     def run() -> Tensor:
         rule, state = SlotsRule(slots=20), None

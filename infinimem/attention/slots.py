@@ -220,8 +220,9 @@ def cheapest_partner(
 ) -> tuple[Tensor, Tensor]:
     """For each of `a` (P, A, F) its cheapest partner in `b` (P, B, F) by Ward's cost: (cost, index), both (P, A).
 
-    search: with bfloat16, several times as fast where the processor has it, costs are compared to three digits: the
-    partner may be the cheapest but for that. The cost is that of the partner in full precision either way.
+    search: with bfloat16, several times as fast where the processor has it, vectors are rounded to three digits before
+    they are compared, so among partners that lie nearer than that any may be taken. The cost is that of the partner in
+    full precision either way.
     """
     ease_a, ease_b = count_a.reciprocal(), count_b.reciprocal()
     if search == torch.bfloat16 and b.shape[1] <= PLACES:

@@ -24,7 +24,16 @@ from .find import KINDS, find_sources
 from .formats import Page, readable
 from .limits import ReaderLimits
 
-__all__ = ["Page", "ReaderLimits", "Source", "find_sources", "open_source", "read_pages", "unread_source"]
+__all__ = [
+    "Page",
+    "ReaderLimits",
+    "Source",
+    "find_sources",
+    "name_of",
+    "open_source",
+    "read_pages",
+    "unread_source",
+]
 
 _HEAD = 1 << 16
 
@@ -69,13 +78,18 @@ def open_source(path: str | Path, limits: ReaderLimits | None = None) -> Source:
         kind, count = formats.kind_by_head(path, head), None
         if kind in ("pdf", "epub", "zip"):
             kind, count = isolated.look_inside(path, kind, limits or ReaderLimits())
-        return Source(path.name, path, kind, size, digest.hexdigest(), count)
+        return Source(name_of(path), path, kind, size, digest.hexdigest(), count)
+
+
+def name_of(path: Path) -> str:
+    """The file's name as text that can be stored: file systems have names that are none."""
+    return path.name.encode("utf-8", "replace").decode("utf-8")
 
 
 def unread_source(path: str | Path, problem: SourceError) -> Source:
     """A file that could not be opened, in the place of what it would have been."""
     path = Path(path)
-    return Source(path.name, path, KINDS.get(path.suffix.lower(), "text"), 0, None, None, problem)
+    return Source(name_of(path), path, KINDS.get(path.suffix.lower(), "text"), 0, None, None, problem)
 
 
 def read_pages(
