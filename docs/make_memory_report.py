@@ -39,6 +39,8 @@ SYSTEMS: dict[str, tuple[str, str, str]] = {
     "linear": (f"{BARE} --rule linear", "tab:green", "-."),
     "delta": (f"{BARE} --rule delta", "tab:olive", "-."),
 }
+# By line, so that single points can be told apart too.
+MARKERS = {"-": "o", "--": "s", "-.": "^", ":": "D"}
 FILLERS = {"repeated": "", "book": "--filler {data}/books/dev.jsonl.gz"}
 # One key a text; 20 texts where they are not all alike, none with the key among the carried tokens.
 NEEDLES = {"repeated": "--depths 0,0.5,1", "book": "--depths 0,0.2,0.4,0.6,0.8 --samples 4"}
@@ -352,7 +354,7 @@ def plot(found: Sequence[Result], x: str, label: str, title: str, target: Path) 
                 # A little apart, so that intervals do not hide each other.
                 beside = [value * 2 ** (0.02 * (place - len(SYSTEMS) / 2)) for value in at]
                 panel.errorbar(
-                    beside, share, yerr=[below, above], label=system, color=color, linestyle=line, marker="o", capsize=3
+                    beside, share, yerr=[below, above], label=system, color=color, linestyle=line, marker=MARKERS[line], capsize=3
                 )
         ticks: list[int] = []
         for value in sorted({one[x] for one in found if one.measurement.about["filler"] == filler}):
