@@ -354,7 +354,14 @@ def plot(found: Sequence[Result], x: str, label: str, title: str, target: Path) 
                 # A little apart, so that intervals do not hide each other.
                 beside = [value * 2 ** (0.02 * (place - len(SYSTEMS) / 2)) for value in at]
                 panel.errorbar(
-                    beside, share, yerr=[below, above], label=system, color=color, linestyle=line, marker=MARKERS[line], capsize=3
+                    beside,
+                    share,
+                    yerr=[below, above],
+                    label=system,
+                    color=color,
+                    linestyle=line,
+                    marker=MARKERS[line],
+                    capsize=3,
                 )
         ticks: list[int] = []
         for value in sorted({one[x] for one in found if one.measurement.about["filler"] == filler}):

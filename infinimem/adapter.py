@@ -260,8 +260,8 @@ def merge_lora(model: PreTrainedModel, adapter: Adapter) -> None:
     modules = check_lora(model, adapter)
     for path, (a, b) in adapter.lora.items():
         weight = modules[path].weight
-        change = adapter.scale * (b.to(weight.device) @ a.to(weight.device))  # (out, in)
-        weight.copy_((weight.float() + change).to(weight.dtype))
+        change = b.to(weight.device) @ a.to(weight.device)  # (out, in), in place from here on
+        weight.copy_(change.mul_(adapter.scale).add_(weight))
 
 
 def check_lora(model: PreTrainedModel, adapter: Adapter) -> dict[str, Any]:
