@@ -21,13 +21,12 @@ from .cli_options import (
     counter,
     file_argument,
     json_option,
-    limit_option,
     memory_options,
     model_option,
-    model_options,
     plain,
     print_json,
     prose,
+    reading_options,
     size,
     skipped,
 )
@@ -57,12 +56,8 @@ k_option = click.option("-k", type=click.IntRange(min=1), default=4, show_defaul
 @main.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The memory file to write.")
-@model_options
-@click.option("--no-passages", is_flag=True, help="Keep the compressive memory alone, no text.")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted ingest into the same file stopped.")
-@click.option("--skip-errors", is_flag=True, help="Leave out files and pages that cannot be read, and say so.")
-@limit_option
-@json_option
+@reading_options
 def ingest(
     sources: tuple[str, ...],
     output: Path,

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli_options import MOST_WARNINGS, LoadModel, json_option, limit_option, model_options, print_json, skipped
-from .errors import InvalidSetting, MemoryFileError, SourceError
+from .cli_options import MOST_WARNINGS, LoadModel, print_json, reading_options, skipped
+from .errors import InvalidSetting, MemoryFileError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .errors import SourceError
     from .model import InfiniModel
-    from .readers import ReaderLimits
+    from .readers import ReaderLimits, Source
 
 
 @click.command("ingest-many")
@@ -23,12 +24,8 @@ if TYPE_CHECKING:
 @click.option(
     "--output", "-o", required=True, type=click.Path(path_type=Path), help="The directory to write memory files into."
 )
-@model_options
-@click.option("--no-passages", is_flag=True, help="Keep the compressive memory alone, no text.")
 @click.option("--resume", is_flag=True, help="Leave out documents whose memory files are there and up to date.")
-@click.option("--skip-errors", is_flag=True, help="Leave out files and pages that cannot be read, and say so.")
-@limit_option
-@json_option
+@reading_options
 def ingest_many(
     sources: tuple[str, ...],
     output: Path,
@@ -49,22 +46,10 @@ def ingest_many(
     infinimem ingest-many 'papers/**/*.pdf' -o memories --skip-errors --resume
     """
     from .document_memory import DocumentMemory
+    from .many import open_each
     from .memory_file import check_writable, make_directory
-    from .readers import find_sources, name_of, open_source
+    from .readers import find_sources, name_of
 
-    found = find_sources(sources)
-    targets = _targets(found, output)
-    for path in () if skip_errors else found:
-        open_source(path, limits)
-    make_directory(output)
-    for target in targets.values():
-        check_writable(target)
-    model = load_model()
-    waiting = [
-        path
-        for path in found
-        if not resume or not _is_there(path, targets[name_of(path)], model, not no_passages, skip_errors, limits)
-    ]
     failed: list[dict[str, Any]] = []
 
     def left_out(name: str, page: int | None, reason: str) -> None:
@@ -75,16 +60,25 @@ def ingest_many(
     def on_error(path: Path, error: SourceError) -> None:
         left_out(name_of(path), None, str(error))
 
+    found = find_sources(sources)
+    targets = _targets(found, output)
+    told = on_error if skip_errors else None
+    # What cannot be read is said before the model is loaded, which takes a while.
+    opened = list(open_each(found, limits, told))
+    make_directory(output)
+    for target in targets.values():
+        check_writable(target)
+    model = load_model()
+    waiting = [
+        path
+        for path, source in opened
+        if not (resume and _is_there(source, targets[source.name], model, not no_passages, skip_errors))
+    ]
     started, tokens, written = time.perf_counter(), 0, []
     memories = DocumentMemory.ingest_many(
-        waiting,
-        model=model,
-        passages=not no_passages,
-        progress=not as_json,
-        limits=limits,
-        on_error=on_error if skip_errors else None,
+        waiting, model=model, passages=not no_passages, progress=not as_json, limits=limits, on_error=told
     )
-    for memory in memories if waiting else ():
+    for memory in memories:
         info = memory.info()
         source = info["sources"][0]
         target = targets[source["name"]]
@@ -98,7 +92,7 @@ def ingest_many(
         "tokens": tokens,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1),
-        "already_there": len(found) - len(waiting),
+        "already_there": len(opened) - len(waiting),
         "written": written,
         "skipped": failed,
     }
@@ -129,18 +123,13 @@ def _targets(found: Sequence[Path], output: Path) -> dict[str, Path]:
     return {name_of(path): output / f"{name_of(path)}.safetensors" for path in found}
 
 
-def _is_there(
-    path: Path, target: Path, model: InfiniModel, passages: bool, skip_errors: bool, limits: ReaderLimits
-) -> bool:
+def _is_there(source: Source, target: Path, model: InfiniModel, passages: bool, skip_errors: bool) -> bool:
     """Whether the memory file has this document, as it is now, under this model; it may have grown since."""
     from .memory_file import differences, read_memory_file
-    from .readers import open_source
 
-    if not target.is_file():
-        return False
     try:
-        file, source = read_memory_file(target), open_source(path, limits)
-    except (MemoryFileError, SourceError):
+        file = read_memory_file(target)
+    except MemoryFileError:
         return False
     known = [entry for entry in file.sources if entry["sha256"] == source.sha256]
     return (

@@ -131,6 +131,18 @@ def model_options(command: Command) -> Command:
     return run
 
 
+def reading_options(command: Command) -> Command:
+    """`model_options`, and what commands that read documents have in common: what is kept, left out, allowed."""
+    for option in (
+        json_option,
+        limit_option,
+        click.option("--skip-errors", is_flag=True, help="Leave out files and pages that cannot be read, and say so."),
+        click.option("--no-passages", is_flag=True, help="Keep the compressive memory alone, no text."),
+    ):
+        command = option(command)
+    return model_options(command)
+
+
 def _load_model(
     model: str | None,
     adapter: str | None,

@@ -88,7 +88,7 @@ def attend(
     if layer.recording:
         new = key[:, :, -query.shape[2] :]
         layer.record(new.float() if undo is None else rotate(new, *undo))
-    # With nothing of the past, the model's own bits, unless other ones are as good and far sooner there.
+    # With nothing of the past, the model's own bits; in training, and for an inexact cache, whatever is faster.
     exact = layer.exact and not query.requires_grad
     if layer.state is None and layer.carried is None and (exact or not fused_is_slow(query)):
         return base(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
