@@ -2,8 +2,9 @@
 
 python docs/profile_reading.py [--threads N] [--slots N]
 
-Reads segments of this project's own documents into a full memory of the default model under torch's profiler, whose own
-cost is part of what it shows; the line before the table is without it.
+Reads segments of this project's own documents into a full memory of the default model, and the same by the plain
+forward of the transformers library. The table is made by torch's profiler, whose own cost is part of what it shows; the
+line before it is without.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from infinimem.bench.machine import measure
 from infinimem.bench.plain import matrix_parameters
 from infinimem.bench.task import Task, repeated
 from infinimem.model import InfiniModel
+from infinimem.pretrained import load_base
 
+Read = Callable[[Sequence[int]], None]
 WRITE = "write the memory"
 BEFORE, TIMED, PROFILED = 5, 9, 4  # segments
 KINDS = {
@@ -57,12 +61,23 @@ def main() -> None:
     length, text = model.segment_length, Path(__file__).with_name("decisions.md").read_text(encoding="utf-8")
     tokens = repeated(model.encoder.encode(text), length * (BEFORE + TIMED + PROFILED))
     segments = [tokens[start : start + length] for start in range(0, len(tokens), length)]
-    cache, seconds = model.new_cache(), []
-    for number, segment in enumerate(segments[: BEFORE + TIMED]):
-        started = time.perf_counter()
+    decoder = load_base()[0].get_decoder()
+    cache = model.new_cache()
+
+    def read(segment: Sequence[int]) -> None:
         model.read_tokens(segment, cache, bytearray())
-        if number >= BEFORE:
-            seconds.append(time.perf_counter() - started)
+
+    def plain(segment: Sequence[int]) -> None:
+        decoder(input_ids=torch.tensor([segment]), use_cache=False)
+
+    seconds: dict[Read, list[float]] = {read: [], plain: []}
+    for number, segment in enumerate(segments[: BEFORE + TIMED]):
+        for way, taken in seconds.items():
+            started = time.perf_counter()
+            way(segment)
+            if number >= BEFORE:
+                taken.append(time.perf_counter() - started)
+    ours, theirs = (statistics.median(taken) * 1e3 for taken in seconds.values())
     end = InfiniCache.end_segment
 
     def marked(self: InfiniCache, *arguments: Any, **settings: Any) -> None:
@@ -70,22 +85,28 @@ def main() -> None:
             end(self, *arguments, **settings)
 
     InfiniCache.end_segment = marked  # type: ignore[method-assign]
-    with profile(activities=[ProfilerActivity.CPU]) as found:
-        for segment in segments[BEFORE + TIMED :]:
-            model.read_tokens(segment, cache, bytearray())
-    spent = dict.fromkeys((*KINDS, OTHER, WRITE), 0.0)
-    for event in found.events() or ():
-        spent[WRITE if event.name == WRITE else kind_of(event)] += event.self_cpu_time_total / 1e3 / PROFILED
+    parts, plain_parts = (spent(way, segments[BEFORE + TIMED :]) for way in (read, plain))
     peak = measure(Task("machine", 0, "", "", "", device="cpu"))["matmul_flops"]
     least = 2 * matrix_parameters(model.model) * length / peak * 1e3
-    whole, total = statistics.median(seconds) * 1e3, sum(spent.values())
     print(
-        f"{length} tokens, {options.threads} threads, {model.rule}: {whole:.0f} ms, "
-        f"{length / whole * 1e3:,.0f} tokens/s. "
+        f"{length} tokens, {options.threads} threads, {model.rule}: {ours:.0f} ms, "
+        f"{length / ours * 1e3:,.0f} tokens/s; the plain forward without head: {theirs:.0f} ms. "
         f"The linear layers alone take {least:.0f} ms at the {peak / 1e9:,.0f} GFLOP/s of large matrices.\n"
     )
-    rows = [[kind, f"{ms:.0f}", f"{ms / total:.0%}"] for kind, ms in sorted(spent.items(), key=lambda item: -item[1])]
-    print(table(["part", "ms", "share"], rows))
+    order = sorted(parts, key=lambda kind: -parts[kind])
+    rows = [[kind, *(f"{ms:.0f}" for ms in (parts[kind], plain_parts[kind]))] for kind in order]
+    print(table(["part", "reading, ms", "plain forward, ms"], rows))
+
+
+def spent(read: Read, segments: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Milliseconds a segment by kind of operation."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        for segment in segments:
+            read(segment)
+    parts = dict.fromkeys((*KINDS, OTHER, WRITE), 0.0)
+    for event in found.events() or ():
+        parts[WRITE if event.name == WRITE else kind_of(event)] += event.self_cpu_time_total / 1e3 / len(segments)
+    return parts
 
 
 if __name__ == "__main__":
