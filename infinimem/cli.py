@@ -31,6 +31,7 @@ from .cli_options import (
     skipped,
 )
 from .errors import InfinimemError
+from .heap import collect_rarely
 
 if TYPE_CHECKING:
     from .adapt.config import AddressRun
@@ -48,6 +49,7 @@ def main() -> None:
     infinimem ingest book.pdf -o book.safetensors
     infinimem ask book.safetensors "Who is Ishmael?"
     """
+    collect_rarely()
 
 
 k_option = click.option("-k", type=click.IntRange(min=1), default=4, show_default=True, help="Passages to use.")

@@ -37,7 +37,7 @@ from .attention.side_by_side import stack, unstack
 from .decode import Rows, Views, choose
 from .errors import AdapterMismatch, DamagedMemoryFile, InvalidSetting
 from .identity import config_subset, digest, hash_tokenizer, hash_weights
-from .pretrained import DEFAULT_MODEL, load_base, load_weights
+from .pretrained import DEFAULT_MODEL, load_base
 from .segments import Segmenter
 from .settings import (
     DEFAULT_CARRY,
@@ -168,28 +168,24 @@ class InfiniModel:
             check_lora(base, reader)
 
             def make_reader() -> InfiniModel:
-                network = load_weights(model, device=device, dtype=base.dtype)
-                merge_lora(network, worn)
-                merge_lora(network, reader)
-                # An adapter changes no embeddings, which are a fifth of a small model.
-                network.set_input_embeddings(base.get_input_embeddings())
-                network.tie_weights()
-                return made._over(network)
+                attachment = made.attachment.twin({f"{path}.weight" for path in reader.lora})
+                merge_lora(attachment.model, reader)
+                return made._over(attachment)
 
             made._reader, made.reader_hash = Reader(make_reader), reader.sha256
         return made
 
-    def _over(self, network: PreTrainedModel) -> InfiniModel:
+    def _over(self, attachment: Attachment) -> InfiniModel:
         """An InfiniModel like this one over another network, without head, reader and identity."""
         other = copy(self)
-        other.model, other.attachment = network, Attachment(network, self.rule)
+        other.model, other.attachment = attachment.model, attachment
         other._identity = other._base_weights = other._reader = other.addresses = None
         return other
 
     @property
     def reader(self) -> InfiniModel:
         """The model that answers from passages in its prompt: this one, or where its adapter has a reader, another one
-        that is made on first use. It shares the embeddings; its memories are not those of this one."""
+        that is made on first use. It shares what the reader does not change; its memories are not those of this one."""
         return self if self._reader is None else self._reader.get()
 
     def put_on(self, head: AddressHead | None) -> None:
@@ -546,7 +542,7 @@ class Reader:
         self._lock = threading.Lock()
 
     def get(self) -> InfiniModel:
-        """The model. Raises the ModelErrors where it can no longer be loaded."""
+        """The model."""
         with self._lock:
             if self._made is None:
                 self._made = self._make()

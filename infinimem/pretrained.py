@@ -171,19 +171,6 @@ def load_base(
     return model, tokenizer, goes_by
 
 
-def load_weights(
-    name: str | os.PathLike[str] | None, *, device: str | torch.device, dtype: torch.dtype
-) -> PreTrainedModel:
-    """Once more the model that `load_base` has loaded before, without its tokenizer; nothing is fetched.
-
-    Raises ModelNotFound where it is gone.
-    """
-    where, directory, _ = _where(name)
-    with quiet(), _usable(where, directory is not None, fetch=False):
-        place = str(directory or _cached(where))
-        return _weights(place, _configuration(place), device, dtype, fetch=False)
-
-
 def _where(name: str | os.PathLike[str] | None) -> tuple[str, Path | None, str]:
     """What a name stands for, its directory (None for a hub id), and what the model goes by."""
     if name is None or str(name) == DEFAULT_MODEL:
@@ -212,7 +199,7 @@ def directory_at(name: str | os.PathLike[str]) -> Path | None:
 def _load(
     where: str, directory: Path | None, device: str | torch.device, dtype: torch.dtype | None, fetch: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     if directory is None and (where.startswith((".", "/", "~")) or where.count("/") > 1 or not where):
         raise ModelNotFound(f"no model directory is at '{where}'; give a directory with config.json, or a hub id")
@@ -220,32 +207,23 @@ def _load(
         if directory is None and not (fetch and _hub_reachable()):
             directory = _cached(where)
         place = str(directory or where)
-        config = _configuration(place)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        # A configuration may name a kernel to fetch and run.
+        config._attn_implementation = None
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise NotACausalLM(
                 f"'{where}' is a {config.model_type} model, which does not continue text; choose a causal LM"
             )
         _refuse_without_rotary(where, config)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-        return _weights(place, config, device, dtype or best_dtype(device), fetch), tokenizer
-
-
-def _configuration(place: str) -> Any:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-    # A configuration may name a kernel to fetch and run.
-    config._attn_implementation = None
-    return config
-
-
-def _weights(place: str, config: Any, device: str | torch.device, dtype: torch.dtype, fetch: bool) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        place, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=None if fetch else True
-    )
-    return cast("PreTrainedModel", cast("Any", model).to(device).eval())
+        model = AutoModelForCausalLM.from_pretrained(
+            place,
+            config=config,
+            dtype=dtype or best_dtype(device),
+            trust_remote_code=False,
+            use_safetensors=None if fetch else True,
+        )
+        return cast("PreTrainedModel", cast("Any", model).to(device).eval()), tokenizer
 
 
 def _cached(name: str) -> Path:

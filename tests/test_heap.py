@@ -1,14 +1,17 @@
-"""Freed memory goes back to the system while a document is read."""
+"""Freed memory goes back to the system while a document is read, and is not looked for too often."""
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import MakeModel, random_tokens
 
 from infinimem import heap
+from infinimem.cli import main
 from infinimem.model import SEGMENTS_BETWEEN_TRIMS
 
 
@@ -40,3 +43,13 @@ def test_reading_gives_memory_back_every_so_many_segments(
     half = len(tokens) // 2
     read = model.read_tokens(tokens[:half], cache) + model.read_tokens(tokens[half:], cache)
     assert len(calls) == read // SEGMENTS_BETWEEN_TRIMS >= 3
+
+
+def test_commands_look_for_cycles_rarely() -> None:
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(700, 10, 10)
+        assert CliRunner().invoke(main, ["inspect", "no such file"]).exit_code
+        assert gc.get_threshold() == (100_000, 10, 10)
+    finally:
+        gc.set_threshold(*before)

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+from copy import deepcopy
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -299,6 +301,14 @@ class Attachment:
         per_type = hasattr(rotary, f"{layer_type}_inv_freq")
         found: Tables = rotary(x, places, layer_type) if per_type else rotary(x, places)
         return found
+
+    def twin(self, own: Set[str]) -> Attachment:
+        """The same over a second network, which has parameters called `own` to itself and shares all else."""
+        tensors = chain(self.model.named_parameters(), self.model.named_buffers())
+        shared = {id(tensor): tensor for name, tensor in tensors if name not in own}
+        other = deepcopy(self, {**shared, id(self.rule): self.rule})
+        other._far = {}
+        return other
 
     def detach(self) -> None:
         """Remove hooks and gates, and give the model its own attention function back."""
