@@ -24,6 +24,7 @@ from infinimem.adapt.config import AdaptConfig, parse_config
 from infinimem.adapt.log import draw_losses
 from infinimem.adapt.recurrence import backward
 from infinimem.adapt.train import Trainer, adapt
+from infinimem.adapter import load_adapter
 from infinimem.cli import main
 from infinimem.errors import (
     DamagedCheckpoint,
@@ -390,9 +391,15 @@ def test_a_reader_is_trained_on_passages_alone(
         configured(objectives=[READING[0], objective], lora__over=str(tmp_path))
 
 
-def test_a_reader_goes_on_from_no_other_adapter(configured: Callable[..., AdaptConfig], tmp_path: Path) -> None:
-    with pytest.raises(InvalidConfig, match=r"lora\.start.*lora\.over"):
-        configured(objectives=READING, lora__over=str(tmp_path), lora__start=str(tmp_path))
+def test_a_reader_goes_on_from_a_reader(configured: Callable[..., AdaptConfig], worn: Path, tmp_path: Path) -> None:
+    settings = {"objectives": READING, "lora__over": str(worn), "lora__rank": 2}
+    adapt(configured(**settings, output=str(tmp_path / "once"), stages=[{"segments": 2, "steps": 3}]))
+    reader = load_adapter(tmp_path / "once" / "adapter" / "reader")
+    config = configured(**settings, lora__start=reader.name if reader else "")
+    trainer = Trainer(config, train_module.load_model(config))
+    assert reader is not None
+    for path, pair in trainer.lora.pairs.items():
+        assert all(torch.equal(mine, given) for mine, given in zip(pair, reader.lora[path], strict=True))
 
 
 def test_the_card_names_data_steps_and_losses_and_no_places(configured: Callable[..., AdaptConfig], data: Path) -> None:

@@ -62,7 +62,8 @@ class ModelConfig:
 @dataclass(frozen=True)
 class LoraConfig:
     """Low-rank layers beside the frozen ones. start: an adapter directory to go on from, instead of from zero. over: an
-    adapter, a directory or a name in the package, that stays as it is; what is trained becomes its reader."""
+    adapter, a directory or a name in the package, that stays as it is; what is trained becomes its reader, and `start`,
+    if given, is a reader's directory."""
 
     rank: int = setting(16, least=1)
     alpha: float = setting(32.0, above=0)
@@ -333,8 +334,6 @@ def parse_config(table: Mapping[str, Any], directory: Path) -> AdaptConfig | Add
 
 def _check_reader(config: AdaptConfig) -> None:
     """A reader meets passages in prompts, and no memory."""
-    if config.lora.start is not None:
-        raise InvalidConfig("lora.start begins with an adapter, lora.over with none on top of one; give one of them")
     for index, objective in enumerate(config.objectives):
         reads = isinstance(objective, QaConfig) and objective.reading == 1 and objective.beside == 0
         if not reads and not isinstance(objective, SummaryConfig):
