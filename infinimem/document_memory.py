@@ -477,9 +477,19 @@ class DocumentMemory(Answering):
         with self._lock:
             return self._attach(self._load_model(None)) if self._reading is None else self._reading
 
-    def open(self) -> None:
-        """Load the model now rather than with the first question. Raises ModelMismatch and the ModelErrors."""
-        self._open()
+    def open(self, *, ready: bool = False) -> None:
+        """Load the model now rather than with the first question. Raises ModelMismatch and the ModelErrors.
+
+        ready: also make all else that the first question would wait for: the reader, the index of the passages, and a
+        memory that holds the unfinished segment.
+        """
+        reading = self._open()
+        if ready:
+            with self._lock:
+                reading.complete()
+            if self.keeps_passages and self.passages:
+                self._search().prepare()
+                reading.model.reader  # noqa: B018
 
     # Looking
 

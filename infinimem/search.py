@@ -64,7 +64,7 @@ class Search:
         if mode not in RANKINGS:
             raise InvalidSetting(f"there is no ranking {mode!r}; choose one of {', '.join(RANKINGS)}")
         if mode != "lexical":
-            self._need_addresses()
+            self.prepare()
         if mode == "memory" and mode not in self._rankers:
             raise NoAddresses(
                 "these passages have no addresses: the model that read them has no head for that, or another one; read "
@@ -80,11 +80,12 @@ class Search:
         """
         if len(self.passages) < ENOUGH:
             return True
-        self._need_addresses()
+        self.prepare()
         ranker = self._rankers.get("memory")
         return not isinstance(ranker, AddressRanker) or ranker.coverage(query) >= self._least
 
-    def _need_addresses(self) -> None:
+    def prepare(self) -> None:
+        """Index the addresses, if there are any; ranking does so when it is first needed."""
         with self._lock:
             if "hybrid" in self._rankers:
                 return

@@ -26,6 +26,7 @@ from infinimem.errors import (
     UnsupportedAdapter,
 )
 from infinimem.model import InfiniModel
+from infinimem.recall import LexicalRanker
 
 HEADS = {str(layer): [0, 1] for layer in (1, 2, 3)}
 SHAPES = {"self_attn.q_proj": (64, 64), "self_attn.k_proj": (32, 64), "mlp.down_proj": (64, 96)}
@@ -209,6 +210,35 @@ def test_passages_are_read_by_the_reader_and_memories_by_the_model(tiny_director
     assert memory.ask(question, mode="memory").text == bare.ask(question, mode="memory").text
     assert memory.ask(question).text != bare.ask(question).text
     assert memory.ask_many([question])[0].text == memory.ask(question).text
+
+
+def test_a_memory_that_is_ready_leaves_the_first_question_nothing_to_prepare(
+    tiny_directory: Path, slots_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = with_reader(slots_adapter)
+    model = InfiniModel.from_pretrained(tiny_directory, adapter=adapter)
+    DocumentMemory.from_text(TEXT * 4, model=model).save(tmp_path / "m")
+    calls: list[str] = []
+
+    def note(owner: type, name: str) -> None:
+        whole = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: calls.append(name) or whole(*a, **k))
+
+    note(InfiniModel, "_over")
+    note(InfiniModel, "read_tokens")
+    note(LexicalRanker, "__init__")
+    expected = []
+    for ready in (False, True):
+        loaded = DocumentMemory.load(tmp_path / "m", model=InfiniModel.from_pretrained(tiny_directory, adapter=adapter))
+        loaded.open(ready=ready)
+        prepared = set(calls)
+        calls.clear()
+        expected.append([loaded.ask("Who counted the ships?", mode=mode).text for mode in ("recall", "memory")])
+        assert (prepared, set(calls)) == (
+            ({"_over", "read_tokens", "__init__"}, set()) if ready else (set(), {"_over", "read_tokens", "__init__"})
+        )
+        calls.clear()
+    assert expected[0] == expected[1]
 
 
 def test_a_reader_for_another_model_is_refused_when_the_adapter_is_loaded(tiny_directory: Path, adapter: Path) -> None:

@@ -136,6 +136,7 @@ def test_the_table_has_every_row_and_every_ratio(measured: dict[str, Any]) -> No
     (memory,) = [line for line in lines if line.startswith("infinimem, memory mode")]
     assert report.figure(measured["systems"]["infinimem"]["memory_mode_first_token_ms"]) in memory
     assert f"{measured['read_vs_plain_forward']:.2f} times" in shown and "infinimem ask" in shown
+    assert f"in {report.figure(measured['systems']['infinimem']['ready_ms'])} ms" in shown
     assert sum(line.startswith("infinimem against transformers-") for line in lines) == 2
 
 

@@ -42,13 +42,17 @@ def measure(task: Task) -> dict[str, Any]:
     del memory
 
     loaded, load_ms = timed_loads(lambda: DocumentMemory.load(path, model=model), clock)
+    started = clock()
+    loaded.open(ready=True)
+    ready_ms = (clock() - started) * 1e3
     recall = _ask(loaded, task.question, "recall", model, path, clock)
-    alone = _ask(DocumentMemory.load(path, model=model), task.question, "memory", model, path, clock)
+    alone = _ask(loaded, task.question, "memory", model, path, clock)
     return {
         "tokens": tokens,
         "tokens_per_second": tokens / seconds,
         "file_bytes": file_bytes,
         "load_ms": load_ms,
+        "ready_ms": ready_ms,
         **recall,
         **{f"memory_mode_{name}": value for name, value in alone.items()},
         "model_load_ms": model_load * 1e3,
@@ -60,7 +64,7 @@ def measure(task: Task) -> dict[str, Any]:
 def _ask(
     memory: DocumentMemory, question: str, mode: str, model: InfiniModel, path: Path, clock: Clock
 ) -> dict[str, float]:
-    """What the first question after loading costs."""
+    """What a question costs from a memory that is ready."""
     started = clock()
     reply: Reply = memory.reply([{"role": "user", "content": question}], mode=mode, decoding=Decoding(1))
     reply.text()

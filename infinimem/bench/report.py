@@ -75,7 +75,10 @@ def in_short(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"infinimem against {name}: {', '.join(said)}.")
     for system, ratio in result["long_vs_short"].items():
         lines.append(f"{system} reads its longest text at {ratio:.2f} times the speed of its shortest.")
-    seconds = result["systems"].get("infinimem", {}).get("cold_start_s")
+    own = result["systems"].get("infinimem", {})
+    if "ready_ms" in own:
+        lines.append(f"A loaded memory is made ready for its first question in {figure(own['ready_ms'])} ms.")
+    seconds = own.get("cold_start_s")
     if seconds is not None:
         lines.append(f"A new process of 'infinimem ask' takes {figure(seconds)} s for one token.")
     return lines
