@@ -336,9 +336,31 @@ def test_passages_without_the_answer_are_answered_with_saying_so(make_model: Mak
                 (number,) = re.findall(r"Captain of (\d)", question)
                 silent.append(said == f"{NOT_SAID}<|im_end|>")
                 assert (names[int(number)] in shown) is not silent[-1] and "(page 1)" in shown
-            # Where every passage holds the answer, or the other document drawn is the same one, the answer stays.
+            # Where every passage holds the answer, and there is no other document, the answer stays.
             assert any(silent) is (absent > 0 and file != "all")
-            assert all(silent) is (absent == 1 and file == "one")
+            assert all(silent) is (absent == 1 and file != "all")
+
+
+def test_absent_answers_are_looked_for_elsewhere_as_often_as_asked(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(segment_length=160)
+    names = ["Odile", "Bruno"]
+    rows = []
+    for place in ("Brest", "Malmo"):
+        told = [f"In {place} the captain of ship {i} was {name}. {TEXT * 2}" for i, name in enumerate(names)]
+        qas = [
+            {"question": f"Captain of {i} in {place}?", "answers": [name], "paragraph": i}
+            for i, name in enumerate(names)
+        ]
+        rows.append({"title": place, "paragraphs": told, "qas": qas})
+    write_rows(tmp_path / "both.jsonl.gz", *rows)
+    for share in (0.0, 0.5, 1.0):
+        kind = {"kind": "qa", "data": ["both.jsonl.gz"], "reading": 1.0, "absent": 1.0, "elsewhere": share}
+        drawn, other = mixture(model, tmp_path, kind), []
+        for step in range(24):
+            _, prompt, _ = asked(drawn.sample(step, 0), Bench(model))
+            shown, _, question = prompt.partition("Excerpts from")[2].rpartition("Question:")
+            other.append(("Brest" in question) is not ("Brest" in shown))
+        assert any(other) is (share > 0) and all(other) is (share == 1)
 
 
 @pytest.mark.parametrize("reading", [0.0, 1.0])

@@ -149,7 +149,8 @@ class QaConfig(ObjectiveConfig):
 
     passages: most passages in such a prompt. beside: share of those with the memory in view as well. turns: most
     questions asked in one conversation about the same passages, or about what was read. absent: share of those with
-    passages that do not hold the answer, so that the right answer is to say so.
+    passages that do not hold the answer, so that the right answer is to say so. elsewhere: share of those with passages
+    of another document; in its own, others than the right ones may hold an answer all the same.
     """
 
     data: tuple[str, ...] = setting(least=1)
@@ -158,6 +159,7 @@ class QaConfig(ObjectiveConfig):
     beside: float = setting(0.0, least=0, most=1)
     turns: int = setting(1, least=1)
     absent: float = setting(0.0, least=0, most=1)
+    elsewhere: float = setting(0.5, least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -285,8 +285,10 @@ class Questions:
         """What `retrieve` would show of this document had it no answer, or of another one; none where all have it."""
         passages, ranker = document.passages()
         kept = set(document.right(question))
-        if rng.random() < 0.5 or len(kept) == len(passages):
-            (passages, ranker), kept = rng.choice(file).passages(), set()
+        if rng.random() < self.config.elsewhere or len(kept) == len(passages):
+            others = [other for other in file if other is not document]
+            if others:
+                (passages, ranker), kept = rng.choice(others).passages(), set()
         answers = [answer.lower() for answer in question.answers]
         order = [index for index, _ in ranker.rank(question.text, len(passages))]
         order += rng.sample(rest := [i for i in range(len(passages)) if i not in set(order)], len(rest))
