@@ -347,10 +347,8 @@ def test_absent_answers_are_looked_for_elsewhere_as_often_as_asked(make_model: M
     rows = []
     for place in ("Brest", "Malmo"):
         told = [f"In {place} the captain of ship {i} was {name}. {TEXT * 2}" for i, name in enumerate(names)]
-        qas = [
-            {"question": f"Captain of {i} in {place}?", "answers": [name], "paragraph": i}
-            for i, name in enumerate(names)
-        ]
+        asking = [f"Captain of {i} in {place}?" for i in range(2)]
+        qas = [{"question": asking[i], "answers": [names[i]], "paragraph": i} for i in range(2)]
         rows.append({"title": place, "paragraphs": told, "qas": qas})
     write_rows(tmp_path / "both.jsonl.gz", *rows)
     for share in (0.0, 0.5, 1.0):
