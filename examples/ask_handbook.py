@@ -1,7 +1,7 @@
 """Asks the sample handbook its 30 questions, and counts right pages and right answers.
 
 An answer is right if it holds one of the expected wordings, capitals and punctuation aside; a page is right if a
-passage of it was shown to the model.
+passage of it is among those cited.
 
 infinimem ingest examples/handbook.pdf -o handbook.safetensors
 python examples/ask_handbook.py handbook.safetensors

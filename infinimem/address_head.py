@@ -29,8 +29,8 @@ ONE = 0.5413
 @dataclass(frozen=True)
 class HeadSettings:
     """layer: whose attention input is looked at. width: of that input. hidden: units of each half. lexical: share of
-    BM25's score in the fused one. slope, offset: an answer is there with the log odds slope * coverage + offset,
-    coverage being the best passage's score over the highest that the question allows."""
+    BM25's score in the fused one. least: coverage of a question that has an answer, which is the best passage's score
+    over the highest that the question allows."""
 
     layer: int
     width: int
@@ -55,7 +55,7 @@ class Weigher(nn.Module):
 
 
 class AddressHead(nn.Module):
-    """Both halves. sha256: of the file that it was read from; addresses of different heads do not mix."""
+    """Both halves. sha256: of layer and weights, not of the calibration; addresses of different heads do not mix."""
 
     def __init__(self, settings: HeadSettings, sha256: str = "") -> None:
         super().__init__()
@@ -81,14 +81,23 @@ def read_head(directory: Path) -> AddressHead | None:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         settings = _settings(json.loads(header["__metadata__"][SETTINGS]))
-        head = AddressHead(settings, hashlib.sha256(data).hexdigest())
+        head = AddressHead(settings)
         head.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        head.sha256 = _fingerprint(head)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedAdapter(f"'{path}' is no head for addresses ({reason}); restore a copy") from error
     if not all(bool(tensor.isfinite().all()) for tensor in head.state_dict().values()):
         raise DamagedAdapter(f"'{path}' has values that no head can have; restore a copy")
     return head.requires_grad_(False).eval()
+
+
+def _fingerprint(head: AddressHead) -> str:
+    total = hashlib.sha256(f"layer {head.settings.layer}".encode())
+    for name, tensor in sorted(head.state_dict().items()):
+        total.update(f"{name}{tuple(tensor.shape)}".encode())
+        total.update(tensor.numpy().tobytes())
+    return total.hexdigest()
 
 
 def _settings(plain: Any) -> HeadSettings:

@@ -11,7 +11,7 @@ from .prompts import NOT_SAID
 
 @dataclass(frozen=True)
 class Answer:
-    """A text from the model, and the passages it was shown.
+    """A text from the model, and the passages that were found for it, best first.
 
     mode: "recall" (from passages) or "memory" (from the compressive memory alone). forced: how the model differs from
     the one that read the document, where it was loaded all the same.

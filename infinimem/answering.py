@@ -174,8 +174,7 @@ class Answering(ABC):
             parts = central_parts(self.passages, k, max_new_tokens // TOKENS_OF_A_PART)
         else:
             search = self._search()
-            ranked = sorted(search.rank(checked_question(focus), k))
-            parts = [[search.passages[index].scored(score) for index, score in ranked]]
+            parts = [search.scored(sorted(search.rank(checked_question(focus), k)))]
         decoding = Decoding(max_new_tokens // len(parts), no_repeat=NO_REPEAT_IN_SUMMARIES)
         prompts = [
             fit_prompt(self.model, lambda shown: summary_messages(shown, focus), part, decoding.max_new_tokens)
@@ -199,10 +198,21 @@ class Answering(ABC):
                 return memory_messages(question, asked.earlier, asked.system)
             return recall_messages(question, passages, asked.earlier, asked.system)
 
-        found = [] if mode == "memory" else self.retrieve(question, k)
+        if mode == "memory":
+            return fit_prompt(self.model, messages, [], decoding.max_new_tokens)
+        search = self._search()
+        ranked = search.rank(question, k)
+        found = search.scored(ranked)
         # A question that goes on a conversation may have its words there.
-        if found and not asked.earlier and not self._search().has_answer(question):
+        if found and not asked.earlier and not search.has_answer(question):
             return Prompt([], found, NOT_SAID)
+        window = search.window(question, ranked)
+        if window is not None and self.model.reader is not self.model:
+            prompt = fit_prompt(self.model, messages, found[:1], decoding.max_new_tokens)
+            if not prompt.passages:
+                return prompt
+            several = window.text != found[0].text
+            return Prompt(prompt.tokens, found, beside=encode_chat(self.model, messages([window])) if several else ())
         prompt = fit_prompt(self.model, messages, found, decoding.max_new_tokens)
         if len(prompt.passages) < 2:
             return prompt

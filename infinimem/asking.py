@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class Prompt(NamedTuple):
-    """An encoded prompt, and the passages in it; without passages the model reads its memory.
+    """An encoded prompt, and the passages that were found for it; without passages the model reads its memory.
 
     known: the answer, where it is known without the model; then there are no tokens, and the passages are the nearest.
-    beside: the prompt with the best passage alone, where there are others in this one: small models read one passage
-    better than many, and the answer is what both agree on.
+    beside: another prompt; the answer is what both agree on. Small models read little better than much: a reader gets
+    the best passage alone, and beside it the sentence that fits best, of any passage, with its neighbours; other models
+    get all passages, and beside them the best one alone.
     """
 
     tokens: list[int]

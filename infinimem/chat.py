@@ -39,7 +39,7 @@ class Conversation:
 class Reply:
     """A reply that is written while it is iterated, once; closing it stops the model.
 
-    passages: what the model was shown. mode: "recall", "memory", or None without a memory.
+    passages: what was found for it. mode: "recall", "memory", or None without a memory.
     """
 
     prompt: Prompt
@@ -55,7 +55,7 @@ class Reply:
 
     @property
     def passages(self) -> list[Passage]:
-        """What the model was shown, best first."""
+        """What was found for the reply, best first."""
         return self.prompt.passages
 
     @property

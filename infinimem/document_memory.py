@@ -543,7 +543,7 @@ class DocumentMemory(Answering):
         for, "hybrid" is "lexical". Raises EmptyQuestion, NoPassages, NoAddresses, InvalidSetting.
         """
         search = self._search()
-        return [search.passages[index].scored(score) for index, score in search.rank(checked_question(query), k, mode)]
+        return search.scored(search.rank(checked_question(query), k, mode))
 
     def _search(self) -> Search:
         with self._lock:

@@ -10,19 +10,23 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .addresses import from_bytes, rarity, stems
+from .addresses import from_bytes, rarity, spans, stems
 from .errors import DamagedMemoryFile
 from .passages import Passage
+from .readers.prose import sentences
 
 # Passages of a part of a document that is summarized by itself.
 STRETCH = 16
+# Of its passage's score that a sentence has beside its own.
+OF_THE_PASSAGE = 0.3
 
 
 class Ranker(Protocol):
@@ -88,6 +92,8 @@ class AddressRanker:
         self._weigh = weigh
         self._size = len(passages)
         self._vocabulary: dict[str, int] = {}
+        self._passages = passages
+        self._addresses = addresses
         rows = []
         for index, (passage, address) in enumerate(zip(passages, addresses, strict=True)):
             words = stems(passage.text)
@@ -102,8 +108,8 @@ class AddressRanker:
         self._places, self._weights = np.asarray(places, np.int64), np.asarray(weights, np.float32)
         counts = np.bincount(np.asarray(kinds, np.int64), minlength=len(self._vocabulary))
         self._starts = np.concatenate(([0], counts.cumsum()))
-        # Scores and coverage are asked one after the other, and weighing the query is most of the work.
-        self._last: tuple[str, np.ndarray, float] | None = None
+        # All that is asked about a query is asked one after the other, and weighing it is most of the work.
+        self._last: tuple[str, _Wanted] | None = None
 
     def rank(self, query: str, k: int) -> list[tuple[int, float]]:
         """See `Ranker`."""
@@ -111,27 +117,54 @@ class AddressRanker:
 
     def scores(self, query: str) -> np.ndarray:
         """Every passage's score, (P,) float32."""
-        return self._look(query)[0]
+        return self._look(query).scores
 
     def coverage(self, query: str) -> float:
         """The best passage's score over what it would be if it had all words of the query with weight 1; 0 and up."""
-        scores, highest = self._look(query)
-        return float(scores.max(initial=0)) / highest if highest else 0.0
+        wanted = self._look(query)
+        highest = sum(worth for _, worth in wanted.words)
+        return float(wanted.scores.max(initial=0)) / highest if highest else 0.0
 
-    def _look(self, query: str) -> tuple[np.ndarray, float]:
-        """All scores, and the highest one that a passage with all words at weight 1 would have."""
-        last = self._last
-        if last is not None and last[0] == query:
-            return last[1], last[2]
-        scores, highest = np.zeros(self._size, np.float32), 0.0
+    def window(self, query: str, ranked: Sequence[tuple[int, float]]) -> tuple[int, int, int]:
+        """Where the sentence that fits a query best stands in some passages, pairs (index, score): index of the
+        passage, and start and end of the sentence with its neighbours in the passage's text.
+
+        A sentence's score is that of a passage, and a share of its passage's.
+        """
+        wanted, best = self._look(query).words, (-1.0, 0, 0, 0)
+        for index, score in ranked:
+            text = self._passages[index].text
+            words, weights = stems(text), from_bytes(self._addresses[index])
+            starts, borders = [start for start, _ in spans(text)], sentences(text)
+            for number, (start, end) in enumerate(borders):
+                part = slice(bisect_left(starts, start), bisect_left(starts, end))
+                heaviest = _heaviest(words[part], weights[part])
+                fits = sum(worth * heaviest.get(stem, 0.0) for stem, worth in wanted) + OF_THE_PASSAGE * score
+                if fits > best[0]:
+                    first, last = borders[max(0, number - 1)], borders[min(len(borders) - 1, number + 1)]
+                    best = (fits, index, first[0], last[1])
+        return best[1:]
+
+    def _look(self, query: str) -> _Wanted:
+        if self._last is not None and self._last[0] == query:
+            return self._last[1]
+        scores, words = np.zeros(self._size, np.float32), []
         for stem, weight in zip(stems(query), self._weigh(query), strict=True):
             word = self._vocabulary.get(stem)
             part = slice(0, 0) if word is None else slice(self._starts[word], self._starts[word + 1])
             worth = weight * float(rarity(self._size, part.stop - part.start))
-            highest += worth
+            words.append((stem, worth))
             scores[self._places[part]] += worth * self._weights[part]
-        self._last = query, scores, highest
-        return scores, highest
+        wanted = _Wanted(words, scores)
+        self._last = query, wanted
+        return wanted
+
+
+class _Wanted(NamedTuple):
+    """A query: its words with their weight times rarity, and the scores of all passages, (P,) float32."""
+
+    words: list[tuple[str, float]]
+    scores: np.ndarray
 
 
 def _heaviest(words: Iterable[str], weights: Iterable[float]) -> dict[str, float]:

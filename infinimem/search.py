@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .errors import InvalidSetting, NoAddresses, NoPassages
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .document_memory import DocumentMemory
 
 # Passages from which on the rarity of words says something.
-ENOUGH = 8
+ENOUGH = 4
 RANKINGS = ("hybrid", "memory", "lexical")
 
 
@@ -83,6 +84,23 @@ class Search:
         self.prepare()
         ranker = self._rankers.get("memory")
         return not isinstance(ranker, AddressRanker) or ranker.coverage(query) >= self._least
+
+    def scored(self, ranked: Sequence[tuple[int, float]]) -> list[Passage]:
+        """The passages of pairs (index, score)."""
+        return [self.passages[index].scored(score) for index, score in ranked]
+
+    def window(self, query: str, ranked: Sequence[tuple[int, float]]) -> Passage | None:
+        """The sentence of some passages, pairs (index, score), that fits a query best, with its neighbours.
+
+        None without addresses, or without passages.
+        """
+        self.prepare()
+        ranker = self._rankers.get("memory")
+        if not ranked or not isinstance(ranker, AddressRanker):
+            return None
+        index, start, end = ranker.window(query, ranked)
+        whole = self.passages[index]
+        return replace(whole, text=whole.text[start:end], start=whole.start + start, end=whole.start + end)
 
     def prepare(self) -> None:
         """Index the addresses, if there are any; ranking does so when it is first needed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,9 @@ from infinimem.errors import (
     NoAddresses,
 )
 from infinimem.memory_file import read_memory_file
+from infinimem.model import Reader
 from infinimem.passages import Passage
-from infinimem.prompts import NOT_SAID
+from infinimem.prompts import NOT_SAID, encode_chat, recall_messages
 from infinimem.recall import AddressRanker, HybridRanker, LexicalRanker, distinct
 from infinimem.search import ENOUGH, Search
 
@@ -282,6 +284,23 @@ def test_a_head_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_head(tmp_path / "nowhere") is None
 
 
+def test_a_head_is_known_by_what_addresses_depend_on(tmp_path: Path) -> None:
+    def fingerprint(made: AddressHead) -> str:
+        write_head(tmp_path, made)
+        found = read_head(tmp_path)
+        return found.sha256 if found is not None else ""
+
+    made = head()
+    before = fingerprint(made)
+    made.settings = replace(made.settings, least=0.5, lexical=0.9)
+    assert fingerprint(made) == before
+    made.settings = replace(made.settings, layer=made.settings.layer + 1)
+    assert fingerprint(made) != before
+    made.settings = replace(made.settings, layer=made.settings.layer - 1)
+    made.passage.inner.bias[0] += 1
+    assert fingerprint(made) != before
+
+
 @pytest.mark.parametrize("damage", ["cut", "nan", "missing", "settings", "shape", "no settings", "huge"])
 def test_a_damaged_head_is_refused(tmp_path: Path, damage: str) -> None:
     write_head(tmp_path, head())
@@ -357,6 +376,72 @@ def test_every_word_has_one_stem(text: str) -> None:
     assert len(stems(text)) == len(spans(text))
 
 
+# The sentence that fits best
+
+
+def alike(query: str) -> list[float]:
+    """Weights that make all words of a query worth the same."""
+    return [1.0] * len(spans(query))
+
+
+def ranker_of(*texts: str) -> AddressRanker:
+    passages = [Passage(text, "s", 1, 0, len(text)) for text in texts]
+    return AddressRanker(passages, [bytes([STEPS] * len(spans(text))) for text in texts], alike)
+
+
+def test_the_window_is_the_sentence_that_fits_best_with_its_neighbours() -> None:
+    texts = ["Fog came. It was grey.", "Rain fell. Snow followed. Odile steered the ship. She sang. Night fell."]
+    index, start, end = ranker_of(*texts).window("Who steered the ship?", [(0, 2.0), (1, 1.0)])
+    assert index == 1 and texts[1][start:end] == "Snow followed. Odile steered the ship. She sang."
+
+
+def test_words_weigh_in_a_sentence_what_they_weigh_in_their_place() -> None:
+    text = "The bell rang twice. Fog came. Rain fell. Wind rose. The bell weighs ninety kilograms."
+    passage = Passage(text, "s", 1, 0, len(text))
+    for heavy, said in ((1, "The bell rang twice. Fog came."), (11, "Wind rose. The bell weighs ninety kilograms.")):
+        weights = bytes([STEPS if place == heavy else 1 for place in range(len(spans(text)))])
+        _, start, end = AddressRanker([passage], [weights], alike).window("the bell", [(0, 0.0)])
+        assert text[start:end] == said
+
+
+def test_of_sentences_that_fit_alike_the_one_of_the_better_passage_is_taken() -> None:
+    ranker = ranker_of("Odile came. So it was.", "Odile went. So it was.", "Nothing.")
+    assert ranker.window("Odile", [(1, 3.0), (0, 1.0)])[0] == 1
+    assert ranker.window("Odile", [(0, 1.0), (1, 3.0)])[0] == 1
+    assert ranker.window("nowhere", [(2, 0.0)]) == (2, 0, len("Nothing."))
+
+
+def test_a_reader_is_shown_the_best_passage_and_the_window_and_others_all_passages(
+    model: InfiniModel, make_model: MakeModel
+) -> None:
+    memory = DocumentMemory.from_text(TALE * 3, model=model)
+    question = "What did the captain Odile ask for?"
+    whole = memory.reply([{"role": "user", "content": question}], k=3).prompt
+    assert whole.tokens == encode_chat(model, recall_messages(question, memory.retrieve(question, 3)))
+    assert whole.beside == encode_chat(model, recall_messages(question, memory.retrieve(question, 1)))
+    model._reader = Reader(lambda: make_model(segment_length=64, carry=16))
+    short = memory.reply([{"role": "user", "content": question}], k=3).prompt
+    found = memory.retrieve(question, 3)
+    assert short.passages == found and short.tokens == whole.beside
+    search = memory._search()
+    window = search.window(question, search.rank(question, 3))
+    assert (
+        window is not None
+        and "Odile" in window.text
+        and short.beside == encode_chat(model, recall_messages(question, [window]))
+    )
+    (holder,) = [p for p in memory.passages if p.start <= window.start and window.end <= p.end]
+    assert holder.text[window.start - holder.start : window.end - holder.start] == window.text != holder.text
+    assert len(short.tokens) + len(short.beside) < len(whole.tokens)
+
+
+def test_a_passage_of_one_sentence_is_read_once(model: InfiniModel, make_model: MakeModel) -> None:
+    model._reader = Reader(lambda: make_model(segment_length=64, carry=16))
+    memory = DocumentMemory.from_text("Odile asked for the harbour dues", model=model)
+    prompt = memory.reply([{"role": "user", "content": "What did Odile ask for?"}]).prompt
+    assert prompt.tokens and prompt.beside == () and len(prompt.passages) == 1
+
+
 # What is not in the document
 
 
@@ -389,7 +474,7 @@ def test_conversations_short_documents_and_the_memory_alone_are_never_refused(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = refusing(make_model, monkeypatch)
-    memory, short = (DocumentMemory.from_text(text, model=model) for text in (TALE * 4, TALE))
+    memory, short = (DocumentMemory.from_text(text, model=model) for text in (TALE * 4, TALE[:1500]))
     assert len(short.passages) < ENOUGH
     with pytest.raises(AssertionError, match="was asked"):
         memory.ask("And who is she?", history=[("Who is Odile?", "A captain.")])

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infinimem.readers import Page, open_source, read_pages
-from infinimem.readers.prose import PAGE_LIMIT, cut, tidy
+from infinimem.readers.prose import PAGE_LIMIT, cut, sentences, tidy
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -213,3 +213,21 @@ def test_tidy_text_is_tidy_already(text: str) -> None:
     once = tidy(text)
     assert tidy(once) == once
     assert not any("\ud800" <= letter <= "\udfff" for letter in once)
+
+
+@given(st.text(st.sampled_from('aB .!?"\n。」')))
+def test_sentences_follow_each_other_and_leave_out_white_space_alone(text: str) -> None:
+    found = sentences(text)
+    assert found and found[0][0] == 0
+    for (start, end), (following, _) in zip(found, [*found[1:], (len(text), 0)], strict=True):
+        assert start <= end <= following and not text[end:following].strip()
+
+
+def test_sentences_end_with_their_marks_and_quotes() -> None:
+    text = 'He asked: "Why?" She left (at noon.) Then 雨が降る。風も。'
+    assert [text[start:end] for start, end in sentences(text)] == [
+        'He asked: "Why?"',
+        "She left (at noon.)",
+        "Then 雨が降る。",
+        "風も。",
+    ]

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 TOGETHER = 40  # documents of a single paragraph that are read as one
 APART = 10  # one document in so many is not trained on
-# Of the questions about another document this share is to be refused, and of a document's own ones no more than that.
-STRANGERS_REFUSED, OWN_REFUSED = 0.8, 0.05
+# Of the questions about a document this share is refused, so that as many as can be of those about another one are.
+OWN_REFUSED = 0.04
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)  # of BM25, to choose from
 
 
@@ -249,7 +249,7 @@ def choose(head: AddressHead, bundles: Sequence[Bundle]) -> tuple[HeadSettings, 
         other += [ranker.coverage(question.text) for question in stranger.asked]
     means = {share: float(np.mean(values)) for share, values in found.items()}
     share = max(means, key=lambda one: means[one])
-    least = float(min(np.quantile(other, STRANGERS_REFUSED), np.quantile(own, OWN_REFUSED)))
+    least = float(np.quantile(own, OWN_REFUSED))
     measured = {
         "questions": len(own),
         "mrr": {str(one): round(mean, 4) for one, mean in means.items()},

@@ -42,6 +42,13 @@ def tidy(text: str, *, verbatim: bool = False) -> str:
     return _BLANK_LINES.sub("\n\n", _TRAILING.sub("", text)).strip("\n")
 
 
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Start and end of every sentence, which together are the text; one at least, without white space at the end."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    ends += [len(text)] if not ends or text[ends[-1] :].strip() else []
+    return [(start, start + len(text[start:end].rstrip())) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
 def is_list_item(line: str) -> bool:
     """Tell whether `line` starts like an item of a list."""
     return _LIST_ITEM.match(line) is not None
