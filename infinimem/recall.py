@@ -25,6 +25,9 @@ from .readers.prose import sentences
 
 # Passages of a part of a document that is summarized by itself.
 STRETCH = 16
+# What a word that many passages have is rare at least, where coverage is concerned: what all of a short text is about
+# is in all of its passages, and asked for all the same.
+COMMON = 1.0
 # Of its passage's score that a sentence has beside its own.
 OF_THE_PASSAGE = 0.3
 
@@ -120,10 +123,11 @@ class AddressRanker:
         return self._look(query).scores
 
     def coverage(self, query: str) -> float:
-        """The best passage's score over what it would be if it had all words of the query with weight 1; 0 and up."""
-        wanted = self._look(query)
-        highest = sum(worth for _, worth in wanted.words)
-        return float(wanted.scores.max(initial=0)) / highest if highest else 0.0
+        """The best passage's score over what it would be if it had all words of the query with weight 1; 0 and up.
+
+        No word's rarity is less than COMMON here.
+        """
+        return self._look(query).coverage
 
     def window(self, query: str, ranked: Sequence[tuple[int, float]]) -> tuple[int, int, int]:
         """Where the sentence that fits a query best stands in some passages, pairs (index, score): index of the
@@ -148,23 +152,27 @@ class AddressRanker:
     def _look(self, query: str) -> _Wanted:
         if self._last is not None and self._last[0] == query:
             return self._last[1]
-        scores, words = np.zeros(self._size, np.float32), []
+        scores, covered = np.zeros((2, self._size), np.float32)
+        words, highest = [], 0.0
         for stem, weight in zip(stems(query), self._weigh(query), strict=True):
             word = self._vocabulary.get(stem)
             part = slice(0, 0) if word is None else slice(self._starts[word], self._starts[word + 1])
-            worth = weight * float(rarity(self._size, part.stop - part.start))
-            words.append((stem, worth))
-            scores[self._places[part]] += worth * self._weights[part]
-        wanted = _Wanted(words, scores)
+            rare = float(rarity(self._size, part.stop - part.start))
+            words.append((stem, weight * rare))
+            highest += weight * max(rare, COMMON)
+            scores[self._places[part]] += weight * rare * self._weights[part]
+            covered[self._places[part]] += weight * max(rare, COMMON) * self._weights[part]
+        wanted = _Wanted(words, scores, float(covered.max(initial=0)) / highest if highest else 0.0)
         self._last = query, wanted
         return wanted
 
 
 class _Wanted(NamedTuple):
-    """A query: its words with their weight times rarity, and the scores of all passages, (P,) float32."""
+    """A query: its words with their weight times rarity, the scores of all passages, (P,) float32, and its coverage."""
 
     words: list[tuple[str, float]]
     scores: np.ndarray
+    coverage: float
 
 
 def _heaviest(words: Iterable[str], weights: Iterable[float]) -> dict[str, float]:

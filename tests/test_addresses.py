@@ -32,7 +32,7 @@ from infinimem.memory_file import read_memory_file
 from infinimem.model import Reader
 from infinimem.passages import Passage
 from infinimem.prompts import NOT_SAID, encode_chat, recall_messages
-from infinimem.recall import AddressRanker, HybridRanker, LexicalRanker, distinct
+from infinimem.recall import COMMON, AddressRanker, HybridRanker, LexicalRanker, distinct
 from infinimem.search import ENOUGH, Search
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def test_scores_are_weight_times_rarity_times_weight(texts: list[list[str]], que
     addresses = [to_bytes(generator.uniform(0, 4, len(words))) for words in texts]
     weights = generator.uniform(0, 3, len(query))
     ranker = AddressRanker(passages, addresses, lambda text: list(weights))
-    expected, highest = np.zeros(len(texts)), 0.0
+    expected, covered, highest = np.zeros(len(texts)), np.zeros(len(texts)), 0.0
     for stem, weight in zip(stems(" ".join(query)), weights, strict=True):
         heaviest = [
             max((address[i] / STEPS for i, s in enumerate(stems(p.text)) if s == stem), default=None)
@@ -226,11 +226,12 @@ def test_scores_are_weight_times_rarity_times_weight(texts: list[list[str]], que
         ]
         having = sum(one is not None for one in heaviest)
         rarity = math.log(1 + (len(texts) - having + 0.5) / (having + 0.5))
-        highest += weight * rarity
+        highest += weight * max(rarity, COMMON)
         expected += [weight * rarity * (one or 0) for one in heaviest]
+        covered += [weight * max(rarity, COMMON) * (one or 0) for one in heaviest]
     found = ranker.scores(" ".join(query))
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert ranker.coverage(" ".join(query)) == pytest.approx(expected.max() / highest if highest else 0, rel=1e-4)
+    assert ranker.coverage(" ".join(query)) == pytest.approx(covered.max() / highest if highest else 0, rel=1e-4)
     ranks = ranker.rank(" ".join(query), len(texts))
     assert [score for _, score in ranks] == sorted((s for s in map(float, found) if s > 0), reverse=True)
 
@@ -482,6 +483,14 @@ def test_conversations_short_documents_and_the_memory_alone_are_never_refused(
         memory.ask("Who is Odile?", mode="memory")
     with pytest.raises(AssertionError, match="was asked"):
         short.ask("Who is Odile?")
+
+
+def test_what_all_of_a_text_is_about_covers_a_question_as_well() -> None:
+    texts = [f"The harbour office, note {i}." for i in range(6)]
+    ranker = ranker_of(*texts)
+    assert ranker.coverage("the harbour office") == pytest.approx(1)
+    assert 0 < ranker.coverage("the harbour office in Genoa") < 0.7
+    assert ranker.coverage("Genoa") == 0
 
 
 def test_a_covered_question_is_asked(make_model: MakeModel) -> None:

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from conftest import QUESTION
+from conftest import INK, QUESTION
 from langchain_core.caches import InMemoryCache
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import RunnableParallel
@@ -133,6 +133,8 @@ async def test_many_at_once_answer_as_they_do_alone(memory: DocumentMemory, othe
 
 async def test_a_cancelled_stream_stops_the_model(memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = threading.Event()
+    # Of so few passages none is too little, and the answer goes on for long enough to be cancelled.
+    memory = DocumentMemory.from_text(INK, model=memory.model)
     model = memory.model.reader
     original = model.generate
 
