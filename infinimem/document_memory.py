@@ -160,11 +160,11 @@ class DocumentMemory(Answering):
     ) -> Iterator[DocumentMemory]:
         """Read files into a memory each, several side by side; gives each memory as soon as it is done.
 
-        Faster than one after the other where files are short, or on a GPU. A memory is the one that `ingest` makes of
-        its file, but for rounding: its bytes may differ. batch: most segments in one forward. on_error: is called with
-        each file that cannot be read and what is wrong with it, and the others are read on; pages that cannot be read
-        are then left out, and `info()["sources"]` says which. Without it the first error is raised. Other settings as
-        for `ingest`.
+        Meant for GPUs, which one short text leaves idle; two CPU cores gain nothing by it. A memory is the one that
+        `ingest` makes of its file, but for rounding: its bytes may differ. batch: most segments in one forward.
+        on_error: is called with each file that cannot be read and what is wrong with it, and the others are read on;
+        pages that cannot be read are then left out, and `info()["sources"]` says which. Without it the first error is
+        raised. Other settings as for `ingest`.
         """
         if batch < 1:
             raise InvalidSetting(f"batch is {batch}, but at least one segment is read at a time")

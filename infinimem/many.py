@@ -1,6 +1,6 @@
 """Reading several documents at once, a memory each: segments of different documents in one forward.
 
-A short document, or the short end of a long one, leaves most of a machine idle; side by side with others it does not.
+A short document, or the short end of a long one, leaves most of a GPU idle; side by side with others it does not.
 Every memory is what its document alone would give, but for the rounding of products of other shapes.
 """
 
