@@ -206,8 +206,9 @@ class Answering(ABC):
         # A question that goes on a conversation may have its words there.
         if found and not asked.earlier and not search.has_answer(question):
             return Prompt([], found, NOT_SAID)
-        window = search.window(question, ranked)
-        if window is not None and self.model.reader is not self.model:
+        trained = self.model.reader is not self.model
+        window = search.window(question, ranked) if trained else None
+        if window is not None:
             prompt = fit_prompt(self.model, messages, found[:1], decoding.max_new_tokens)
             if not prompt.passages:
                 return prompt

@@ -150,8 +150,10 @@ class AddressRanker:
         return best[1:]
 
     def _look(self, query: str) -> _Wanted:
-        if self._last is not None and self._last[0] == query:
-            return self._last[1]
+        # Read once: another thread may ask something else meanwhile.
+        last = self._last
+        if last is not None and last[0] == query:
+            return last[1]
         scores, covered = np.zeros((2, self._size), np.float32)
         words, highest = [], 0.0
         for stem, weight in zip(stems(query), self._weigh(query), strict=True):

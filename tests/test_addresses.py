@@ -405,6 +405,23 @@ def test_words_weigh_in_a_sentence_what_they_weigh_in_their_place() -> None:
         assert text[start:end] == said
 
 
+def test_a_query_gets_its_own_scores_though_another_one_comes_between() -> None:
+    ranker = ranker_of("Odile came.", "Fog came.")
+    expected = ranker.scores("Odile").copy()
+
+    class Interrupted(str):
+        """A query that is compared while another thread asks."""
+
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            ranker._last = None
+            ranker.scores("fog")
+            return str(self) == str(other)
+
+    assert np.array_equal(ranker.scores(Interrupted("Odile")), expected)
+
+
 def test_of_sentences_that_fit_alike_the_one_of_the_better_passage_is_taken() -> None:
     ranker = ranker_of("Odile came. So it was.", "Odile went. So it was.", "Nothing.")
     assert ranker.window("Odile", [(1, 3.0), (0, 1.0)])[0] == 1
