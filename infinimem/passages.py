@@ -48,6 +48,10 @@ class Passage:
         """The same passage with a score."""
         return replace(self, score=score)
 
+    def part(self, start: int, end: int) -> Passage:
+        """What stands between two characters of this passage's text."""
+        return replace(self, text=self.text[start:end], start=self.start + start, end=self.start + end)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)

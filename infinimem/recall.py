@@ -21,7 +21,7 @@ import numpy as np
 from .addresses import from_bytes, rarity, spans, stems
 from .errors import DamagedMemoryFile
 from .passages import Passage
-from .readers.prose import sentences
+from .readers.prose import around, sentences
 
 # Passages of a part of a document that is summarized by itself.
 STRETCH = 16
@@ -145,8 +145,7 @@ class AddressRanker:
                 heaviest = _heaviest(words[part], weights[part])
                 fits = sum(worth * heaviest.get(stem, 0.0) for stem, worth in wanted) + OF_THE_PASSAGE * score
                 if fits > best[0]:
-                    first, last = borders[max(0, number - 1)], borders[min(len(borders) - 1, number + 1)]
-                    best = (fits, index, first[0], last[1])
+                    best = (fits, index, *around(borders, number))
         return best[1:]
 
     def _look(self, query: str) -> _Wanted:

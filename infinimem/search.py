@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .errors import InvalidSetting, NoAddresses, NoPassages
@@ -99,8 +98,7 @@ class Search:
         if not ranked or not isinstance(ranker, AddressRanker):
             return None
         index, start, end = ranker.window(query, ranked)
-        whole = self.passages[index]
-        return replace(whole, text=whole.text[start:end], start=whole.start + start, end=whole.start + end)
+        return self.passages[index].part(start, end)
 
     def prepare(self) -> None:
         """Index the addresses, if there are any; ranking does so when it is first needed."""

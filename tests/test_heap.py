@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,3 +54,24 @@ def test_commands_look_for_cycles_rarely() -> None:
         assert gc.get_threshold() == (100_000, 10, 10)
     finally:
         gc.set_threshold(*before)
+
+
+def test_commands_end_without_looking_for_cycles() -> None:
+    code = """
+class Loop:
+    def __init__(self):
+        self.own = self
+    def __del__(self):
+        print("looked for")
+{call}
+Loop()
+print("done")
+"""
+
+    def said(call: str) -> list[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code.format(call=call)], capture_output=True, text=True, check=True
+        ).stdout.split("\n")[:-1]
+
+    assert said("") == ["done", "looked for"]
+    assert said("import infinimem.heap; infinimem.heap.collect_rarely()") == ["done"]

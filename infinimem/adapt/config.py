@@ -150,7 +150,8 @@ class QaConfig(ObjectiveConfig):
     passages: most passages in such a prompt. beside: share of those with the memory in view as well. turns: most
     questions asked in one conversation about the same passages, or about what was read. absent: share of those with
     passages that do not hold the answer, so that the right answer is to say so. elsewhere: share of those with passages
-    of another document; in its own, others than the right ones may hold an answer all the same.
+    of another document; in its own, others than the right ones may hold an answer all the same. window: share of
+    those with one sentence and its neighbours in place of a passage, as `ask` shows it: one that holds the answer.
     """
 
     data: tuple[str, ...] = setting(least=1)
@@ -160,6 +161,7 @@ class QaConfig(ObjectiveConfig):
     turns: int = setting(1, least=1)
     absent: float = setting(0.0, least=0, most=1)
     elsewhere: float = setting(0.5, least=0, most=1)
+    window: float = setting(0.0, least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import TrainingDataError
 from ..prompts import NOT_SAID, Message, encode_chat, memory_messages, recall_messages, summary_messages
+from ..readers.prose import around, sentences
 from ..recall import central_passages
 from .config import (
     AdaptConfig,
@@ -150,8 +151,17 @@ class Questions:
             if self.config.absent and rng.random() < self.config.absent:
                 without = self._without(rng, file, document, question)
                 passages, answer = (without, NOT_SAID) if without else (passages, answer)
-            more = self._more(rng, document, question, lambda other: self._shown(document, other, passages))
-            return self.bench.ask("qa.reading", read, recall_messages(question.text, passages), answer, more)
+            shown = passages
+            if self.config.window and rng.random() < self.config.window:
+                # Without an answer, any sentence will do.
+                shown = self._narrowed(rng, passages, [""] if answer == NOT_SAID else question.answers)
+            more = self._more(
+                rng,
+                document,
+                question,
+                lambda other: self._shown(document, other, passages) and (shown is passages or _tells(shown[0], other)),
+            )
+            return self.bench.ask("qa.reading", read, recall_messages(question.text, shown), answer, more)
         more = self._more(rng, document, question, self._whole_in(document, read))
         return self.bench.ask("qa.memory", read, memory_messages(question.text), answer, more)
 
@@ -175,6 +185,21 @@ class Questions:
         """Whether a passage that holds the question's answer is among those shown."""
         passages = document.passages()[0]
         return any(passages[index] in shown for index in document.right(question))
+
+    @staticmethod
+    def _narrowed(rng: random.Random, passages: list[Passage], answers: Sequence[str]) -> list[Passage]:
+        """A sentence that holds an answer, with its neighbours; the passages as they are where none does literally."""
+        places = [
+            (passage, around(borders, number))
+            for passage in passages
+            for borders in [sentences(passage.text)]
+            for number, (start, end) in enumerate(borders)
+            if any(answer in passage.text[start:end] for answer in answers)
+        ]
+        if not places:
+            return passages
+        passage, (start, end) = rng.choice(places)
+        return [passage.part(start, end)]
 
     def _draw(self, rng: random.Random, file: list[Document]) -> tuple[Document, Question, str]:
         document = rng.choices(file, [len(document.questions) for document in file])[0]
@@ -295,6 +320,11 @@ class Questions:
         silent = [i for i in order if i not in kept and not any(a in passages[i].text.lower() for a in answers)]
         shown = [passages[index] for index in silent[: rng.randint(1, self.config.passages)]]
         return fitting(self.bench.model, shown, lambda some: recall_messages(question.text, some), [NOT_SAID], set())
+
+
+def _tells(passage: Passage, question: Question) -> bool:
+    """Whether a passage holds an answer literally."""
+    return any(answer in passage.text for answer in question.answers)
 
 
 def fitting(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 PAGE_TARGET = 3_000
 """Characters that a page aims at where the document itself has no pages."""
@@ -47,6 +47,11 @@ def sentences(text: str) -> list[tuple[int, int]]:
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     ends += [len(text)] if not ends or text[ends[-1] :].strip() else []
     return [(start, start + len(text[start:end].rstrip())) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def around(borders: Sequence[tuple[int, int]], number: int) -> tuple[int, int]:
+    """Start and end of a sentence of `sentences` with its neighbours."""
+    return borders[max(0, number - 1)][0], borders[min(len(borders) - 1, number + 1)][1]
 
 
 def is_list_item(line: str) -> bool:
