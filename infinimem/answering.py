@@ -16,7 +16,7 @@ from .answer import Answer
 from .asking import Prompt, checked_question, fit_prompt, pieces_async
 from .chat import REPLY, Conversation, Reply, complete, conversation
 from .errors import InvalidSetting
-from .generation import Continuation, Decoding, Known, continue_texts, whole_sentences
+from .generation import Continuation, Decoding, Known, continue_texts, read_texts, whole_sentences
 from .passages import Passage
 from .prompts import told
 from .recall import central_parts
@@ -130,23 +130,51 @@ class Answering(ABC):
         """Answer several questions, decoded as one batch, greedily."""
         decoding = Decoding(max_new_tokens)
         prompts = [self._prompt(Conversation(question, [], ""), k, mode, decoding) for question in questions]
+        return [
+            Answer(text, mode, prompt.passages, question, self._forced)
+            for text, prompt, question in zip(self._texts(prompts, decoding), prompts, questions, strict=True)
+        ]
+
+    def ask_within(
+        self, asked: Sequence[tuple[str, Sequence[tuple[int, int]]]], *, k: int = 4, max_new_tokens: int = 64
+    ) -> list[Answer]:
+        """Like `ask_many`, of questions with parts of the document, which are all that is searched and read for them:
+        what a better search would bring.
+
+        asked: pairs of a question and the parts, from character to character of a memory with one source.
+        """
+        decoding, search = Decoding(max_new_tokens), self._search()
+        prompts = []
+        for question, spans in asked:
+            inside = [
+                i for i, p in enumerate(search.passages) if any(p.start < end and start < p.end for start, end in spans)
+            ]
+            scores = dict(search.rank(checked_question(question), len(search.passages)))
+            ranked = sorted(((i, scores.get(i, 0.0)) for i in inside), key=lambda pair: -pair[1])[:k]
+            prompts.append(self._from_passages(Conversation(question, [], ""), search, ranked, decoding))
+        return [
+            Answer(text, "recall", prompt.passages, question, self._forced)
+            for text, prompt, (question, _) in zip(self._texts(prompts, decoding), prompts, asked, strict=True)
+        ]
+
+    def _texts(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
+        """The answers to several prompts."""
         texts = [prompt.known or "" for prompt in prompts]
         # Those of a kind are decoded together.
         kinds: dict[tuple[bool, bool], list[int]] = {}
         for row, prompt in enumerate(prompts):
             if prompt.known is None:
-                kinds.setdefault((bool(prompt.passages), bool(prompt.beside)), []).append(row)
+                kinds.setdefault((bool(prompt.passages), bool(prompt.readings)), []).append(row)
         for (_, several), rows in kinds.items():
-            view = self._memory_in_view(prompts[rows[0]])
-            encoded = [prompts[row].tokens for row in rows]
-            beside = [prompts[row].beside for row in rows] if several else []
-            answers = continue_texts(self._answering(prompts[rows[0]]), encoded, view, decoding, beside)
+            some = [prompts[row] for row in rows]
+            model, view = self._answering(some[0]), self._memory_in_view(some[0])
+            if several:
+                answers = read_texts(model, [prompt.readings for prompt in some], decoding)
+            else:
+                answers = continue_texts(model, [prompt.tokens for prompt in some], view, decoding)
             for row, text in zip(rows, answers, strict=True):
                 texts[row] = text
-        return [
-            Answer(text.strip(), mode, prompt.passages, question, self._forced)
-            for text, prompt, question in zip(texts, prompts, questions, strict=True)
-        ]
+        return [text.strip() for text in texts]
 
     async def aask(self, question: str, **settings: Any) -> Answer:
         """`ask` without blocking the event loop."""
@@ -187,37 +215,48 @@ class Answering(ABC):
         return Answer(text, "recall" if shown else "memory", shown, focus, self._forced)
 
     def _prompt(self, asked: Conversation, k: int, mode: str, decoding: Decoding) -> Prompt:
-        from .prompts import NOT_SAID, encode_chat, memory_messages, recall_messages
+        from .prompts import NOT_SAID, memory_messages
 
         question = checked_question(asked.question)
         if mode not in MODES:
             raise InvalidSetting(f"there is no mode {mode!r}; choose one of {', '.join(MODES)}")
-
-        def messages(passages: Sequence[Passage]) -> list[Message]:
-            if mode == "memory":
-                return memory_messages(question, asked.earlier, asked.system)
-            return recall_messages(question, passages, asked.earlier, asked.system)
-
         if mode == "memory":
-            return fit_prompt(self.model, messages, [], decoding.max_new_tokens)
+            return fit_prompt(
+                self.model,
+                lambda _: memory_messages(question, asked.earlier, asked.system),
+                [],
+                decoding.max_new_tokens,
+            )
         search = self._search()
         ranked = search.rank(question, k)
-        found = search.scored(ranked)
         # A question that goes on a conversation may have its words there.
-        if found and not asked.earlier and not search.has_answer(question):
-            return Prompt([], found, NOT_SAID)
-        trained = self.model.reader is not self.model
-        window = search.window(question, ranked) if trained else None
-        if window is not None:
-            prompt = fit_prompt(self.model, messages, found[:1], decoding.max_new_tokens)
-            if not prompt.passages:
-                return prompt
-            several = window.text != found[0].text
-            return Prompt(prompt.tokens, found, beside=encode_chat(self.model, messages([window])) if several else ())
+        if ranked and not asked.earlier and not search.has_answer(question):
+            return Prompt([], search.scored(ranked), NOT_SAID)
+        return self._from_passages(asked, search, ranked, decoding)
+
+    def _from_passages(
+        self, asked: Conversation, search: Search, ranked: Sequence[tuple[int, float]], decoding: Decoding
+    ) -> Prompt:
+        """The prompt of a question with passages, pairs (index, score), best first."""
+        from .prompts import encode_chat, recall_messages
+        from .readings import Reading
+
+        question, found = checked_question(asked.question), search.scored(ranked)
+
+        def messages(passages: Sequence[Passage]) -> list[Message]:
+            return recall_messages(question, passages, asked.earlier, asked.system)
+
         prompt = fit_prompt(self.model, messages, found, decoding.max_new_tokens)
-        if len(prompt.passages) < 2:
+        # A sample has no readings: it is one of many that could have been said.
+        if self.model.reader is self.model or decoding.temperature > 0 or not prompt.passages:
             return prompt
-        return prompt._replace(beside=encode_chat(self.model, messages(prompt.passages[:1])))
+        readings = [
+            Reading(tokens, weight)
+            for shown, weight in search.pieces(question, ranked)
+            for tokens in [encode_chat(self.model, messages([shown]))]
+            if len(tokens) <= self.model.context_length - decoding.max_new_tokens
+        ]
+        return Prompt(readings[0].tokens, found, readings=readings) if readings else prompt
 
     def _answering(self, prompt: Prompt) -> InfiniModel:
         return self.model.reader if prompt.passages else self.model
@@ -233,4 +272,4 @@ class Answering(ABC):
         if prompt.known is not None:
             return Known(prompt.known)
         view = self._memory_in_view(prompt)
-        return Continuation(self._answering(prompt), prompt.tokens, view, decoding, prompt.beside)
+        return Continuation(self._answering(prompt), prompt.tokens, view, decoding, prompt.readings)

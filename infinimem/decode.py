@@ -1,13 +1,13 @@
 """One step of decoding: what the next token of several answers is.
 
 - prompts of different lengths stand side by side, padded on the left, where nothing is attended to
-- an answer may have several prompts, which then agree on its tokens; each is read for itself, and then they go on
-  side by side, so that the weights are read once a token
+- prompts that begin alike can go on from what was computed of their beginning once
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,13 +22,23 @@ if TYPE_CHECKING:
 
 
 class Rows:
-    """Prompts side by side, and all that was computed of them so far. cache: the memory in view; it stays as it is."""
+    """Prompts side by side, and all that was computed of them so far. cache: the memory in view; it stays as it is.
 
-    def __init__(self, model: InfiniModel, prompts: Sequence[Sequence[int]], cache: InfiniCache | None) -> None:
+    begun: what all prompts begin with, without which they are given; its logits must have been computed.
+    """
+
+    def __init__(
+        self,
+        model: InfiniModel,
+        prompts: Sequence[Sequence[int]],
+        cache: InfiniCache | None = None,
+        begun: Rows | None = None,
+    ) -> None:
         self._model = model
-        self._window = (model.new_cache() if cache is None else cache.clone()).inexact()
+        before = cache if begun is None else begun._window
+        self._window: InfiniCache = (model.new_cache() if before is None else before.clone()).inexact()
         rows, longest = len(prompts), max(map(len, prompts))
-        if rows > 1 and self._window.seen is not None and self._window.seen.shape[0] == 1:
+        if rows > 1 and (begun is not None or (self._window.seen is not None and self._window.seen.shape[0] == 1)):
             self._window.batch_repeat_interleave(rows)
         pad = model.tokenizer.pad_token_id or 0
         self._tokens = torch.full((rows, longest), pad, device=model.device)  # (B, T) not computed yet
@@ -37,6 +47,9 @@ class Rows:
             self._tokens[row, longest - len(prompt) :] = torch.tensor(prompt, device=model.device)
             self._mask[row, longest - len(prompt) :] = 1
         self._positions = (self._mask.cumsum(-1) - 1).clamp_min(0)
+        if begun is not None:
+            self._mask = torch.cat((begun._mask.expand(rows, -1), self._mask), dim=1)
+            self._positions += begun._mask.shape[1]
 
     def logits(self) -> Tensor:
         """Of the token after all that is there, (B, V)."""
@@ -55,40 +68,45 @@ class Rows:
         self._tokens, self._positions = chosen[:, None], self._positions[:, -1:] + 1
         self._mask = torch.cat((self._mask, self._mask.new_ones(self._mask.shape[0], 1)), dim=1)
 
+    def copy(self) -> Rows:
+        """The same rows, which can go on in another way."""
+        other = copy(self)
+        other._window = self._window.clone()
+        return other
+
+    def log_probabilities(
+        self, logits: Tensor, rows: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """The log probability of each continuation after the row of that number; nothing changes.
+
+        logits: (B, V), those that all that is there has led to.
+        """
+        chosen, longest = torch.tensor(rows, device=logits.device), max(map(len, continuations))
+        tokens = torch.zeros(len(rows), longest, dtype=torch.long, device=logits.device)
+        for place, continuation in enumerate(continuations):
+            tokens[place, : len(continuation)] = torch.tensor(continuation, device=logits.device)
+        found = logits[chosen].float().log_softmax(-1).gather(1, tokens[:, :1])  # (N, 1)
+        if longest > 1:
+            window = self._window.clone()
+            window.batch_select_indices(chosen)
+            after: Tensor = self._model.model(
+                input_ids=tokens[:, :-1],
+                attention_mask=F.pad(self._mask[chosen], (0, longest - 1), value=1),
+                position_ids=self._positions[chosen, -1:] + 1 + torch.arange(longest - 1, device=logits.device),
+                past_key_values=window,
+                use_cache=True,
+            ).logits  # (N, L - 1, V)
+            more = after.float().log_softmax(-1).gather(2, tokens[:, 1:, None]).squeeze(2)
+            found = torch.cat((found, more), dim=1)
+        return [float(row[: len(c)].sum()) for row, c in zip(found, continuations, strict=True)]
+
     def take_in(self, other: Rows) -> None:
         """Go on with the rows of another one below one's own; the logits of what both have must have been computed."""
         self._window = join(self._window, other._window)
-        self._tokens = torch.cat((self._tokens, other._tokens))
-        self._positions = torch.cat((self._positions, other._positions))
+        self._tokens = torch.cat((self._tokens[:, -1:], other._tokens[:, -1:]))
+        self._positions = torch.cat((self._positions[:, -1:], other._positions[:, -1:]))
         longest = max(self._mask.shape[1], other._mask.shape[1])
         self._mask = torch.cat([F.pad(mask, (longest - mask.shape[1], 0)) for mask in (self._mask, other._mask)])
-
-
-class Views:
-    """Answers being decoded, each from one or several prompts; rows: one for each kind of prompt, of all answers."""
-
-    def __init__(self, rows: Sequence[Rows]) -> None:
-        self._rows = list(rows)
-        self._count = len(rows)
-
-    def logits(self) -> Tensor:
-        """Of the next token of every answer, (B, V): what its prompts agree on."""
-        found = [rows.logits() for rows in self._rows]
-        return agreed(found if len(found) == self._count else found[0].chunk(self._count))
-
-    def add(self, chosen: Tensor) -> None:
-        """Go on with a token for each answer, (B,); the logits of what was there must have been computed."""
-        for rows in self._rows:
-            rows.add(chosen if len(self._rows) == self._count else chosen.repeat(self._count))
-        while len(self._rows) > 1:
-            self._rows[0].take_in(self._rows.pop(1))
-
-
-def agreed(views: Sequence[Tensor]) -> Tensor:
-    """Logits (B, V), or of several views of the same answers the mean of their log probabilities, float32."""
-    if len(views) == 1:
-        return views[0]
-    return torch.stack([logits.float().log_softmax(dim=-1) for logits in views]).mean(dim=0)
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:

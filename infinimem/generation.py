@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from .errors import AnswerTimeout
 if TYPE_CHECKING:
     from .attention import InfiniCache
     from .model import InfiniModel
+    from .readings import Reading
 
 # Small models fall into loops under greedy decoding. Facts and figures repeat themselves too, but not for so long.
 NO_REPEAT = 8
@@ -41,13 +42,12 @@ class Decoding:
         model: InfiniModel,
         prompts: Sequence[Sequence[int]],
         cache: InfiniCache | None,
-        beside: Sequence[Sequence[int]] = (),
     ) -> Iterator[list[int | None]]:
         """The tokens of the answers to several prompts, step by step; see `InfiniModel.generate`.
 
         Raises AnswerTimeout.
         """
-        started = time.monotonic()
+        in_time = self._clock()
         for step in model.generate(
             prompts,
             cache,
@@ -56,13 +56,38 @@ class Decoding:
             top_p=self.top_p,
             seed=self.seed,
             no_repeat=self.no_repeat,
-            beside=beside,
         ):
+            in_time()
+            yield step
+
+    def steps_of_readings(
+        self, model: InfiniModel, questions: Sequence[Sequence[Reading]]
+    ) -> Iterator[list[int | None]]:
+        """The same of answers from several readings each, greedily: which one it is shows when all are complete.
+
+        Raises AnswerTimeout.
+        """
+        from .readings import answers
+
+        settings = {"max_new_tokens": self.max_new_tokens, "no_repeat": self.no_repeat}
+        said = list(answers(model, questions, **settings, tick=self._clock()))
+        for place in range(self.max_new_tokens):
+            # None once an answer has ended.
+            yield [one.tokens[place] if place < len(one.tokens) else None for one in said]
+            if all(one.ended and place >= len(one.tokens) for one in said):
+                return
+
+    def _clock(self) -> Callable[[], None]:
+        """What raises AnswerTimeout once the time is up."""
+        started = time.monotonic()
+
+        def in_time() -> None:
             if self.timeout is not None and time.monotonic() - started > self.timeout:
                 raise AnswerTimeout(
                     f"the answer was not complete after {self.timeout} s; allow more time, or fewer tokens"
                 )
-            yield step
+
+        return in_time
 
 
 class PieceDecoder:
@@ -131,7 +156,7 @@ class Writer:
 class Continuation:
     """The answer to one prompt, piece by piece as the model writes it; closing it stops the model.
 
-    beside: another prompt with the same answer, see `InfiniModel.generate`.
+    readings: where the question has several (see `readings`), in place of the prompt.
 
     finish: "stop" where the model or a stop text ended the answer, "length" where the limit did, None before that.
     """
@@ -142,11 +167,12 @@ class Continuation:
         prompt: Sequence[int],
         cache: InfiniCache | None,
         decoding: Decoding,
-        beside: Sequence[int] = (),
+        readings: Sequence[Reading] = (),
     ) -> None:
         self.finish: str | None = None
         self._writer = Writer(PieceDecoder(model), decoding.stop)
-        self._pieces = self._run(decoding.steps(model, [prompt], cache, [beside] if beside else []))
+        steps = decoding.steps_of_readings(model, [readings]) if readings else decoding.steps(model, [prompt], cache)
+        self._pieces = self._run(steps)
 
     @property
     def tokens(self) -> int:
@@ -199,16 +225,21 @@ def whole_sentences(text: str) -> str:
 
 
 def continue_texts(
-    model: InfiniModel,
-    prompts: Sequence[Sequence[int]],
-    cache: InfiniCache | None,
-    decoding: Decoding,
-    beside: Sequence[Sequence[int]] = (),
+    model: InfiniModel, prompts: Sequence[Sequence[int]], cache: InfiniCache | None, decoding: Decoding
 ) -> list[str]:
-    """Answers to several prompts, decoded as one batch. beside: see `InfiniModel.generate`."""
-    writers = [Writer(PieceDecoder(model), decoding.stop) for _ in prompts]
-    texts = [""] * len(prompts)
-    for step in decoding.steps(model, prompts, cache, beside):
+    """Answers to several prompts, decoded as one batch."""
+    return _texts(model, len(prompts), decoding.steps(model, prompts, cache), decoding.stop)
+
+
+def read_texts(model: InfiniModel, questions: Sequence[Sequence[Reading]], decoding: Decoding) -> list[str]:
+    """Answers to several questions from several readings each."""
+    return _texts(model, len(questions), decoding.steps_of_readings(model, questions), decoding.stop)
+
+
+def _texts(model: InfiniModel, count: int, steps: Iterator[list[int | None]], stop: Sequence[str]) -> list[str]:
+    writers = [Writer(PieceDecoder(model), stop) for _ in range(count)]
+    texts = [""] * count
+    for step in steps:
         for row, (writer, token) in enumerate(zip(writers, step, strict=True)):
             texts[row] += writer.step(token)
         if all(writer.finish for writer in writers):

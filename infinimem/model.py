@@ -34,7 +34,7 @@ from .attention.cache import CARRIED
 from .attention.packing import packed_layout
 from .attention.rules import Layout
 from .attention.side_by_side import stack, unstack
-from .decode import Rows, Views, choose
+from .decode import Rows, choose
 from .errors import AdapterMismatch, DamagedMemoryFile, InvalidSetting
 from .identity import config_subset, digest, hash_tokenizer, hash_weights
 from .pretrained import DEFAULT_MODEL, load_base
@@ -439,15 +439,13 @@ class InfiniModel:
         seed: int | None = None,
         stop_at_eos: bool = True,
         no_repeat: int = 0,
-        beside: Sequence[Sequence[int]] = (),
     ) -> Iterator[list[int | None]]:
         """Continue prompts (lists of token ids) with one memory in view, a step for all of them at a time.
 
         Yields per step one token a prompt, None for prompts that have ended. The cache is cloned, never changed.
         temperature 0 is greedy; otherwise nucleus sampling with `top_p`, repeatable with `seed`.
         no_repeat: no so many tokens in a row come twice in one answer (0: any may); the prompt does not count, so
-        copying from it stays free. beside: for each prompt another one with the same answer, whose tokens are those
-        that both agree on, by the mean of their log probabilities.
+        copying from it stays free.
         """
         if not prompts or any(not prompt for prompt in prompts):
             raise InvalidSetting("there is nothing to continue: a prompt has no tokens")
@@ -455,9 +453,7 @@ class InfiniModel:
             raise InvalidSetting(f"temperature ({temperature}) must be >= 0 and top_p ({top_p}) in (0, 1]")
         if max_new_tokens < 1:
             raise InvalidSetting(f"max_new_tokens is {max_new_tokens}; an answer has at least one token")
-        if beside and (len(beside) != len(prompts) or any(not prompt for prompt in beside)):
-            raise InvalidSetting(f"there are {len(prompts)} prompts, but {len(beside)} beside them, or one is empty")
-        views = Views([Rows(self, view, cache) for view in (prompts, beside) if view])
+        rows = Rows(self, prompts, cache)
         generator = None
         if temperature > 0:
             generator = torch.Generator(device=self.device)
@@ -468,7 +464,7 @@ class InfiniModel:
         fresh = NoRepeatNGramLogitsProcessor(no_repeat) if no_repeat else None
         for _ in range(max_new_tokens):
             with torch.no_grad():
-                logits = views.logits()
+                logits = rows.logits()
                 if fresh is not None:
                     logits = fresh(said, logits)
                 chosen = choose(logits, temperature, top_p, generator)  # (B,)
@@ -478,7 +474,7 @@ class InfiniModel:
             yield [token if going else None for token, going in zip(step, running, strict=True)]
             if not any(running):
                 return
-            views.add(chosen)
+            rows.add(chosen)
 
     @property
     def context_length(self) -> int:

@@ -129,13 +129,12 @@ class AddressRanker:
         """
         return self._look(query).coverage
 
-    def window(self, query: str, ranked: Sequence[tuple[int, float]]) -> tuple[int, int, int]:
-        """Where the sentence that fits a query best stands in some passages, pairs (index, score): index of the
-        passage, and start and end of the sentence with its neighbours in the passage's text.
+    def sentences(self, query: str, ranked: Sequence[tuple[int, float]]) -> list[Sentence]:
+        """The sentences of some passages, pairs (index, score), those that fit a query best first.
 
         A sentence's score is that of a passage, and a share of its passage's.
         """
-        wanted, best = self._look(query).words, (-1.0, 0, 0, 0)
+        wanted, found = self._look(query).words, []
         for index, score in ranked:
             text = self._passages[index].text
             words, weights = stems(text), from_bytes(self._addresses[index])
@@ -144,9 +143,8 @@ class AddressRanker:
                 part = slice(bisect_left(starts, start), bisect_left(starts, end))
                 heaviest = _heaviest(words[part], weights[part])
                 fits = sum(worth * heaviest.get(stem, 0.0) for stem, worth in wanted) + OF_THE_PASSAGE * score
-                if fits > best[0]:
-                    best = (fits, index, *around(borders, number))
-        return best[1:]
+                found.append(Sentence(index, (start, end), around(borders, number), fits))
+        return sorted(found, key=lambda one: -one.score)
 
     def _look(self, query: str) -> _Wanted:
         # Read once: another thread may ask something else meanwhile.
@@ -166,6 +164,15 @@ class AddressRanker:
         wanted = _Wanted(words, scores, float(covered.max(initial=0)) / highest if highest else 0.0)
         self._last = query, wanted
         return wanted
+
+
+class Sentence(NamedTuple):
+    """A sentence of a passage (its index): where it stands in the passage's text, alone and with its neighbours."""
+
+    passage: int
+    span: tuple[int, int]
+    around: tuple[int, int]
+    score: float
 
 
 class _Wanted(NamedTuple):

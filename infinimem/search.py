@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 # Passages from which on the rarity of words says something.
 ENOUGH = 4
+# Sentences that are read by themselves; the log of a reading's weight for a score of 1; what is lighter by so much than
+# the heaviest one is not read.
+SENTENCES = 4
+WEIGHT = 0.3
+LIGHT = 3.0
 RANKINGS = ("hybrid", "memory", "lexical")
 
 
@@ -88,17 +93,27 @@ class Search:
         """The passages of pairs (index, score)."""
         return [self.passages[index].scored(score) for index, score in ranked]
 
-    def window(self, query: str, ranked: Sequence[tuple[int, float]]) -> Passage | None:
-        """The sentence of some passages, pairs (index, score), that fits a query best, with its neighbours.
-
-        None without addresses, or without passages.
+    def pieces(self, query: str, ranked: Sequence[tuple[int, float]]) -> list[tuple[Passage, float]]:
+        """What a reader is shown of some passages, pairs (index, score), best first, and the log of each one's weight:
+        the best passage, the sentence of any passage that fits best with its neighbours, and by themselves the
+        SENTENCES that fit best; none that weighs next to nothing. Without addresses the best passage alone.
         """
         self.prepare()
         ranker = self._rankers.get("memory")
-        if not ranked or not isinstance(ranker, AddressRanker):
-            return None
-        index, start, end = ranker.window(query, ranked)
-        return self.passages[index].part(start, end)
+        if not ranked:
+            return []
+        first, fits = ranked[0]
+        found = [(self.passages[first], fits)]
+        if isinstance(ranker, AddressRanker):
+            sentences = ranker.sentences(query, ranked)
+            found += [(self.passages[one.passage].part(*one.around), one.score) for one in sentences[:1]]
+            found += [(self.passages[one.passage].part(*one.span), one.score) for one in sentences[:SENTENCES]]
+        texts: dict[str, tuple[Passage, float]] = {}
+        least = WEIGHT * max(score for _, score in found) - LIGHT
+        for shown, score in found:
+            if WEIGHT * score >= least:
+                texts.setdefault(shown.text, (shown, WEIGHT * score))
+        return list(texts.values())
 
     def prepare(self) -> None:
         """Index the addresses, if there are any; ranking does so when it is first needed."""

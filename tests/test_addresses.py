@@ -28,16 +28,18 @@ from infinimem.errors import (
     InvalidSetting,
     NoAddresses,
 )
+from infinimem.generation import Decoding
 from infinimem.memory_file import read_memory_file
 from infinimem.model import Reader
 from infinimem.passages import Passage
 from infinimem.prompts import NOT_SAID, encode_chat, recall_messages
 from infinimem.recall import COMMON, AddressRanker, HybridRanker, LexicalRanker, distinct
-from infinimem.search import ENOUGH, Search
+from infinimem.search import ENOUGH, SENTENCES, Search
 
 if TYPE_CHECKING:
     from conftest import MakeModel
 
+    from infinimem.asking import Prompt
     from infinimem.model import InfiniModel
 
 LAYER = 2
@@ -390,10 +392,15 @@ def ranker_of(*texts: str) -> AddressRanker:
     return AddressRanker(passages, [bytes([STEPS] * len(spans(text))) for text in texts], alike)
 
 
-def test_the_window_is_the_sentence_that_fits_best_with_its_neighbours() -> None:
+def test_the_sentence_that_fits_best_comes_first_and_knows_its_neighbours() -> None:
     texts = ["Fog came. It was grey.", "Rain fell. Snow followed. Odile steered the ship. She sang. Night fell."]
-    index, start, end = ranker_of(*texts).window("Who steered the ship?", [(0, 2.0), (1, 1.0)])
-    assert index == 1 and texts[1][start:end] == "Snow followed. Odile steered the ship. She sang."
+    found = ranker_of(*texts).sentences("Who steered the ship?", [(0, 2.0), (1, 1.0)])
+    best = found[0]
+    assert best.passage == 1 and texts[1][slice(*best.span)] == "Odile steered the ship."
+    assert texts[1][slice(*best.around)] == "Snow followed. Odile steered the ship. She sang."
+    assert sorted(texts[one.passage][slice(*one.span)] for one in found) == sorted(
+        f"{part.rstrip('.')}." for text in texts for part in text.split(". ")
+    )
 
 
 def test_words_weigh_in_a_sentence_what_they_weigh_in_their_place() -> None:
@@ -401,8 +408,8 @@ def test_words_weigh_in_a_sentence_what_they_weigh_in_their_place() -> None:
     passage = Passage(text, "s", 1, 0, len(text))
     for heavy, said in ((1, "The bell rang twice. Fog came."), (11, "Wind rose. The bell weighs ninety kilograms.")):
         weights = bytes([STEPS if place == heavy else 1 for place in range(len(spans(text)))])
-        _, start, end = AddressRanker([passage], [weights], alike).window("the bell", [(0, 0.0)])
-        assert text[start:end] == said
+        best = AddressRanker([passage], [weights], alike).sentences("the bell", [(0, 0.0)])[0]
+        assert text[slice(*best.around)] == said
 
 
 def test_a_query_gets_its_own_scores_though_another_one_comes_between() -> None:
@@ -424,40 +431,75 @@ def test_a_query_gets_its_own_scores_though_another_one_comes_between() -> None:
 
 def test_of_sentences_that_fit_alike_the_one_of_the_better_passage_is_taken() -> None:
     ranker = ranker_of("Odile came. So it was.", "Odile went. So it was.", "Nothing.")
-    assert ranker.window("Odile", [(1, 3.0), (0, 1.0)])[0] == 1
-    assert ranker.window("Odile", [(0, 1.0), (1, 3.0)])[0] == 1
-    assert ranker.window("nowhere", [(2, 0.0)]) == (2, 0, len("Nothing."))
+    assert ranker.sentences("Odile", [(1, 3.0), (0, 1.0)])[0].passage == 1
+    assert ranker.sentences("Odile", [(0, 1.0), (1, 3.0)])[0].passage == 1
+    assert [one.span for one in ranker.sentences("nowhere", [(2, 0.0)])] == [(0, len("Nothing."))]
 
 
-def test_a_reader_is_shown_the_best_passage_and_the_window_and_others_all_passages(
+def with_reader(model: InfiniModel, make_model: MakeModel) -> InfiniModel:
+    model._reader = Reader(lambda: make_model(segment_length=64, carry=16))
+    return model
+
+
+def asked_of(memory: DocumentMemory, question: str, **settings: Any) -> Prompt:
+    return memory.reply([{"role": "user", "content": question}], k=3, **settings).prompt
+
+
+def test_a_reader_is_shown_the_best_passage_and_the_best_sentences_and_others_all_passages(
     model: InfiniModel, make_model: MakeModel
 ) -> None:
     memory = DocumentMemory.from_text(TALE * 3, model=model)
     question = "What did the captain Odile ask for?"
-    whole = memory.reply([{"role": "user", "content": question}], k=3).prompt
-    assert whole.tokens == encode_chat(model, recall_messages(question, memory.retrieve(question, 3)))
-    assert whole.beside == encode_chat(model, recall_messages(question, memory.retrieve(question, 1)))
-    model._reader = Reader(lambda: make_model(segment_length=64, carry=16))
-    short = memory.reply([{"role": "user", "content": question}], k=3).prompt
     found = memory.retrieve(question, 3)
-    assert short.passages == found and short.tokens == whole.beside
+    whole = asked_of(memory, question)
+    assert whole.tokens == encode_chat(model, recall_messages(question, found)) and not whole.readings
+    with_reader(model, make_model)
+    read = asked_of(memory, question)
     search = memory._search()
-    window = search.window(question, search.rank(question, 3))
-    assert (
-        window is not None
-        and "Odile" in window.text
-        and short.beside == encode_chat(model, recall_messages(question, [window]))
-    )
-    (holder,) = [p for p in memory.passages if p.start <= window.start and window.end <= p.end]
-    assert holder.text[window.start - holder.start : window.end - holder.start] == window.text != holder.text
-    assert len(short.tokens) + len(short.beside) < len(whole.tokens)
+    pieces = search.pieces(question, search.rank(question, 3))
+    assert read.passages == found
+    assert read.readings == [
+        (encode_chat(model, recall_messages(question, [piece])), weight) for piece, weight in pieces
+    ]
+    (best, _), (window, _), *sentences = pieces
+    assert best.text == found[0].text and 1 <= len(sentences) <= SENTENCES
+    assert "Odile" in window.text and sentences[0][0].text in window.text
+    weights = [weight for _, weight in sentences]
+    assert weights == sorted(weights, reverse=True) and len({piece.text for piece, _ in pieces}) == len(pieces)
+    for piece, _ in pieces:
+        (holder, *_) = [p for p in memory.passages if p.start <= piece.start and piece.end <= p.end]
+        assert holder.text[piece.start - holder.start : piece.end - holder.start] == piece.text
 
 
 def test_a_passage_of_one_sentence_is_read_once(model: InfiniModel, make_model: MakeModel) -> None:
-    model._reader = Reader(lambda: make_model(segment_length=64, carry=16))
-    memory = DocumentMemory.from_text("Odile asked for the harbour dues", model=model)
-    prompt = memory.reply([{"role": "user", "content": "What did Odile ask for?"}]).prompt
-    assert prompt.tokens and prompt.beside == () and len(prompt.passages) == 1
+    memory = DocumentMemory.from_text("Odile asked for the harbour dues", model=with_reader(model, make_model))
+    prompt = asked_of(memory, "What did Odile ask for?")
+    assert len(prompt.readings) == len(prompt.passages) == 1
+
+
+def test_a_sample_is_drawn_from_all_passages(model: InfiniModel, make_model: MakeModel) -> None:
+    memory = DocumentMemory.from_text(TALE * 3, model=with_reader(model, make_model))
+    prompt = asked_of(memory, "Who is Odile?", decoding=Decoding(8, temperature=0.7))
+    assert prompt.tokens == encode_chat(model, recall_messages("Who is Odile?", prompt.passages))
+    assert not prompt.readings and len(prompt.passages) == 3
+
+
+def test_readings_are_asked_in_every_way_of_asking(model: InfiniModel, make_model: MakeModel) -> None:
+    memory = DocumentMemory.from_text(TALE * 3, model=with_reader(model, make_model))
+    questions = ["Who is Odile?", "What came from Genoa?"]
+    said = [memory.ask(question, max_new_tokens=6).text for question in questions]
+    assert [one.text for one in memory.ask_many(questions, max_new_tokens=6)] == said
+    assert ["".join(memory.stream(question, max_new_tokens=6)).strip() for question in questions] == said
+
+
+def test_a_question_asked_within_a_part_of_the_document_sees_nothing_else(
+    model: InfiniModel, make_model: MakeModel
+) -> None:
+    memory = DocumentMemory.from_text(TALE * 3, model=with_reader(model, make_model))
+    part = memory.passages[2]
+    asked = [("Who is Odile?", [(part.start, part.end)]), ("quarantine?", [(part.start, part.end)])]
+    for answer in memory.ask_within(asked, max_new_tokens=4):
+        assert [(p.start, p.end) for p in answer.passages] == [(part.start, part.end)] and answer.text
 
 
 # What is not in the document

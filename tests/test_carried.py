@@ -100,7 +100,9 @@ def test_a_row_that_has_read_nothing_carries_nothing(rule: str, make_model: Make
 @torch.no_grad()
 @pytest.mark.parametrize("rule", RULES)
 def test_a_segment_at_once_equals_token_by_token(rule: str, make_model: MakeModel) -> None:
-    model = make_model("Gemma3", rule, carry=10)
+    # Rounding to int8 would make a step of the last bit in which the two differ.
+    settings = {} if make_rule(rule).gated else {"packing": "float32"}
+    model = make_model("Gemma3", rule, carry=10, **settings)
     model.prefix = []
     at_once, one_by_one = model.new_cache(), model.new_cache()
     for segment in random_tokens(1, 48).split(16, dim=1):

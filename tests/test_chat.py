@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 import pytest
-import torch
 from conftest import TEXT, MakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,41 +98,10 @@ def test_a_reply_counts_its_tokens_and_says_why_it_ended(
     assert said.finish is None and said.tokens == 0
     text = said.text()
     assert said.tokens == 5 and said.finish == "length" and text
-    first = next(iter(model.generate([said.prompt.tokens], beside=[said.prompt.beside], max_new_tokens=1)))[0]
+    first = next(iter(model.generate([said.prompt.tokens], max_new_tokens=1)))[0]
     monkeypatch.setattr(model.model.generation_config, "eos_token_id", first)
     ended = memory.reply([user("What passed on Monday?")], decoding=Decoding(5))
     assert ended.text() == "" and ended.tokens == 0 and ended.finish == "stop"
-
-
-def test_two_prompts_of_one_answer_agree_on_the_mean_of_their_log_probabilities(model: InfiniModel) -> None:
-    prompts, beside = [[5, 6, 7, 8], [9, 10]], [[11, 12], [13, 14, 15]]
-    steps = list(model.generate(prompts, beside=beside, max_new_tokens=6, stop_at_eos=False))
-    for row in range(2):
-        said: list[int] = []
-        for step in steps:
-            views = [torch.tensor([[*view[row], *said]]) for view in (prompts, beside)]
-            with torch.no_grad():
-                logits = [model.model(view).logits[0, -1].double().log_softmax(-1) for view in views]
-            token = step[row]
-            assert token == int(sum(logits).argmax())
-            said.append(token)
-
-
-def test_a_prompt_beside_itself_changes_nothing(model: InfiniModel) -> None:
-    prompts = [[5, 6, 7], [8, 9]]
-    alone = list(model.generate(prompts, max_new_tokens=8, stop_at_eos=False))
-    assert list(model.generate(prompts, beside=prompts, max_new_tokens=8, stop_at_eos=False)) == alone
-
-
-@pytest.mark.parametrize("beside", [[[1]], [[1], []], [[1], [2], [3]]])
-def test_prompts_beside_others_are_as_many_and_not_empty(model: InfiniModel, beside: list[list[int]]) -> None:
-    with pytest.raises(InvalidSetting, match="beside"):
-        next(iter(model.generate([[5], [6]], beside=beside)))
-
-
-def test_questions_are_asked_with_all_passages_and_with_the_best_alone(memory: DocumentMemory) -> None:
-    several, one = (memory.reply([user("What passed on Monday?")], k=k).prompt for k in (2, 1))
-    assert len(several.passages) == 2 and several.beside == one.tokens and not one.beside
 
 
 class Spelling:

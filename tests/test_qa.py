@@ -23,7 +23,7 @@ from infinimem.evaluate.qa import (
     load_documents,
     qa,
 )
-from infinimem.prompts import NOT_SAID, encode_chat, memory_messages, recall_messages
+from infinimem.prompts import NOT_SAID, encode_chat, memory_messages
 
 SQUAD = {
     "title": "Ships",
@@ -58,14 +58,13 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def documents(*sizes: int) -> list[Document]:
-    return [
-        Document(
-            f"D{i}",
-            f"Place {i}. " + TEXT + f"The name is N{i}. ",
-            tuple(Question(f"Question {j} of {i}?", (f"N{i}",), f"The name is N{i}.") for j in range(size)),
-        )
-        for i, size in enumerate(sizes)
-    ]
+    found = []
+    for i, size in enumerate(sizes):
+        text, gold = f"Place {i}. " + TEXT, f"The name is N{i}."
+        spans = ((len(text), len(text) + len(gold)),)
+        questions = tuple(Question(f"Question {j} of {i}?", (f"N{i}",), gold, spans) for j in range(size))
+        found.append(Document(f"D{i}", f"{text}{gold} ", questions))
+    return found
 
 
 def test_all_layouts_are_loaded_with_the_text_that_holds_the_answer(tmp_path: Path) -> None:
@@ -166,6 +165,16 @@ def test_each_mode_asks_what_it_says(make_model: MakeModel, monkeypatch: pytest.
         asked.extend((question, settings["mode"], name) for question in questions)
         return [_Said(f"{settings['mode']} N{name[1:]}") for _ in questions]
 
+    within: list[str] = []
+
+    def ask_within(self: DocumentMemory, questions: list[Any], **settings: Any) -> list[Any]:
+        name = self.info()["sources"][0]["name"]
+        for question, spans in questions:
+            text = next(document.text for document in docs if document.title == name)
+            assert question.endswith(f"of {name[1:]}?")
+            within.extend(text[start:end] for start, end in spans)
+        return [_Said("N0") for _ in questions]
+
     prompts: list[list[dict[str, str]]] = []
 
     def from_prompts(model: Any, messages: Any, count: int) -> list[str]:
@@ -174,6 +183,7 @@ def test_each_mode_asks_what_it_says(make_model: MakeModel, monkeypatch: pytest.
 
     monkeypatch.setattr(DocumentMemory, "from_text", classmethod(from_text))
     monkeypatch.setattr(DocumentMemory, "ask_many", ask_many)
+    monkeypatch.setattr(DocumentMemory, "ask_within", ask_within)
     monkeypatch.setattr(qa_module, "_from_prompts", from_prompts)
     result = qa(model, docs)
     assert read == ["D0", "D1", "D2"] and result["questions"] == 6 and result["documents"] == 3
@@ -183,7 +193,10 @@ def test_each_mode_asks_what_it_says(make_model: MakeModel, monkeypatch: pytest.
             own, before = f"D{i}", f"D{(i - 1) % 3}"
             assert sorted(memories) == sorted((mode, name) for name in (own, before) for mode in ("memory", "recall"))
     assert prompts[0] in ([*memory_messages("Question 0 of 0?")], [*memory_messages("Question 1 of 0?")])
-    assert sum("The name is N" in prompt[-1]["content"] for prompt in prompts) == 6 and len(prompts) == 12
+    assert (
+        len(prompts) == len(within) == 6
+        and sorted(within) == ["The name is N0."] * 2 + ["The name is N1."] + ["The name is N2."] * 3
+    )
     scores = result["modes"]
     assert scores["memory"]["f1"] == scores["recall"]["f1"] == pytest.approx(2 / 3) and scores["memory"]["em"] == 0
     assert scores["other"]["f1"] == 0 and scores["none"]["em"] == scores["gold"]["em"] == pytest.approx(2 / 6)
@@ -221,23 +234,27 @@ def test_the_share_of_answers_that_say_there_is_none_is_reported(
 ) -> None:
     said = iter([NOT_SAID, "N0", "the document does not say", f"{NOT_SAID} Perhaps N0."])
     monkeypatch.setattr(qa_module, "_from_prompts", lambda model, messages, count: [next(said) for _ in messages])
-    result = qa(make_model(), documents(4), modes=["gold"])
-    assert [row["found"] for row in result["answers"]["gold"]] == [False, True, False, False]
-    scores = result["modes"]["gold"]
+    result = qa(make_model(), documents(4), modes=["none"])
+    assert [row["found"] for row in result["answers"]["none"]] == [False, True, False, False]
+    scores = result["modes"]["none"]
     assert scores["not_found"] == 3 / 4 and scores["not_found_interval"] == pytest.approx(wilson(3, 4))
 
 
-def test_none_and_memory_share_a_prompt_and_gold_shows_one_passage(make_model: MakeModel) -> None:
-    model, docs = make_model(), documents(1, 1)
-    said = qa(model, docs, modes=["none", "gold"], max_new_tokens=5)["answers"]
+def test_none_asks_as_memory_does_and_gold_from_the_right_paragraph_alone(make_model: MakeModel) -> None:
+    from infinimem import DocumentMemory
     from infinimem.generation import Decoding, continue_texts
-    from infinimem.passages import Passage
 
-    question = docs[0].questions[0]
-    gold = Passage(question.gold, docs[0].title, 1, 0, len(question.gold))
-    for mode, messages in (("none", memory_messages(question.text)), ("gold", recall_messages(question.text, [gold]))):
-        (expected,) = continue_texts(model, [encode_chat(model, messages)], None, Decoding(5))
-        assert said[mode][0]["answer"] == expected.strip()
+    model, gold_text = make_model(), "The name is N0."
+    text = TEXT * 8
+    question = Question("What is the name?", ("N0",), gold_text, ((len(text), len(text) + len(gold_text)),))
+    docs = [Document("D0", text + gold_text, (question,)), *documents(1)]
+    said = qa(model, docs, modes=["none", "gold"], max_new_tokens=5)["answers"]
+    (none,) = continue_texts(model, [encode_chat(model, memory_messages(question.text))], None, Decoding(5))
+    assert said["none"][0]["answer"] == none.strip()
+    memory = DocumentMemory.from_text(docs[0].text, name=docs[0].title, model=model)
+    (gold,) = memory.ask_within([(question.text, question.spans)], max_new_tokens=5)
+    assert said["gold"][0]["answer"] == gold.text
+    assert len(memory.passages) > 1 and [p.text for p in gold.passages] == [memory.passages[-1].text]
 
 
 @pytest.mark.parametrize(

@@ -61,12 +61,13 @@ def test_a_partner_is_the_cheapest_as_far_as_the_precision_tells(
     generator = torch.Generator().manual_seed(seed)
     giving, taking = (torch.randn(3, n, 12, generator=generator) + far for n in (a, b))
     counts = [torch.randint(1, 1000, (3, n), generator=generator).float() for n in (a, b)]
-    cost, partner = cheapest_partner(giving, taking, *counts, precision)
+    giving, taking = giving.to(precision), taking.to(precision)
+    cost, partner = cheapest_partner(giving, taking, *counts)
     # Ward's cost of every pair, in float64 and from its definition.
     ease = 1 / counts[0].double().unsqueeze(2) + 1 / counts[1].double().unsqueeze(1)
     exact = (giving.double().unsqueeze(2) - taking.double().unsqueeze(1)).square().sum(-1) / ease  # (3, A, B)
     chosen = exact.gather(2, partner.unsqueeze(2)).squeeze(2)
-    assert torch.allclose(cost.double(), chosen, rtol=1e-4, atol=1e-2)
+    assert torch.allclose(cost.double(), chosen, rtol=1e-4 if precision == torch.float32 else 0.01, atol=1e-2)
     # Rounding moves a vector of this length by a little, and a cost by the little it is moved.
     slack = 1e-4 if precision == torch.float32 else 0.05 + 0.02 * far
     assert (chosen <= exact.min(dim=2).values * (1 + slack) + 1e-2).all()
@@ -78,10 +79,11 @@ def test_among_near_duplicates_the_partner_is_one_of_them_with_its_own_cost(prec
     centres = torch.randn(8, 16, generator=generator)
     giving, taking = (centres.repeat(5, 1) * (1 + 1e-4 * torch.randn(40, 16, generator=generator)) for _ in range(2))
     ones = torch.ones(1, 40)
-    cost, partner = cheapest_partner(giving[None], taking[None], ones, ones, precision)
+    giving, taking = giving.to(precision), taking.to(precision)
+    cost, partner = cheapest_partner(giving[None], taking[None], ones, ones)
     assert torch.equal(partner[0] % 8, torch.arange(40) % 8)
     exact = (giving.double() - taking[partner[0]].double()).square().sum(-1) / 2
-    assert torch.allclose(cost[0].double(), exact, rtol=1e-3, atol=1e-5)
+    assert torch.allclose(cost[0].double(), exact, rtol=1e-2, atol=1e-5)
 
 
 def test_the_same_writes_give_the_same_bytes() -> None:

@@ -271,7 +271,7 @@ def _equal_shapes(layers: Sequence[InfiniLayer]) -> list[list[InfiniLayer]]:
 def _end(layers: Sequence[InfiniLayer], mask: Tensor | None, written: slice) -> None:
     """End the segments of several layers in one call, their heads side by side."""
     batch, size = layers[0].keys.shape[0], layers[0].carry
-    keys = torch.cat([torch.cat(layer.content_keys, dim=-2)[:, :, written] for layer in layers], dim=1)
+    keys = torch.cat([_one(layer.content_keys, dim=-2)[:, :, written] for layer in layers], dim=1)
     values = torch.cat([layer.values[:, :, written] for layer in layers], dim=1)  # (B, sum of G, T, Dv)
     if mask is None:
         added = torch.full((batch,), keys.shape[-2], dtype=torch.int64, device=keys.device)
@@ -291,22 +291,26 @@ def _end(layers: Sequence[InfiniLayer], mask: Tensor | None, written: slice) -> 
 
 def _write(layers: Sequence[InfiniLayer], leaving: Leaving, seen: Tensor) -> None:
     """Write tokens (of all heads of all these layers) into the memories of those that remember."""
-    sizes = [layer.keys.shape[1] for layer in layers]
-    chosen = [
-        (layer, layer.of_heads(keys), layer.of_heads(values))
-        for layer, keys, values in zip(
-            layers, leaving.keys.split(sizes, dim=1), leaving.values.split(sizes, dim=1), strict=True
-        )
-        if layer.remembers
-    ]
+    chosen = [layer for layer in layers if layer.remembers]
     if not chosen:
         return
-    keys = torch.cat([keys for _, keys, _ in chosen], dim=1)  # (B, sum of R, T, D)
-    values = torch.cat([values for _, _, values in chosen], dim=1)
-    before = _side_by_side([layer.state for layer, _, _ in chosen])
-    state = chosen[0][0].rule.write(before, keys, values, leaving.mask, layers[0].values.dtype)
-    for (layer, _, _), part in zip(chosen, _apart(state, [keys.shape[1] for _, keys, _ in chosen]), strict=True):
+    keys, values = leaving.keys, leaving.values  # (B, sum of G, T, D) and (B, sum of G, T, Dv)
+    sizes = [layer.keys.shape[1] for layer in layers]
+    remembering = [size if layer.heads is None else len(layer.heads) for layer, size in zip(layers, sizes, strict=True)]
+    if remembering != sizes:
+        keys, values = (
+            torch.cat([layer.of_heads(x) for layer, x in zip(layers, all_of.split(sizes, dim=1), strict=True)], dim=1)
+            for all_of in (keys, values)
+        )
+    before = _side_by_side([layer.state for layer in chosen])
+    state = chosen[0].rule.write(before, keys, values, leaving.mask, layers[0].values.dtype)
+    for layer, part in zip(chosen, _apart(state, [size for size in remembering if size]), strict=True):
         layer.set_past(part, layer.carried, seen)
+
+
+def _one(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Tensors one after the other; where there is one, nothing is copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=dim)
 
 
 def _side_by_side(states: Sequence[State | None]) -> State | None:

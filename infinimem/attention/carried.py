@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .packing import concatenate, pack, singles, unpack
+from .packing import Places, in_a_row, pack, singles
 from .rules import State
 
 # First tokens of the text that stay for good.
@@ -39,28 +39,27 @@ def carry_over(
 
     keys: (B, G, T, D) and values: (B, G, T, Dv), position-free. mask: (B, T), False for padding.
     """
-    joined = singles(keys, values, mask)
-    if carried is not None:
-        joined = concatenate(unpack(carried), joined)
-    real = joined["counts"][:, 0] > 0  # (B, N)
+    new = singles(keys, values, mask)
+    joined = in_a_row(new) if carried is None else in_a_row(carried, new)
+    real = joined.counts[:, 0] > 0  # (B, N)
     if not bool(real.all()):
         # Each row's own tokens last, so that it is treated as if alone.
         order = real.long().argsort(dim=1, stable=True)
-        joined = {name: _of_rows(tensor, order) for name, tensor in joined.items()}
+        joined = Places(_of_rows(joined.x, order), _of_rows(joined.counts, order), joined.width)
         real = real.gather(1, order)
     total, filled = real.shape[1], min(size, int(real.sum(dim=1).max()))
     sinks, found = min(SINKS, size // 2), real.sum(dim=1, keepdim=True)  # found: (B, 1)
     places = torch.arange(filled, device=keys.device)
     # The first tokens of a row that has more than there is room for, and the last ones of every row.
     chosen = torch.where(places < sinks, total - found.clamp_min(filled) + places, total - filled + places)  # (B, W)
-    stay = {name: _of_rows(tensor, chosen) for name, tensor in joined.items()}
+    stay = Places(_of_rows(joined.x, chosen), _of_rows(joined.counts, chosen), joined.width)
     end, longest = total - size + sinks, int(found.max())
     if longest <= size:
-        return pack(stay, packing), None
+        return pack(stay.state(), packing), None
     begin = total - longest + sinks
     left = torch.arange(begin, end, device=keys.device) >= total - found + sinks  # (B, end - begin)
     mask = None if bool(left.all()) else left
-    return pack(stay, packing), Leaving(joined["keys"][:, :, begin:end], joined["values"][:, :, begin:end], mask)
+    return pack(stay.state(), packing), Leaving(joined.keys[:, :, begin:end], joined.values[:, :, begin:end], mask)
 
 
 def bias_of(carried: State) -> Tensor | None:

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -20,20 +22,53 @@ STEPS = 127
 
 
 def singles(keys: Tensor, values: Tensor, mask: Tensor | None) -> State:
-    """Tokens as places of their own, unpacked: keys (B, G, T, D), values (B, G, T, Dv), and counts (B, G, T), which are
+    """Tokens as places of their own: keys (B, G, T, D), values (B, G, T, Dv), and counts (B, G, T) float32, which are
     1, or 0 where the mask (B, T) is False."""
     batch, groups, tokens, _ = keys.shape
     counts = torch.ones(batch, tokens, device=keys.device) if mask is None else mask.float()
-    return {
-        "keys": keys.float(),
-        "values": values.float(),
-        "counts": counts.unsqueeze(1).expand(-1, groups, -1),
-    }
+    return {"keys": keys, "values": values, "counts": counts.unsqueeze(1).expand(-1, groups, -1)}
 
 
-def concatenate(a: State, b: State) -> State:
-    """Places of `a` followed by places of `b`."""
-    return {name: torch.cat((a[name], b[name]), dim=2) for name in a}
+class Places(NamedTuple):
+    """Places of several states one after the other, unpacked: keys and values side by side, as each is moved whole.
+
+    x: (B, G, N, D + Dv) float32, the first `width` = D of them the keys; counts: (B, G, N).
+    """
+
+    x: Tensor
+    counts: Tensor
+    width: int
+
+    @property
+    def keys(self) -> Tensor:
+        """(B, G, N, D)."""
+        return self.x[..., : self.width]
+
+    @property
+    def values(self) -> Tensor:
+        """(B, G, N, Dv)."""
+        return self.x[..., self.width :]
+
+    def state(self) -> State:
+        """The places as a state that is not packed."""
+        return {"keys": self.keys, "values": self.values, "counts": self.counts}
+
+
+def in_a_row(*states: State) -> Places:
+    """The places of states, packed or not, in one tensor: nothing is copied twice."""
+    counts = torch.cat([state["counts"] for state in states], dim=2)
+    width = states[0]["keys"].shape[-1]
+    x = torch.empty(*counts.shape, width + states[0]["values"].shape[-1], device=counts.device)
+    places = Places(x, counts, width)
+    end = 0
+    for state in states:
+        start, end = end, end + state["counts"].shape[2]
+        for name, whole in (("keys", places.keys), ("values", places.values)):
+            part = whole[:, :, start:end]
+            part.copy_(state[name])
+            if (scale := state.get(f"{name}_scale")) is not None:
+                part.mul_(scale.unsqueeze(-1))
+    return places
 
 
 def pack(state: State, packing: str) -> State:
@@ -47,7 +82,7 @@ def pack(state: State, packing: str) -> State:
         # A scale of few bits: its products with steps are exact, so packing again finds the same scale and steps.
         scale = (state[name].abs().amax(dim=-1) / STEPS).bfloat16().float()  # (B, G, M)
         steps = state[name] / scale.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1)
-        packed[name] = steps.round().clamp(-STEPS, STEPS).to(torch.int8)
+        packed[name] = steps.round_().clamp_(-STEPS, STEPS).to(torch.int8)
         packed[f"{name}_scale"] = scale
     return packed
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidSetting
+from .packing import Places
 from .rules import State
 from .slots import SlotsRule
 
@@ -34,5 +35,5 @@ class RecentRule(SlotsRule):
     def settings(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "distance": self.distance, "packing": self.packing}
 
-    def _reduce(self, state: State, search: torch.dtype) -> State:
-        return {name: tensor[:, :, -self.tokens :] for name, tensor in state.items()}
+    def _reduce(self, places: Places, search: torch.dtype) -> State:
+        return {name: tensor[:, :, -self.tokens :] for name, tensor in places.state().items()}

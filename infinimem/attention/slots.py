@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import InvalidSetting
 from .local import Part, attention_with_mass
-from .packing import PACKINGS, concatenate, pack, packed_layout, singles, unpack
+from .packing import PACKINGS, Places, in_a_row, pack, packed_layout, singles, unpack
 from .rules import Layout, MemoryRule, Reading, State
 
 # Pair costs of one chunk of heads stay below this many entries, so that they are worked on inside the CPU's cache.
@@ -85,23 +85,23 @@ class SlotsRule(MemoryRule):
         precision: torch.dtype = torch.float32,
     ) -> State:
         new = singles(keys, values, mask)
-        both = new if state is None else concatenate(unpack(state), new)
-        return pack(self._pool(both, precision), self.packing)
+        return self._pool(in_a_row(new) if state is None else in_a_row(state, new), precision)
 
     def merge(self, a: State, b: State) -> State:
-        return pack(self._pool(concatenate(unpack(a), unpack(b)), torch.float32), self.packing)
+        return self._pool(in_a_row(a, b), torch.float32)
 
-    def _pool(self, state: State, search: torch.dtype) -> State:
-        """Merge down to capacity, each row without its empty slots, so that it is treated as if alone."""
-        filled = state["counts"][:, 0] > 0  # (B, M), equal for all heads
+    def _pool(self, places: Places, search: torch.dtype) -> State:
+        """Merge down to capacity and pack, each row without its empty slots, so that it is treated as if alone."""
+        filled = places.counts[:, 0] > 0  # (B, M), equal for all heads
         if bool(filled.all()):
-            return self._reduce(state, search)
+            return pack(self._reduce(places, search), self.packing)
         rows = [
-            self._reduce({name: tensor[row : row + 1, :, filled[row]] for name, tensor in state.items()}, search)
-            for row in range(filled.shape[0])
+            self._reduce(Places(x[None, :, own], counts[None, :, own], places.width), search)
+            for x, counts, own in zip(places.x, places.counts, filled, strict=True)
         ]
         size = max(row["counts"].shape[-1] for row in rows)
-        return {name: torch.cat([pad_slots(row[name], size) for row in rows]) for name in rows[0]}
+        padded = {name: torch.cat([pad_slots(row[name], size) for row in rows]) for name in rows[0]}
+        return pack(padded, self.packing)
 
     def prepare(self, state: State, dtype: torch.dtype) -> State:
         state = unpack(state)
@@ -121,19 +121,17 @@ class SlotsRule(MemoryRule):
         values, mass = attention_with_mass(grouped, state["keys"], state["values"], state["bias"], scaling, softcap)
         return Reading(values.reshape(batch, heads, tokens, -1), mass.reshape(batch, heads, tokens))
 
-    def _reduce(self, state: State, search: torch.dtype) -> State:
-        batch, groups, size = state["counts"].shape
+    def _reduce(self, places: Places, search: torch.dtype) -> State:
+        batch, groups, size = places.counts.shape
         if size <= self.slots:
-            return state
+            return places.state()
         chunk = max(1, CHUNK_ENTRIES // (size // 2) ** 2)
-        joined = torch.cat((state["keys"], state["values"]), dim=-1).flatten(0, 1)  # (B*G, M, D + Dv)
-        width = state["keys"].shape[-1]
         parts = [
-            ward_merge(x, n, width, self.slots, self.balance, search)
-            for x, n in zip(joined.split(chunk), state["counts"].flatten(0, 1).split(chunk), strict=True)
+            ward_merge(x, n, places.width, self.slots, self.balance, search)
+            for x, n in zip(places.x.flatten(0, 1).split(chunk), places.counts.flatten(0, 1).split(chunk), strict=True)
         ]
         merged, counts = (torch.cat(column).unflatten(0, (batch, groups)) for column in zip(*parts, strict=True))
-        return {"keys": merged[..., :width], "values": merged[..., width:], "counts": counts}
+        return Places(merged, counts, places.width).state()
 
 
 def pad_slots(tensor: Tensor, size: int) -> Tensor:
@@ -157,48 +155,61 @@ def ward_merge(
     x: (P, N, D + Dv), keys and values side by side, the first `key_width` of them the keys; counts: (P, N). search:
     the precision in which partners are looked for, as in `cheapest_partner`.
     """
-    if x.shape[1] > capacity:
-        order = shuffled(x.shape[1]).to(x.device)
-        x, counts = x.index_select(1, order), counts.index_select(1, order)
+    size, device = x.shape[1], x.device
+    if size <= capacity:
+        return x, counts
+    order, kind = shuffled(size).to(device), torch.bfloat16 if search == torch.bfloat16 else torch.float32
+    # What is merged with what has no gradient.
     with torch.no_grad():
         mean = x.mean(dim=1, keepdim=True)
-        squares = (x - mean).square().mean(dim=1, keepdim=True)  # (P, 1, D + Dv)
-        scale = torch.cat(
-            [
-                weight * part.sum(-1, keepdim=True).clamp_min(1e-12).rsqrt().expand_as(part)
-                for weight, part in ((1.0, squares[..., :key_width]), (balance, squares[..., key_width:]))
-            ],
-            dim=-1,
-        )
-    while (size := x.shape[1]) > capacity:
-        # What is merged with what has no gradient.
+        scale = spread(x, mean, key_width, balance)  # (P, 1, D + Dv)
+    while size > capacity:
+        even, odd = order[0::2], order[1::2]
         with torch.no_grad():
-            scaled = (x - mean) * scale
-            cost, partner = cheapest_partner(scaled[:, 0::2], scaled[:, 1::2], counts[:, 0::2], counts[:, 1::2], search)
+            scaled = torch.addcmul(-mean * scale, x, scale).to(kind)
+            cost, partner = cheapest_partner(
+                scaled.index_select(1, even), scaled.index_select(1, odd), counts[:, even], counts[:, odd]
+            )
             # Two thirds of the offers a round: the others may find a better partner once these are merged.
             taken = min(size - capacity, max(1, cost.shape[1] * 2 // 3))
-            order = cost.argsort(dim=-1, stable=True)
-            giving, staying = order[:, :taken], order[:, taken:].sort(dim=-1).values
-        x, counts = merge_round(x, counts, giving, staying, partner.gather(1, giving))
+            ranked = cost.argsort(dim=-1, stable=True)
+            giving, staying = ranked[:, :taken], ranked[:, taken:].sort(dim=-1).values
+        x, counts = merge_round(x, counts, even[giving], even[staying], odd, partner.gather(1, giving))
+        size = x.shape[1]
+        order = torch.arange(size, device=device)
     return x, counts
 
 
-def merge_round(x: Tensor, counts: Tensor, giving: Tensor, staying: Tensor, onto: Tensor) -> tuple[Tensor, Tensor]:
-    """Average the even places `giving` (P, R), by count, into the odd places `onto` (P, R); `staying` ones stay.
+def spread(x: Tensor, mean: Tensor, key_width: int, balance: float) -> Tensor:
+    """One over the spread of keys and of values around their mean, the latter times `balance`: (P, 1, D + Dv)."""
+    squares = x.square().mean(dim=1, keepdim=True) - mean.square()
+    return torch.cat(
+        [
+            weight * part.sum(-1, keepdim=True).clamp_min(1e-12).rsqrt().expand_as(part)
+            for weight, part in ((1.0, squares[..., :key_width]), (balance, squares[..., key_width:]))
+        ],
+        dim=-1,
+    )
 
-    Returns x (P, N - R, F) and counts (P, N - R): the staying even places, then all odd ones.
+
+def merge_round(
+    x: Tensor, counts: Tensor, giving: Tensor, staying: Tensor, odd: Tensor, onto: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Average the places `giving` (P, R), by count, into those of the places `odd` (O,) that `onto` (P, R) counts.
+
+    Returns x (P, N - R, F) and counts (P, N - R): those of `staying` (P, N - R - O), then all odd ones.
     """
-    rows, size, width = x.shape
-    odd = torch.arange(1, size, 2, device=x.device).expand(rows, -1)
-    kept = torch.cat((staying * 2, odd), dim=1)  # (P, N - R) places
+    rows, width = x.shape[0], x.shape[2]
+    kept = torch.cat((staying, odd.expand(rows, -1)), dim=1)  # (P, N - R) places
     receivers = staying.shape[1] + onto  # where the odd places have moved to
-    after = counts.gather(1, kept).scatter_add(1, receivers, counts.gather(1, giving * 2))
-    share = counts.gather(1, giving * 2) / after.gather(1, receivers).clamp_min(1e-12)
+    given = counts.gather(1, giving)
+    after = counts.gather(1, kept).scatter_add(1, receivers, given)
+    share = given / after.gather(1, receivers).clamp_min(1e-12)
     result = take(x, kept)
     # Added to what is there, so that slots that receive nothing stay equal to the last bit.
-    moves = (take(x, giving * 2) - take(result, receivers)) * share.unsqueeze(-1)
+    moves = (take(x, giving) - take(result, receivers)).mul_(share.unsqueeze(-1))
     offset = torch.arange(rows, device=x.device).unsqueeze(-1) * kept.shape[1]
-    flat = result.flatten(0, 1).index_add(0, (receivers + offset).flatten(), moves.flatten(0, 1))
+    flat = result.flatten(0, 1).index_add_(0, (receivers + offset).flatten(), moves.flatten(0, 1))
     return flat.view(rows, kept.shape[1], width), after
 
 
@@ -215,21 +226,19 @@ def take(x: Tensor, places: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, (places + offset).flatten()).view(rows, -1, width)
 
 
-def cheapest_partner(
-    a: Tensor, b: Tensor, count_a: Tensor, count_b: Tensor, search: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
+def cheapest_partner(a: Tensor, b: Tensor, count_a: Tensor, count_b: Tensor) -> tuple[Tensor, Tensor]:
     """For each of `a` (P, A, F) its cheapest partner in `b` (P, B, F) by Ward's cost: (cost, index), both (P, A).
 
-    search: with bfloat16, several times as fast where the processor has it, vectors are rounded to three digits before
-    they are compared, so among partners that lie nearer than that any may be taken. The cost is that of the partner in
-    full precision either way.
+    In float32, or in bfloat16, several times as fast where the processor has it: among partners that lie nearer to each
+    other than its three digits tell, any may be taken. The cost is then that of this partner's rounded vector.
     """
     ease_a, ease_b = count_a.reciprocal(), count_b.reciprocal()
-    if search == torch.bfloat16 and b.shape[1] <= PLACES:
+    if a.dtype == torch.bfloat16 and b.shape[1] <= PLACES:
         partner = _nearly_cheapest(a, b, ease_a, ease_b)
-        distance = (a - take(b, partner)).square().sum(-1)
+        distance = _norm(a - take(b, partner))
         return distance / (ease_a + ease_b.gather(1, partner)), partner
-    norm_a, norm_b = a.square().sum(-1, keepdim=True), b.square().sum(-1, keepdim=True)
+    a, b = a.float(), b.float()
+    norm_a, norm_b = _norm(a).unsqueeze(-1), _norm(b).unsqueeze(-1)
     one_a, one_b = torch.ones_like(norm_a), torch.ones_like(norm_b)
     left = torch.cat((a, norm_a, one_a), dim=-1)
     right = torch.cat((b * -2, one_b, norm_b), dim=-1)
@@ -238,19 +247,24 @@ def cheapest_partner(
     return cost, partner
 
 
+def _norm(x: Tensor) -> Tensor:
+    """Sums of squares, added in float32: (P, N) of x (P, N, F)."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+    return norm.square()
+
+
 def _nearly_cheapest(a: Tensor, b: Tensor, ease_a: Tensor, ease_b: Tensor) -> Tensor:
-    """Partners (P, A) by costs in bfloat16: distances of the rounded vectors, in one product that adds in float32."""
-    a, b = a.bfloat16(), b.bfloat16()
+    """Partners (P, A) by costs in bfloat16, from distances in one product that adds in float32."""
     # Norms in two terms: rounded to one, they would be off by as much as near vectors lie apart.
-    norms = [x.float().square().sum(-1, keepdim=True) for x in (a, b)]
+    norms = [_norm(x).unsqueeze(-1) for x in (a, b)]
     (high_a, low_a), (high_b, low_b) = ((n.bfloat16(), (n - n.bfloat16()).bfloat16()) for n in norms)
     one_a, one_b = torch.ones_like(high_a), torch.ones_like(high_b)
     left = torch.cat((a, high_a, low_a, one_a, one_a), dim=-1)
     right = torch.cat((b * -2, one_b, one_b, high_b, low_b), dim=-1)
     pairs = torch.bmm(left, right.mT)  # (P, A, B)
-    pairs.div_(ease_a.bfloat16().unsqueeze(-1) + ease_b.bfloat16().unsqueeze(-2))
-    # Floats of one sign are ordered as their bits are, and a bfloat16 leaves the lower half of a float32 free: with
-    # the place there, the least number says where it stood, several times faster than torch's `min` of a dimension.
+    costs = pairs.float().div_(ease_a.unsqueeze(-1) + ease_b.unsqueeze(-2))
+    # Floats of one sign are ordered as their bits are, and three digits leave the lower half free: with the place
+    # there, the least number says where it stood, several times faster than torch's `min` of a dimension.
     place = torch.arange(b.shape[1], dtype=torch.int32, device=b.device)
-    marked = pairs.float().view(torch.int32).bitwise_or_(place)
+    marked = costs.view(torch.int32).bitwise_and_(-PLACES).bitwise_or_(place)
     return marked.amin(dim=-1).bitwise_and_(PLACES - 1).long()

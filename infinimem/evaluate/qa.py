@@ -5,7 +5,7 @@
 - other: the memory of another document, the same way; what any memory does to the answers
 - recall: `DocumentMemory.ask`, from the best passages
 - absent: the same of another document, so that the right answer is that it does not say
-- gold: the paragraph that holds the answer, as the only passage; what a perfect retriever would reach
+- gold: the same from the paragraph that holds the answer alone; what a perfect retriever would reach
 
 none, memory and other ask with one and the same prompt.
 """
@@ -184,8 +184,7 @@ def _answers(
 ) -> Iterator[tuple[int, str, list[str]]]:
     """Document index, mode, and answers to all its questions. No more than two memories are kept at a time."""
     from ..document_memory import DocumentMemory
-    from ..passages import Passage
-    from ..prompts import memory_messages, recall_messages
+    from ..prompts import memory_messages
 
     def from_memory(memory: DocumentMemory, document: Document[Question], mode: str) -> list[str]:
         return [
@@ -194,21 +193,24 @@ def _answers(
             for answer in memory.ask_many([q.text for q in batch], mode=mode, k=k, max_new_tokens=max_new_tokens)
         ]
 
+    def from_gold(memory: DocumentMemory, document: Document[Question]) -> list[str]:
+        return [
+            answer.text
+            for batch in _batches(document.questions)
+            for answer in memory.ask_within([(q.text, q.spans) for q in batch], k=k, max_new_tokens=max_new_tokens)
+        ]
+
     previous: DocumentMemory | None = None
     for index, document in enumerate(documents):
         memory: DocumentMemory | None = None
-        if set(modes) - {"none", "gold"}:
+        if set(modes) - {"none"}:
             memory = DocumentMemory.from_text(document.text, name=document.title, model=model)
         for mode in modes:
             if mode == "none":
                 prompts = [memory_messages(q.text) for q in document.questions]
                 yield index, mode, _from_prompts(model, prompts, max_new_tokens)
-            elif mode == "gold":
-                prompts = [
-                    recall_messages(q.text, [Passage(q.gold, document.title, 1, 0, len(q.gold))])
-                    for q in document.questions
-                ]
-                yield index, mode, _from_prompts(model.reader, prompts, max_new_tokens)
+            elif mode == "gold" and memory is not None:
+                yield index, mode, from_gold(memory, document)
             elif mode not in ELSEWHERE and memory is not None:
                 yield index, mode, from_memory(memory, document, mode)
             elif previous is not None:

@@ -1,0 +1,165 @@
+"""Several readings of a question: the answer is what an independent computation of the mixture says it is."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from conftest import FAMILIES, MakeModel, random_tokens
+
+from infinimem import readings as readings_module
+from infinimem.errors import AnswerTimeout
+from infinimem.generation import Continuation, Decoding, read_texts
+from infinimem.model import InfiniModel
+from infinimem.readings import Reading, answers
+
+COUNT = 6  # tokens of an answer at most
+
+
+def readings_of(*lengths: int, common: int = 0, weights: tuple[float, ...] = ()) -> list[Reading]:
+    """Prompts of random tokens, of which the first ones are the same."""
+    start = random_tokens(1, common, seed=99)[0].tolist() if common else []
+    return [
+        Reading([*start, *random_tokens(1, length, seed=length)[0].tolist()], weight)
+        for length, weight in itertools.zip_longest(lengths, weights, fillvalue=0.0)
+    ]
+
+
+@torch.no_grad()
+def logits_after(model: InfiniModel, tokens: list[int]) -> torch.Tensor:
+    return model.model(torch.tensor([tokens])).logits[0].double()
+
+
+def greedy(model: InfiniModel, prompt: list[int]) -> tuple[int, ...]:
+    said: list[int] = []
+    while len(said) < COUNT and not set(said) & model.end_tokens:
+        said.append(int(logits_after(model, [*prompt, *said])[-1].argmax()))
+    return tuple(said)
+
+
+def mixed(model: InfiniModel, readings: list[Reading], candidate: Sequence[int]) -> float:
+    """The sum of weight times probability, without any batch, in float64."""
+    total = 0.0
+    for prompt, weight in readings:
+        found = logits_after(model, [*prompt, *candidate]).log_softmax(-1)
+        total += math.exp(weight + sum(float(found[len(prompt) - 1 + i, t]) for i, t in enumerate(candidate)))
+    return total
+
+
+def expected(model: InfiniModel, readings: list[Reading]) -> tuple[int, ...]:
+    """The answer of one of the readings that has most of it."""
+    return max((greedy(model, prompt) for prompt, _ in readings), key=lambda said: mixed(model, readings, said))
+
+
+@pytest.mark.parametrize("common", [0, 7])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_answer_is_the_one_that_all_readings_together_find_most_probable(
+    family: str, common: int, make_model: MakeModel
+) -> None:
+    model = make_model(family)
+    for weights in ((), (0.0, 1.0, 3.0, 0.5), (4.0, 0.0, 0.0, 0.0)):
+        readings = readings_of(11, 4, 19, 5, common=common, weights=weights)
+        (said,) = answers(model, [readings], max_new_tokens=COUNT)
+        assert any(tuple(said.tokens) == greedy(model, prompt) for prompt, _ in readings) and not said.ended
+        # Some families are so sure of themselves that all are alike.
+        best = mixed(model, readings, expected(model, readings))
+        assert mixed(model, readings, said.tokens) == pytest.approx(best, rel=1e-3)
+
+
+def test_a_reading_that_finds_its_answer_likely_prevails_over_one_that_hardly_does(make_model: MakeModel) -> None:
+    model = make_model()
+    first, second = readings_of(6, 9)
+    for heavy in (first, second):
+        chosen = [Reading(one.tokens, 50.0 if one is heavy else 0.0) for one in (first, second)]
+        (said,) = answers(model, [chosen], max_new_tokens=COUNT)
+        assert tuple(said.tokens) == greedy(model, heavy.tokens)
+
+
+def test_questions_side_by_side_get_the_answers_of_one_at_a_time(make_model: MakeModel) -> None:
+    model = make_model()
+    questions = [readings_of(5, 12, 30, common=3), readings_of(8), readings_of(7, 21), *[readings_of(6, 10)] * 3]
+    together = list(answers(model, questions, max_new_tokens=COUNT))
+    assert together == [next(answers(model, [one], max_new_tokens=COUNT)) for one in questions]
+
+
+def test_one_reading_is_answered_as_its_prompt_is(make_model: MakeModel) -> None:
+    model = make_model()
+    (reading,) = readings_of(9)
+    plain = "".join(Continuation(model, reading.tokens, None, Decoding(12)))
+    assert "".join(Continuation(model, [], None, Decoding(12), [reading])) == plain
+    assert read_texts(model, [[reading], [reading]], Decoding(12)) == [plain] * 2
+
+
+def test_an_answer_ends_where_the_model_ends_it(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    readings = readings_of(6, 9)
+    end = greedy(model, readings[0].tokens)[2]
+    monkeypatch.setattr(model.model.generation_config, "eos_token_id", end)
+    (said,) = answers(model, [readings], max_new_tokens=COUNT)
+    full = expected(model, readings)
+    assert [*said.tokens, *([end] if said.ended else [])] == list(full) and said.ended == (full[-1] == end)
+    alone = Continuation(model, [], None, Decoding(COUNT), readings[:1])
+    assert alone.finish is None and "".join(alone) and (alone.finish, alone.tokens) == ("stop", 2)
+
+
+def test_what_says_that_there_is_no_answer_is_taken_only_if_all_say_so(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    readings = readings_of(6, 9, weights=(50.0, 0.0))
+    said = [greedy(model, reading.tokens) for reading in readings]
+    texts = model.tokenizer.batch_decode([list(one) for one in said])
+    assert texts[0] != texts[1]
+    monkeypatch.setattr(readings_module, "is_answer", lambda text: text != texts[0])
+    assert next(answers(model, [readings], max_new_tokens=COUNT)).tokens == list(said[1])
+    monkeypatch.setattr(readings_module, "is_answer", lambda text: False)
+    assert next(answers(model, [readings], max_new_tokens=COUNT)).tokens == list(said[0])
+
+
+def forwards(model: InfiniModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the tokens that go through the model from now on."""
+    shapes: list[tuple[int, ...]] = []
+    forward = model.model.forward
+
+    def counted(*arguments: object, **settings: torch.Tensor) -> object:
+        shapes.append(tuple(settings["input_ids"].shape))
+        return forward(*arguments, **settings)
+
+    monkeypatch.setattr(model.model, "forward", counted)
+    return shapes
+
+
+def test_a_common_beginning_is_read_once_and_short_prompts_are_not_padded_to_long_ones(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    shapes = forwards(model, monkeypatch)
+    list(answers(model, [readings_of(5, 6, 30, common=8)], max_new_tokens=2))
+    assert shapes[:4] == [(1, 8), (2, 6), (1, 30), (3, 1)]
+
+
+def test_a_hopeless_answer_is_not_written_to_its_end(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    first, second = readings_of(6, 9)
+    monkeypatch.setattr(model.model.generation_config, "eos_token_id", greedy(model, first.tokens)[1])
+    shapes = forwards(model, monkeypatch)
+    readings = [Reading(first.tokens, 0.0), Reading(second.tokens, -1000.0)]
+    (said,) = answers(model, [readings], max_new_tokens=40)
+    assert said.ended and len(said.tokens) == 1
+    # Both prompts, and one token more.
+    assert shapes[-1] == (2, 1) and len(shapes) <= 3
+
+
+def test_no_so_many_tokens_in_a_row_come_twice(make_model: MakeModel) -> None:
+    model = make_model()
+    (said,) = answers(model, [readings_of(6)], max_new_tokens=30, no_repeat=2)
+    pairs = list(itertools.pairwise(said.tokens))
+    assert len(set(pairs)) == len(pairs) == 29
+
+
+def test_an_answer_that_takes_too_long_is_given_up(make_model: MakeModel) -> None:
+    with pytest.raises(AnswerTimeout):
+        read_texts(make_model(), [readings_of(6, 9)], Decoding(COUNT, timeout=0.0))
