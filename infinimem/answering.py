@@ -82,7 +82,8 @@ class Answering(ABC):
 
         mode: "recall" shows the model the k best passages, or lets it read its memory if no passage fits; where the
         document has too little of what is asked, the answer says so (`found` is False) without the model. "memory"
-        relies on the compressive memory alone. history: earlier (question, answer) pairs. temperature 0 is greedy.
+        relies on the compressive memory alone. history: earlier (question, answer) pairs. temperature 0 is greedy. A
+        model with a reader reads the best passage and the best sentences each for itself (see `readings`).
         """
         decoding = Decoding(max_new_tokens, temperature, top_p, seed)
         prompt = self._prompt(Conversation(question, told(history), ""), k, mode, decoding)
@@ -101,7 +102,11 @@ class Answering(ABC):
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Iterator[str]:
-        """Like `ask`, piece by piece as the model writes; closing the iterator stops the model."""
+        """Like `ask`, piece by piece as the model writes; closing the iterator stops the model.
+
+        A greedy answer from several readings (see `readings`) comes as soon as it is known which one it is: when it is
+        complete.
+        """
         decoding = Decoding(max_new_tokens, temperature, top_p, seed)
         return self._generate(self._prompt(Conversation(question, told(history), ""), k, mode, decoding), decoding)
 
@@ -144,14 +149,12 @@ class Answering(ABC):
         asked: pairs of a question and the parts, from character to character of a memory with one source.
         """
         decoding, search = Decoding(max_new_tokens), self._search()
-        prompts = []
-        for question, spans in asked:
-            inside = [
-                i for i, p in enumerate(search.passages) if any(p.start < end and start < p.end for start, end in spans)
-            ]
-            scores = dict(search.rank(checked_question(question), len(search.passages)))
-            ranked = sorted(((i, scores.get(i, 0.0)) for i in inside), key=lambda pair: -pair[1])[:k]
-            prompts.append(self._from_passages(Conversation(question, [], ""), search, ranked, decoding))
+        prompts = [
+            self._from_passages(
+                Conversation(question, [], ""), search, search.within(checked_question(question), spans, k), decoding
+            )
+            for question, spans in asked
+        ]
         return [
             Answer(text, "recall", prompt.passages, question, self._forced)
             for text, prompt, (question, _) in zip(self._texts(prompts, decoding), prompts, asked, strict=True)
@@ -246,9 +249,10 @@ class Answering(ABC):
         def messages(passages: Sequence[Passage]) -> list[Message]:
             return recall_messages(question, passages, asked.earlier, asked.system)
 
-        prompt = fit_prompt(self.model, messages, found, decoding.max_new_tokens)
         # A sample has no readings: it is one of many that could have been said.
-        if self.model.reader is self.model or decoding.temperature > 0 or not prompt.passages:
+        read = self.model.reader is not self.model and decoding.temperature == 0
+        prompt = fit_prompt(self.model, messages, found[:1] if read else found, decoding.max_new_tokens)
+        if not read or not prompt.passages:
             return prompt
         readings = [
             Reading(tokens, weight)
@@ -256,7 +260,7 @@ class Answering(ABC):
             for tokens in [encode_chat(self.model, messages([shown]))]
             if len(tokens) <= self.model.context_length - decoding.max_new_tokens
         ]
-        return Prompt(readings[0].tokens, found, readings=readings) if readings else prompt
+        return Prompt(prompt.tokens, found, readings=readings)
 
     def _answering(self, prompt: Prompt) -> InfiniModel:
         return self.model.reader if prompt.passages else self.model

@@ -74,6 +74,7 @@ async def pieces_async(start: Callable[[], Iterator[str]]) -> AsyncGenerator[str
     stream = await asyncio.to_thread(start)
     step: asyncio.Future[str | None] | None = None
     close: Callable[[], None] = getattr(stream, "close", lambda: None)
+    stop: Callable[[], None] = getattr(stream, "stop", lambda: None)
     try:
         while True:
             step = asyncio.ensure_future(asyncio.to_thread(next, stream, None))
@@ -84,6 +85,7 @@ async def pieces_async(start: Callable[[], Iterator[str]]) -> AsyncGenerator[str
             yield piece
     finally:
         if step is not None and not step.done():
+            stop()
             step.add_done_callback(lambda _: close())
         else:
             close()

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .attention import InfiniCache
     from .model import InfiniModel
 
+# Tokens whose logits are in memory at a time.
+SCORED_TOKENS = 512
+
 
 class Rows:
     """Prompts side by side, and all that was computed of them so far. cache: the memory in view; it stays as it is.
@@ -81,11 +84,21 @@ class Rows:
 
         logits: (B, V), those that all that is there has led to.
         """
+        # Logits are large: so many tokens at a time.
+        some = max(1, SCORED_TOKENS // max(map(len, continuations)))
+        found: list[float] = []
+        for start in range(0, len(rows), some):
+            found += self._log_probabilities(logits, rows[start : start + some], continuations[start : start + some])
+        return found
+
+    def _log_probabilities(
+        self, logits: Tensor, rows: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> list[float]:
         chosen, longest = torch.tensor(rows, device=logits.device), max(map(len, continuations))
         tokens = torch.zeros(len(rows), longest, dtype=torch.long, device=logits.device)
         for place, continuation in enumerate(continuations):
             tokens[place, : len(continuation)] = torch.tensor(continuation, device=logits.device)
-        found = logits[chosen].float().log_softmax(-1).gather(1, tokens[:, :1])  # (N, 1)
+        found = _log_softmax_at(logits[chosen], tokens[:, 0])[:, None]  # (N, 1)
         if longest > 1:
             window = self._window.clone()
             window.batch_select_indices(chosen)
@@ -96,9 +109,9 @@ class Rows:
                 past_key_values=window,
                 use_cache=True,
             ).logits  # (N, L - 1, V)
-            more = after.float().log_softmax(-1).gather(2, tokens[:, 1:, None]).squeeze(2)
-            found = torch.cat((found, more), dim=1)
-        return [float(row[: len(c)].sum()) for row, c in zip(found, continuations, strict=True)]
+            rest = [_log_softmax_at(row, told) for row, told in zip(after, tokens[:, 1:], strict=True)]
+            found = torch.cat((found, torch.stack(rest)), dim=1)
+        return [float(row[: len(told)].sum()) for row, told in zip(found, continuations, strict=True)]
 
     def take_in(self, other: Rows) -> None:
         """Go on with the rows of another one below one's own; the logits of what both have must have been computed."""
@@ -107,6 +120,12 @@ class Rows:
         self._positions = torch.cat((self._positions[:, -1:], other._positions[:, -1:]))
         longest = max(self._mask.shape[1], other._mask.shape[1])
         self._mask = torch.cat([F.pad(mask, (longest - mask.shape[1], 0)) for mask in (self._mask, other._mask)])
+
+
+def _log_softmax_at(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log probabilities of tokens (N,) by logits (N, V)."""
+    logits = logits.float()
+    return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=-1)
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:

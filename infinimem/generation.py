@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .errors import AnswerTimeout
+from .errors import AnswerTimeout, InvalidSetting
 
 if TYPE_CHECKING:
     from .attention import InfiniCache
@@ -37,6 +37,12 @@ class Decoding:
     timeout: float | None = None
     no_repeat: int = NO_REPEAT
 
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
+            raise InvalidSetting(f"temperature ({self.temperature}) must be >= 0 and top_p ({self.top_p}) in (0, 1]")
+        if self.max_new_tokens < 1:
+            raise InvalidSetting(f"max_new_tokens is {self.max_new_tokens}; an answer has at least one token")
+
     def steps(
         self,
         model: InfiniModel,
@@ -61,16 +67,29 @@ class Decoding:
             yield step
 
     def steps_of_readings(
-        self, model: InfiniModel, questions: Sequence[Sequence[Reading]]
+        self,
+        model: InfiniModel,
+        questions: Sequence[Sequence[Reading]],
+        stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[list[int | None]]:
         """The same of answers from several readings each, greedily: which one it is shows when all are complete.
 
-        Raises AnswerTimeout.
+        stopped: whether nobody waits for them any more; then there are no steps. Raises AnswerTimeout.
         """
         from .readings import answers
 
-        settings = {"max_new_tokens": self.max_new_tokens, "no_repeat": self.no_repeat}
-        said = list(answers(model, questions, **settings, tick=self._clock()))
+        in_time = self._clock()
+
+        def tick() -> None:
+            if stopped():
+                raise _Stopped
+            in_time()
+
+        limits = {"max_new_tokens": self.max_new_tokens, "no_repeat": self.no_repeat}
+        try:
+            said = list(answers(model, questions, **limits, stop=self.stop, tick=tick))
+        except _Stopped:
+            return
         for place in range(self.max_new_tokens):
             # None once an answer has ended.
             yield [one.tokens[place] if place < len(one.tokens) else None for one in said]
@@ -88,6 +107,10 @@ class Decoding:
                 )
 
         return in_time
+
+
+class _Stopped(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class PieceDecoder:
@@ -157,7 +180,6 @@ class Continuation:
     """The answer to one prompt, piece by piece as the model writes it; closing it stops the model.
 
     readings: where the question has several (see `readings`), in place of the prompt.
-
     finish: "stop" where the model or a stop text ended the answer, "length" where the limit did, None before that.
     """
 
@@ -170,8 +192,12 @@ class Continuation:
         readings: Sequence[Reading] = (),
     ) -> None:
         self.finish: str | None = None
+        self._stopped = False
         self._writer = Writer(PieceDecoder(model), decoding.stop)
-        steps = decoding.steps_of_readings(model, [readings]) if readings else decoding.steps(model, [prompt], cache)
+        if readings:
+            steps = decoding.steps_of_readings(model, [readings], lambda: self._stopped)
+        else:
+            steps = decoding.steps(model, [prompt], cache)
         self._pieces = self._run(steps)
 
     @property
@@ -185,8 +211,13 @@ class Continuation:
     def __next__(self) -> str:
         return next(self._pieces)
 
+    def stop(self) -> None:
+        """Let the model stop before its next token, while another thread may be waiting for a piece."""
+        self._stopped = True
+
     def close(self) -> None:
         """Stop the model."""
+        self.stop()
         self._pieces.close()
 
     def _run(self, steps: Iterator[list[int | None]]) -> Generator[str, None, None]:
@@ -204,7 +235,7 @@ class Known(Continuation):
     """An answer that is known without the model."""
 
     def __init__(self, text: str) -> None:
-        self.finish = None
+        self.finish, self._stopped = None, False
         self._text = text
         self._pieces = self._tell()
 

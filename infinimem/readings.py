@@ -2,13 +2,13 @@
 
 - every reading says an answer of its own, greedily; of these, the one is taken that all of them together find most
   probable: p(answer) = sum over readings of weight x p(answer | reading), as in RAG-Sequence with thorough decoding
-  (arXiv 2005.11401, section 2.1)
+  (arXiv 2005.11401, section 2.1), but for answers that are given up as hopeless on the way
 - that there is no answer is what a reading says of its own piece: it is the answer where all of them say so
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -51,10 +51,14 @@ def answers(
     *,
     max_new_tokens: int,
     no_repeat: int = 0,
+    stop: Sequence[str] = (),
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[Said]:
-    """An answer to each question from its readings, one at least. no_repeat: as in `InfiniModel.generate`. tick: is
-    called before every token, and may raise."""
+    """An answer to each question from its readings, one at least.
+
+    no_repeat: as in `InfiniModel.generate`. stop: texts with which an answer is complete. tick: is called between all
+    steps, and may raise.
+    """
     for start in range(0, len(questions), QUESTIONS):
         some = questions[start : start + QUESTIONS]
         # By length, so that little is padded.
@@ -62,19 +66,30 @@ def answers(
             ((number, reading) for number, readings in enumerate(some) for reading in readings),
             key=lambda pair: len(pair[1].tokens),
         )
-        rows, logits = read(model, [reading.tokens for _, reading in flat])
-        weights = torch.tensor([reading.weight for _, reading in flat], device=logits.device)
-        owners = torch.tensor([number for number, _ in flat], device=logits.device)
-        said = _greedy(model, rows.copy(), logits, weights, owners, max_new_tokens, no_repeat, tick)
+        rows, logits = read(model, [reading.tokens for _, reading in flat], tick)
+        weights = [reading.weight for _, reading in flat]
+        owners = [number for number, _ in flat]
+        limits = _Limits(max_new_tokens, no_repeat, stop, tick)
+        said = _greedy(model, rows.copy(), logits, weights, owners, limits)
         for number in range(len(some)):
-            own = [row for row, (owner, _) in enumerate(flat) if owner == number]
+            own = [row for row, owner in enumerate(owners) if owner == number]
             candidates = list(dict.fromkeys(tuple(said[row]) for row in own if said[row]))
-            best = _most_probable(model, rows, logits, weights, own, candidates)
+            tick()
+            best = _most_probable(model, rows, logits, {row: weights[row] for row in own}, candidates)
             ended = best[-1] in model.end_tokens
             yield Said(list(best[:-1] if ended else best), ended)
 
 
-def read(model: InfiniModel, prompts: Sequence[Sequence[int]]) -> tuple[Rows, Tensor]:
+class _Limits(NamedTuple):
+    max_new_tokens: int
+    no_repeat: int
+    stop: Sequence[str]
+    tick: Callable[[], None]
+
+
+def read(
+    model: InfiniModel, prompts: Sequence[Sequence[int]], tick: Callable[[], None] = lambda: None
+) -> tuple[Rows, Tensor]:
     """Prompts, the shortest first, as rows, and the logits after each, (B, V). What all begin with is computed once."""
     # One token of each is left to be computed. What is padded after a common beginning would count as distance where
     # attention has a window.
@@ -92,6 +107,7 @@ def read(model: InfiniModel, prompts: Sequence[Sequence[int]]) -> tuple[Rows, Te
     logits: list[Tensor] = []
     start = 0
     while start < len(rests):
+        tick()
         end = next((i for i in range(start, len(rests)) if len(rests[i]) > PADDED * len(rests[start])), len(rests))
         more = Rows(model, rests[start:end], begun=begun)
         logits.append(more.logits())
@@ -109,58 +125,71 @@ def _greedy(
     model: InfiniModel,
     rows: Rows,
     logits: Tensor,
-    weights: Tensor,
-    owners: Tensor,
-    max_new_tokens: int,
-    no_repeat: int,
-    tick: Callable[[], None],
+    weights: Sequence[float],
+    owners: Sequence[int],
+    limits: _Limits,
 ) -> list[list[int]]:
     """The most probable tokens of every row, with the one that ends them; none of rows that were given up."""
-    fresh = NoRepeatNGramLogitsProcessor(no_repeat) if no_repeat else None
-    said = torch.empty(len(owners), 0, dtype=torch.long, device=logits.device)
-    answers: list[list[int]] = [[] for _ in owners]
-    running = torch.ones(len(owners), dtype=torch.bool, device=logits.device)
-    worth = weights.clone()
-    complete = torch.full_like(worth, float("-inf"))
-    for step in range(max_new_tokens):
-        tick()
+    fresh = NoRepeatNGramLogitsProcessor(limits.no_repeat) if limits.no_repeat else None
+    tokens = torch.empty(len(owners), 0, dtype=torch.long, device=logits.device)
+    said: list[list[int]] = [[] for _ in owners]
+    running, worth = set(range(len(owners))), list(weights)
+    # Of each question, the worth of the best answer that is complete.
+    complete = dict.fromkeys(owners, float("-inf"))
+    for step in range(limits.max_new_tokens):
+        limits.tick()
         if step:
             logits = rows.logits()
         found = logits.float().log_softmax(-1)
         if fresh is not None:
-            found = fresh(said, found)
+            found = fresh(tokens, found)
         best, chosen = found.max(dim=-1)
-        said = torch.cat((said, chosen[:, None]), dim=1)
-        worth = worth + best
-        for row in running.nonzero().flatten().tolist():
-            answers[row].append(token := int(chosen[row]))
-            if token in model.end_tokens:
-                running[row] = False
-                if is_answer(str(model.tokenizer.decode(answers[row], skip_special_tokens=True))):
-                    complete[row] = worth[row]
-        for row in running.nonzero().flatten().tolist():
-            if worth[row] < complete[owners == owners[row]].max() - HOPELESS:
-                running[row], answers[row] = False, []
-        if not bool(running.any()):
+        tokens = torch.cat((tokens, chosen[:, None]), dim=1)
+        for row, (token, log) in enumerate(zip(chosen.tolist(), best.tolist(), strict=True)):
+            if row not in running:
+                continue
+            said[row].append(token)
+            worth[row] += log
+            ended = token in model.end_tokens
+            if ended or limits.stop:
+                text = _text(model, said[row])
+                if ended or any(end and end in text for end in limits.stop):
+                    running.discard(row)
+                    if _speaks(text):
+                        complete[owners[row]] = max(complete[owners[row]], worth[row])
+        for row in [row for row in running if worth[row] < complete[owners[row]] - HOPELESS]:
+            running.discard(row)
+            said[row] = []
+        if not running:
             break
         rows.add(chosen)
-    return answers
+    return said
+
+
+def _text(model: InfiniModel, tokens: Sequence[int]) -> str:
+    told = tokens[:-1] if tokens[-1] in model.end_tokens else tokens
+    return str(model.tokenizer.decode(list(told), skip_special_tokens=True))
+
+
+def _speaks(text: str) -> bool:
+    return bool(text.strip()) and is_answer(text)
 
 
 def _most_probable(
     model: InfiniModel,
     rows: Rows,
     logits: Tensor,
-    weights: Tensor,
-    own: Sequence[int],
+    weights: Mapping[int, float],
     candidates: Sequence[tuple[int, ...]],
 ) -> tuple[int, ...]:
-    """The candidate, of those that answer if any does, that the rows `own` together find most probable."""
-    texts = model.tokenizer.batch_decode([list(c) for c in candidates], skip_special_tokens=True)
-    some = [c for c, text in zip(candidates, texts, strict=True) if is_answer(text)] or list(candidates)
+    """The candidate that the rows of these weights together find most probable: of those that answer, if any does, or
+    of those that say anything."""
+    texts = {candidate: _text(model, candidate) for candidate in candidates}
+    some = [one for one, text in texts.items() if _speaks(text)]
+    some = some or [one for one, text in texts.items() if text.strip()] or list(candidates)
     if len(some) == 1:
         return some[0]
-    pairs = [(row, candidate) for candidate in some for row in own]
+    pairs = [(row, candidate) for candidate in some for row in weights]
     found = rows.log_probabilities(logits, [row for row, _ in pairs], [candidate for _, candidate in pairs])
-    scores = torch.tensor(found).view(len(some), len(own)) + weights[list(own)].cpu()
+    scores = torch.tensor(found).view(len(some), len(weights)) + torch.tensor(list(weights.values()))
     return some[int(scores.logsumexp(dim=1).argmax())]

@@ -93,27 +93,39 @@ class Search:
         """The passages of pairs (index, score)."""
         return [self.passages[index].scored(score) for index, score in ranked]
 
+    def within(self, query: str, spans: Sequence[tuple[int, int]], k: int) -> list[tuple[int, float]]:
+        """Like `rank`, of the passages that stand in or reach into spans of characters; all of them may be ranked, and
+        those that do not fit at all come last. Raises InvalidSetting where there are none."""
+        if k < 1:
+            raise InvalidSetting(f"k is {k}; ask for at least one passage")
+        self.prepare()
+        scores = dict(self._rankers["hybrid"].rank(query, len(self.passages)))
+        inside = [
+            i for i, p in enumerate(self.passages) if any(p.start < end and start < p.end for start, end in spans)
+        ]
+        if not inside:
+            raise InvalidSetting(f"no passage stands at the characters {list(spans)}; give spans of the document")
+        return sorted(((i, scores.get(i, 0.0)) for i in inside), key=lambda pair: -pair[1])[:k]
+
     def pieces(self, query: str, ranked: Sequence[tuple[int, float]]) -> list[tuple[Passage, float]]:
         """What a reader is shown of some passages, pairs (index, score), best first, and the log of each one's weight:
         the best passage, the sentence of any passage that fits best with its neighbours, and by themselves the
-        SENTENCES that fit best; none that weighs next to nothing. Without addresses the best passage alone.
+        SENTENCES that fit best; without addresses every passage. None that weighs next to nothing.
         """
         self.prepare()
         ranker = self._rankers.get("memory")
-        if not ranked:
-            return []
-        first, fits = ranked[0]
-        found = [(self.passages[first], fits)]
-        if isinstance(ranker, AddressRanker):
+        found = [(self.passages[index], score) for index, score in ranked]
+        if ranked and isinstance(ranker, AddressRanker):
             sentences = ranker.sentences(query, ranked)
+            found = found[:1]
             found += [(self.passages[one.passage].part(*one.around), one.score) for one in sentences[:1]]
             found += [(self.passages[one.passage].part(*one.span), one.score) for one in sentences[:SENTENCES]]
         texts: dict[str, tuple[Passage, float]] = {}
-        least = WEIGHT * max(score for _, score in found) - LIGHT
         for shown, score in found:
-            if WEIGHT * score >= least:
-                texts.setdefault(shown.text, (shown, WEIGHT * score))
-        return list(texts.values())
+            known = texts.get(shown.text)
+            texts[shown.text] = (shown, score) if known is None else (known[0], max(known[1], score))
+        least = max((score for _, score in found), default=0.0) - LIGHT / WEIGHT
+        return [(shown, WEIGHT * score) for shown, score in texts.values() if score >= least]
 
     def prepare(self) -> None:
         """Index the addresses, if there are any; ranking does so when it is first needed."""

@@ -316,6 +316,49 @@ def test_questions_for_reading_show_the_right_passage_and_no_memory(make_model: 
     assert len(both.segments) > 1 and "Odile" in asked(both, Bench(model))[0]
 
 
+def test_a_window_is_a_sentence_with_the_answer_in_whole_words_between_its_neighbours(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    model = make_model(segment_length=160)
+    text = "Rain fell in 1950. Fog came. The crew had 5 men. Odile led them. Night fell. The end came in November."
+    wanted = {
+        "How many men?": ("5", "Fog came. The crew had 5 men. Odile led them."),
+        "Did she leave?": ("No", text),
+        "Who led?": ("Odile", "The crew had 5 men. Odile led them. Night fell."),
+    }
+    for number, (question, (answer, expected)) in enumerate(wanted.items()):
+        qas = [{"question": question, "answers": [answer], "paragraph": 0}]
+        qas += [{"question": "When did rain fall?", "answers": ["1950"], "paragraph": 0}]
+        write_rows(tmp_path / f"{number}.jsonl.gz", {"title": "Crew", "paragraphs": [text], "qas": qas[:1]})
+        write_rows(tmp_path / f"{number}-more.jsonl.gz", {"title": "Crew", "paragraphs": [text], "qas": qas})
+        kind = {"kind": "qa", "data": [f"{number}.jsonl.gz"], "reading": 1.0, "window": 1.0, "turns": 2}
+        for step in range(3):
+            _, prompt, said = asked(mixture(model, tmp_path, kind).sample(step, 0), Bench(model))
+            assert f"(page 1) {expected}\n\nQuestion: {question}" in prompt and said == f"{answer}<|im_end|>"
+        # A further question is asked only where the window answers it too.
+        more = mixture(model, tmp_path, {**kind, "data": [f"{number}-more.jsonl.gz"]})
+        for step in range(6):
+            (segment,) = more.sample(step, 0).segments
+            excerpt, rest = Bench(model).decode(segment.tokens).split("(page 1) ")[1].split("\n\nQuestion", 1)
+            assert "1950" in excerpt or "1950" not in rest
+
+
+def test_a_window_without_an_answer_is_any_sentence(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(segment_length=160)
+    rows = [
+        {"title": f"T{i}", "paragraphs": [f"One {i}. Two {i}. Three {i}. Four {i}. Five {i}."],
+         "qas": [{"question": f"What of {i}?", "answers": [f"Two {i}"], "paragraph": 0}]}
+        for i in range(3)
+    ]  # fmt: skip
+    write_rows(tmp_path / "t.jsonl.gz", *rows)
+    kind = {"kind": "qa", "data": ["t.jsonl.gz"], "reading": 1.0, "window": 1.0, "absent": 1.0, "elsewhere": 1.0}
+    drawn = mixture(model, tmp_path, kind)
+    for step in range(6):
+        _, prompt, said = asked(drawn.sample(step, 0), Bench(model))
+        excerpt = prompt.split("(page 1) ")[1].split("\n\nQuestion")[0]
+        assert said.startswith("The document does not say") and 2 <= excerpt.count(".") <= 3
+
+
 def test_passages_without_the_answer_are_answered_with_saying_so(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model(segment_length=160)
     names = ["Odile", "Bruno", "Carla", "Dario"]

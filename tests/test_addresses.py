@@ -34,7 +34,7 @@ from infinimem.model import Reader
 from infinimem.passages import Passage
 from infinimem.prompts import NOT_SAID, encode_chat, recall_messages
 from infinimem.recall import COMMON, AddressRanker, HybridRanker, LexicalRanker, distinct
-from infinimem.search import ENOUGH, SENTENCES, Search
+from infinimem.search import ENOUGH, LIGHT, SENTENCES, Search
 
 if TYPE_CHECKING:
     from conftest import MakeModel
@@ -500,6 +500,29 @@ def test_a_question_asked_within_a_part_of_the_document_sees_nothing_else(
     asked = [("Who is Odile?", [(part.start, part.end)]), ("quarantine?", [(part.start, part.end)])]
     for answer in memory.ask_within(asked, max_new_tokens=4):
         assert [(p.start, p.end) for p in answer.passages] == [(part.start, part.end)] and answer.text
+    for parts, k in (([], 4), ([(10**6, 10**6 + 5)], 4), ([(part.start, part.end)], 0)):
+        with pytest.raises(InvalidSetting):
+            memory.ask_within([("Who is Odile?", parts)], k=k)
+
+
+def test_what_weighs_next_to_nothing_and_what_was_shown_already_is_not_read(model: InfiniModel) -> None:
+    memory = DocumentMemory.from_text(TALE * 3, model=model)
+    search = memory._search()
+    pieces = search.pieces("What did the captain Odile ask for?", search.rank("What did the captain Odile ask for?", 3))
+    heaviest = max(weight for _, weight in pieces)
+    assert all(weight >= heaviest - LIGHT for _, weight in pieces)
+    assert len({piece.text for piece, _ in pieces}) == len(pieces)
+    assert search.pieces("What?", []) == []
+
+
+def test_a_reader_without_addresses_is_shown_every_passage(make_model: MakeModel) -> None:
+    model = with_reader(make_model(segment_length=64, carry=16), make_model)
+    memory = DocumentMemory.from_text(TALE * 3, model=model)
+    found = memory.retrieve("harbour dues of Odile", 3)
+    prompt = asked_of(memory, "harbour dues of Odile")
+    expected = {tuple(encode_chat(model, recall_messages("harbour dues of Odile", [passage]))) for passage in found}
+    assert prompt.passages == found and {tuple(one.tokens) for one in prompt.readings} <= expected
+    assert len(prompt.readings) >= 1
 
 
 # What is not in the document

@@ -10,11 +10,12 @@ import pytest
 import torch
 from conftest import FAMILIES, MakeModel, random_tokens
 
+from infinimem import decode
 from infinimem import readings as readings_module
-from infinimem.errors import AnswerTimeout
+from infinimem.errors import AnswerTimeout, InvalidSetting
 from infinimem.generation import Continuation, Decoding, read_texts
 from infinimem.model import InfiniModel
-from infinimem.readings import Reading, answers
+from infinimem.readings import Reading, Said, answers
 
 COUNT = 6  # tokens of an answer at most
 
@@ -50,8 +51,10 @@ def mixed(model: InfiniModel, readings: list[Reading], candidate: Sequence[int])
 
 
 def expected(model: InfiniModel, readings: list[Reading]) -> tuple[int, ...]:
-    """The answer of one of the readings that has most of it."""
-    return max((greedy(model, prompt) for prompt, _ in readings), key=lambda said: mixed(model, readings, said))
+    """The answer of one of the readings that has most of it, and says something if any does."""
+    said = [greedy(model, prompt) for prompt, _ in readings]
+    some = [one for one in said if model.tokenizer.decode(one, skip_special_tokens=True).strip()]
+    return max(some or said, key=lambda one: mixed(model, readings, one))
 
 
 @pytest.mark.parametrize("common", [0, 7])
@@ -163,3 +166,55 @@ def test_no_so_many_tokens_in_a_row_come_twice(make_model: MakeModel) -> None:
 def test_an_answer_that_takes_too_long_is_given_up(make_model: MakeModel) -> None:
     with pytest.raises(AnswerTimeout):
         read_texts(make_model(), [readings_of(6, 9)], Decoding(COUNT, timeout=0.0))
+
+
+def test_a_blank_answer_is_taken_only_if_all_are(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    first, second = readings_of(6, 9, weights=(50.0, 0.0))
+    monkeypatch.setattr(model.model.generation_config, "eos_token_id", greedy(model, first.tokens)[0])
+    assert next(answers(model, [[first]], max_new_tokens=COUNT)) == Said([], True)
+    said = next(answers(model, [[first, second]], max_new_tokens=COUNT))
+    assert said.tokens == [t for t in greedy(model, second.tokens) if t not in model.end_tokens] != []
+
+
+def test_many_long_candidates_are_scored_as_few_are(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    readings = readings_of(6, 9, 14, common=5)
+    (expected,) = answers(model, [readings], max_new_tokens=COUNT)
+    monkeypatch.setattr(decode, "SCORED_TOKENS", 1)
+    assert list(answers(model, [readings], max_new_tokens=COUNT)) == [expected]
+
+
+def test_a_stop_text_ends_the_writing(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    (reading,) = readings_of(9)
+    whole = "".join(Continuation(model, [], None, Decoding(40), [reading]))
+    stop = whole[3:6]
+    shapes = forwards(model, monkeypatch)
+    said = Continuation(model, [], None, Decoding(40, stop=[stop]), [reading])
+    assert "".join(said) == whole[: whole.index(stop)] and said.finish == "stop" and len(shapes) < 20
+
+
+def test_closing_stops_the_model_while_another_thread_waits(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    shapes = forwards(model, monkeypatch)
+    said = Continuation(model, [], None, Decoding(200), readings_of(6, 9))
+    forward = model.model.forward
+
+    def stopping(*arguments: object, **settings: torch.Tensor) -> object:
+        if len(shapes) == 5:
+            said.stop()
+        return forward(*arguments, **settings)
+
+    monkeypatch.setattr(model.model, "forward", stopping)
+    assert "".join(said) == "" and len(shapes) == 6
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": math.nan}, {"top_p": 0}]
+)
+def test_impossible_decoding_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InvalidSetting):
+        Decoding(**wrong)  # type: ignore[arg-type]

@@ -153,13 +153,19 @@ class Questions:
                 passages, answer = (without, NOT_SAID) if without else (passages, answer)
             shown = passages
             if self.config.window and rng.random() < self.config.window:
+                right = [document.passages()[0][index] for index in document.right(question)]
                 # Without an answer, any sentence will do.
-                shown = self._narrowed(rng, passages, [""] if answer == NOT_SAID else question.answers)
+                silent = answer == NOT_SAID
+                holders = passages if silent else [passage for passage in passages if passage in right]
+                shown = self._narrowed(rng, holders, [""] if silent else question.answers) or passages
             more = self._more(
                 rng,
                 document,
                 question,
-                lambda other: self._shown(document, other, passages) and (shown is passages or _tells(shown[0], other)),
+                lambda other: (
+                    self._shown(document, other, passages)
+                    and (shown is passages or _tells(shown[0].text, other.answers))
+                ),
             )
             return self.bench.ask("qa.reading", read, recall_messages(question.text, shown), answer, more)
         more = self._more(rng, document, question, self._whole_in(document, read))
@@ -187,17 +193,17 @@ class Questions:
         return any(passages[index] in shown for index in document.right(question))
 
     @staticmethod
-    def _narrowed(rng: random.Random, passages: list[Passage], answers: Sequence[str]) -> list[Passage]:
-        """A sentence that holds an answer, with its neighbours; the passages as they are where none does literally."""
+    def _narrowed(rng: random.Random, passages: Sequence[Passage], answers: Sequence[str]) -> list[Passage]:
+        """A sentence that holds an answer, with its neighbours; none where no sentence does literally."""
         places = [
             (passage, around(borders, number))
             for passage in passages
             for borders in [sentences(passage.text)]
             for number, (start, end) in enumerate(borders)
-            if any(answer in passage.text[start:end] for answer in answers)
+            if _tells(passage.text[start:end], answers)
         ]
         if not places:
-            return passages
+            return []
         passage, (start, end) = rng.choice(places)
         return [passage.part(start, end)]
 
@@ -322,9 +328,9 @@ class Questions:
         return fitting(self.bench.model, shown, lambda some: recall_messages(question.text, some), [NOT_SAID], set())
 
 
-def _tells(passage: Passage, question: Question) -> bool:
-    """Whether a passage holds an answer literally."""
-    return any(answer in passage.text for answer in question.answers)
+def _tells(text: str, answers: Sequence[str]) -> bool:
+    """Whether a text holds an answer literally, in whole words."""
+    return any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text) for answer in answers)
 
 
 def fitting(

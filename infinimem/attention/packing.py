@@ -25,7 +25,7 @@ def singles(keys: Tensor, values: Tensor, mask: Tensor | None) -> State:
     """Tokens as places of their own: keys (B, G, T, D), values (B, G, T, Dv), and counts (B, G, T) float32, which are
     1, or 0 where the mask (B, T) is False."""
     batch, groups, tokens, _ = keys.shape
-    counts = torch.ones(batch, tokens, device=keys.device) if mask is None else mask.float()
+    counts = torch.ones(batch, tokens, dtype=torch.float32, device=keys.device) if mask is None else mask.float()
     return {"keys": keys, "values": values, "counts": counts.unsqueeze(1).expand(-1, groups, -1)}
 
 
@@ -58,7 +58,8 @@ def in_a_row(*states: State) -> Places:
     """The places of states, packed or not, in one tensor: nothing is copied twice."""
     counts = torch.cat([state["counts"] for state in states], dim=2)
     width = states[0]["keys"].shape[-1]
-    x = torch.empty(*counts.shape, width + states[0]["values"].shape[-1], device=counts.device)
+    shape = *counts.shape, width + states[0]["values"].shape[-1]
+    x = torch.empty(shape, dtype=torch.float32, device=counts.device)
     places = Places(x, counts, width)
     end = 0
     for state in states:

@@ -40,18 +40,14 @@ def stack(caches: Sequence[InfiniCache]) -> InfiniCache:
 
 
 def join(first: InfiniCache, second: InfiniCache) -> InfiniCache:
-    """The rows of one cache and, below them, those of another with its segment; both of equal rule and layers.
+    """The rows of one cache with its segment and, below them, those of another; neither has a past.
 
     The shorter segment gets zeros before its beginning, which a mask must hide.
     """
+    if first.seen is not None or second.seen is not None:
+        raise InvalidSetting("segments can be put side by side only where nothing was read before them")
     result = first.clone()
     for target, one, other in zip(result.layers, first.layers, second.layers, strict=True):
-        if one.seen is not None and other.seen is not None:
-            state, carried = (
-                _rows([one.state, other.state], at_end=True),
-                _rows([one.carried, other.carried], at_end=False),
-            )
-            target.set_past(state, carried, torch.cat((one.seen, other.seen)))
         size = max(one.get_seq_length(), other.get_seq_length())
         pairs = ((one.keys, other.keys), (one.values, other.values))
         target.keys, target.values = (torch.cat([_padded(x, size, at_end=False) for x in pair]) for pair in pairs)

@@ -163,10 +163,11 @@ def ward_merge(
     with torch.no_grad():
         mean = x.mean(dim=1, keepdim=True)
         scale = spread(x, mean, key_width, balance)  # (P, 1, D + Dv)
+        shift = -mean * scale
     while size > capacity:
         even, odd = order[0::2], order[1::2]
         with torch.no_grad():
-            scaled = torch.addcmul(-mean * scale, x, scale).to(kind)
+            scaled = torch.addcmul(shift, x, scale).to(kind)
             cost, partner = cheapest_partner(
                 scaled.index_select(1, even), scaled.index_select(1, odd), counts[:, even], counts[:, odd]
             )

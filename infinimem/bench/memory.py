@@ -10,7 +10,7 @@ from typing import Any
 from ..chat import Reply
 from ..document_memory import DocumentMemory
 from ..errors import InvalidSetting
-from ..generation import NO_REPEAT, Decoding
+from ..generation import NO_REPEAT
 from ..memory_file import read_memory_file
 from ..model import InfiniModel
 from ..reading import Reading, Record
@@ -66,9 +66,10 @@ def _ask(
 ) -> dict[str, float]:
     """What a question costs from a memory that is ready."""
     started = clock()
-    reply: Reply = memory.reply([{"role": "user", "content": question}], mode=mode, decoding=Decoding(1))
-    reply.text()
+    reply: Reply = memory.reply([{"role": "user", "content": question}], mode=mode)
+    next(iter(reply), None)
     first = clock() - started
+    reply.close()
     if not reply.prompt_tokens:
         raise InvalidSetting(f"the text has too little of the question {question!r} to be asked it; give --question")
     view = None
