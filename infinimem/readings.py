@@ -18,14 +18,15 @@ from transformers import NoRepeatNGramLogitsProcessor
 
 from .answer import is_answer
 from .decode import Rows
+from .errors import InvalidSetting
 
 if TYPE_CHECKING:
     from .model import InfiniModel
 
 # Questions that are read side by side.
 QUESTIONS = 4
-# Prompts are padded to at most so many times their length.
-PADDED = 1.5
+# A forward of its own costs as much as so many tokens: prompts side by side are padded by no more for one more of them.
+FORWARD = 48
 # An answer that is so much less probable than one that is complete (log) is not written to its end.
 HOPELESS = 5.0
 
@@ -103,21 +104,23 @@ def read(
     else:
         common = 0
     rests = [prompt[common:] for prompt in prompts]
+    groups: list[list[list[int]]] = [[]]
+    for rest in rests:
+        if groups[-1] and (len(rest) - len(groups[-1][-1])) * len(groups[-1]) > FORWARD:
+            groups.append([])
+        groups[-1].append(list(rest))
     rows: Rows | None = None
     logits: list[Tensor] = []
-    start = 0
-    while start < len(rests):
+    for group in groups:
         tick()
-        end = next((i for i in range(start, len(rests)) if len(rests[i]) > PADDED * len(rests[start])), len(rests))
-        more = Rows(model, rests[start:end], begun=begun)
+        more = Rows(model, group, begun=begun)
         logits.append(more.logits())
         if rows is None:
             rows = more
         else:
             rows.take_in(more)
-        start = end
     if rows is None:
-        raise ValueError("there are no prompts to read")
+        raise InvalidSetting("there is nothing to read: a question has no readings")
     return rows, torch.cat(logits)
 
 
