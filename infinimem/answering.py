@@ -16,7 +16,7 @@ from .answer import Answer
 from .asking import Prompt, checked_question, fit_prompt, pieces_async
 from .chat import REPLY, Conversation, Reply, complete, conversation
 from .errors import InvalidSetting
-from .generation import Continuation, Decoding, Known, continue_texts, read_texts, whole_sentences
+from .generation import Continuation, Decoding, Known, continue_texts, texts_from_views, whole_sentences
 from .passages import Passage
 from .prompts import told
 from .recall import central_parts
@@ -83,7 +83,7 @@ class Answering(ABC):
         mode: "recall" shows the model the k best passages, or lets it read its memory if no passage fits; where the
         document has too little of what is asked, the answer says so (`found` is False) without the model. "memory"
         relies on the compressive memory alone. history: earlier (question, answer) pairs. temperature 0 is greedy. A
-        model with a reader reads the best passage and the best sentences each for itself (see `readings`).
+        model with a reader reads the best passage and the best sentences each for itself (see `views`).
         """
         decoding = Decoding(max_new_tokens, temperature, top_p, seed)
         prompt = self._prompt(Conversation(question, told(history), ""), k, mode, decoding)
@@ -104,7 +104,7 @@ class Answering(ABC):
     ) -> Iterator[str]:
         """Like `ask`, piece by piece as the model writes; closing the iterator stops the model.
 
-        A greedy answer from several readings (see `readings`) comes as soon as it is known which one it is: when it is
+        A greedy answer from several views (see `views`) comes as soon as it is known which one it is: when it is
         complete.
         """
         decoding = Decoding(max_new_tokens, temperature, top_p, seed)
@@ -167,12 +167,12 @@ class Answering(ABC):
         kinds: dict[tuple[bool, bool], list[int]] = {}
         for row, prompt in enumerate(prompts):
             if prompt.known is None:
-                kinds.setdefault((bool(prompt.passages), bool(prompt.readings)), []).append(row)
+                kinds.setdefault((bool(prompt.passages), bool(prompt.views)), []).append(row)
         for (_, several), rows in kinds.items():
             some = [prompts[row] for row in rows]
             model, view = self._answering(some[0]), self._memory_in_view(some[0])
             if several:
-                answers = read_texts(model, [prompt.readings for prompt in some], decoding)
+                answers = texts_from_views(model, [prompt.views for prompt in some], decoding)
             else:
                 answers = continue_texts(model, [prompt.tokens for prompt in some], view, decoding)
             for row, text in zip(rows, answers, strict=True):
@@ -242,25 +242,25 @@ class Answering(ABC):
     ) -> Prompt:
         """The prompt of a question with passages, pairs (index, score), best first."""
         from .prompts import encode_chat, recall_messages
-        from .readings import Reading
+        from .views import View
 
         question, found = checked_question(asked.question), search.scored(ranked)
 
         def messages(passages: Sequence[Passage]) -> list[Message]:
             return recall_messages(question, passages, asked.earlier, asked.system)
 
-        # A sample has no readings: it is one of many that could have been said.
+        # A sample has no views: it is one of many that could have been said.
         read = self.model.reader is not self.model and decoding.temperature == 0
         prompt = fit_prompt(self.model, messages, found[:1] if read else found, decoding.max_new_tokens)
         if not read or not prompt.passages:
             return prompt
-        readings = [
-            Reading(tokens, weight)
+        views = [
+            View(tokens, weight)
             for shown, weight in search.pieces(question, ranked)
             for tokens in [encode_chat(self.model, messages([shown]))]
             if len(tokens) <= self.model.context_length - decoding.max_new_tokens
         ]
-        return Prompt(prompt.tokens, found, readings=readings)
+        return Prompt(prompt.tokens, found, views=views)
 
     def _answering(self, prompt: Prompt) -> InfiniModel:
         return self.model.reader if prompt.passages else self.model
@@ -276,4 +276,4 @@ class Answering(ABC):
         if prompt.known is not None:
             return Known(prompt.known)
         view = self._memory_in_view(prompt)
-        return Continuation(self._answering(prompt), prompt.tokens, view, decoding, prompt.readings)
+        return Continuation(self._answering(prompt), prompt.tokens, view, decoding, prompt.views)

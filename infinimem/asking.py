@@ -17,21 +17,21 @@ from .reading import as_unicode
 if TYPE_CHECKING:
     from .model import InfiniModel
     from .prompts import Message
-    from .readings import Reading
+    from .views import View
 
 
 class Prompt(NamedTuple):
     """An encoded prompt, and the passages that were found for it; without passages the model reads its memory.
 
     known: the answer, where it is known without the model; then there are no tokens, and the passages are the nearest.
-    readings: where the model has a reader, what it is shown in place of all passages: the best one, and the sentences
+    views: where the model has a reader, what it is shown in place of all passages: the best one, and the sentences
     that fit best, of any passage. Small models read little better than much.
     """
 
     tokens: list[int]
     passages: list[Passage]
     known: str | None = None
-    readings: Sequence[Reading] = ()
+    views: Sequence[View] = ()
 
 
 def checked_question(text: str) -> str:

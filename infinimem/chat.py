@@ -60,8 +60,8 @@ class Reply:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the conversation with its passages, of all its readings together."""
-        return sum(len(reading.tokens) for reading in self.prompt.readings) or len(self.prompt.tokens)
+        """Tokens of the conversation with its passages, of all its views together."""
+        return sum(len(view.tokens) for view in self.prompt.views) or len(self.prompt.tokens)
 
     @property
     def tokens(self) -> int:

@@ -172,7 +172,7 @@ def eval_babi(
 @click.option("--documents", type=click.IntRange(min=1), help="Documents to use, the first in the file; default: all.")
 @click.option("--modes", default="none,memory,other,recall,absent,gold", show_default=True,
               help="none: no document; memory: the memory alone; other: another document's memory; recall: from the "
-              "best passages; absent: from those of another document; gold: from the right paragraph.")  # fmt: skip
+              "best passages; absent: from those of another document; gold: from those of the right text.")  # fmt: skip
 @click.option("-k", type=click.IntRange(min=1), default=4, show_default=True, help="Passages for recall.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=32, show_default=True)
 @seed_option

@@ -13,11 +13,19 @@ from .errors import AnswerTimeout, InvalidSetting
 if TYPE_CHECKING:
     from .attention import InfiniCache
     from .model import InfiniModel
-    from .readings import Reading
+    from .views import View
 
 # Small models fall into loops under greedy decoding. Facts and figures repeat themselves too, but not for so long.
 NO_REPEAT = 8
 SENTENCES = re.compile(r".*[.!?][\"'”’)\]]*(?=\s|$)", re.DOTALL)
+
+
+def check_limits(max_new_tokens: int, temperature: float, top_p: float) -> None:
+    """Raises InvalidSetting where nothing can be decoded so."""
+    if not temperature >= 0 or not 0 < top_p <= 1:
+        raise InvalidSetting(f"temperature ({temperature}) must be >= 0 and top_p ({top_p}) in (0, 1]")
+    if max_new_tokens < 1:
+        raise InvalidSetting(f"max_new_tokens is {max_new_tokens}; an answer has at least one token")
 
 
 @dataclass(frozen=True)
@@ -38,10 +46,7 @@ class Decoding:
     no_repeat: int = NO_REPEAT
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
-            raise InvalidSetting(f"temperature ({self.temperature}) must be >= 0 and top_p ({self.top_p}) in (0, 1]")
-        if self.max_new_tokens < 1:
-            raise InvalidSetting(f"max_new_tokens is {self.max_new_tokens}; an answer has at least one token")
+        check_limits(self.max_new_tokens, self.temperature, self.top_p)
 
     def steps(
         self,
@@ -66,17 +71,17 @@ class Decoding:
             in_time()
             yield step
 
-    def steps_of_readings(
+    def steps_of_views(
         self,
         model: InfiniModel,
-        questions: Sequence[Sequence[Reading]],
+        questions: Sequence[Sequence[View]],
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[list[int | None]]:
-        """The same of answers from several readings each, greedily: which one it is shows when all are complete.
+        """The same of answers from several views each, greedily: which one it is shows when all are complete.
 
         stopped: whether nobody waits for them any more; then there are no steps. Raises AnswerTimeout.
         """
-        from .readings import answers
+        from .views import answers
 
         in_time = self._clock()
 
@@ -179,7 +184,7 @@ class Writer:
 class Continuation:
     """The answer to one prompt, piece by piece as the model writes it; closing it stops the model.
 
-    readings: where the question has several (see `readings`), in place of the prompt.
+    views: where the question has several (see `views`), in place of the prompt.
     finish: "stop" where the model or a stop text ended the answer, "length" where the limit did, None before that.
     """
 
@@ -189,13 +194,13 @@ class Continuation:
         prompt: Sequence[int],
         cache: InfiniCache | None,
         decoding: Decoding,
-        readings: Sequence[Reading] = (),
+        views: Sequence[View] = (),
     ) -> None:
         self.finish: str | None = None
         self._stopped = False
         self._writer = Writer(PieceDecoder(model), decoding.stop)
-        if readings:
-            steps = decoding.steps_of_readings(model, [readings], lambda: self._stopped)
+        if views:
+            steps = decoding.steps_of_views(model, [views], lambda: self._stopped)
         else:
             steps = decoding.steps(model, [prompt], cache)
         self._pieces = self._run(steps)
@@ -262,9 +267,9 @@ def continue_texts(
     return _texts(model, len(prompts), decoding.steps(model, prompts, cache), decoding.stop)
 
 
-def read_texts(model: InfiniModel, questions: Sequence[Sequence[Reading]], decoding: Decoding) -> list[str]:
-    """Answers to several questions from several readings each."""
-    return _texts(model, len(questions), decoding.steps_of_readings(model, questions), decoding.stop)
+def texts_from_views(model: InfiniModel, questions: Sequence[Sequence[View]], decoding: Decoding) -> list[str]:
+    """Answers to several questions from several views each."""
+    return _texts(model, len(questions), decoding.steps_of_views(model, questions), decoding.stop)
 
 
 def _texts(model: InfiniModel, count: int, steps: Iterator[list[int | None]], stop: Sequence[str]) -> list[str]:

@@ -36,6 +36,7 @@ from .attention.rules import Layout
 from .attention.side_by_side import stack, unstack
 from .decode import Rows, choose
 from .errors import AdapterMismatch, DamagedMemoryFile, InvalidSetting
+from .generation import check_limits
 from .identity import config_subset, digest, hash_tokenizer, hash_weights
 from .pretrained import DEFAULT_MODEL, load_base
 from .segments import Segmenter
@@ -449,10 +450,7 @@ class InfiniModel:
         """
         if not prompts or any(not prompt for prompt in prompts):
             raise InvalidSetting("there is nothing to continue: a prompt has no tokens")
-        if temperature < 0 or not 0 < top_p <= 1:
-            raise InvalidSetting(f"temperature ({temperature}) must be >= 0 and top_p ({top_p}) in (0, 1]")
-        if max_new_tokens < 1:
-            raise InvalidSetting(f"max_new_tokens is {max_new_tokens}; an answer has at least one token")
+        check_limits(max_new_tokens, temperature, top_p)
         rows = Rows(self, prompts, cache)
         generator = None
         if temperature > 0:

@@ -452,15 +452,13 @@ def test_a_reader_is_shown_the_best_passage_and_the_best_sentences_and_others_al
     question = "What did the captain Odile ask for?"
     found = memory.retrieve(question, 3)
     whole = asked_of(memory, question)
-    assert whole.tokens == encode_chat(model, recall_messages(question, found)) and not whole.readings
+    assert whole.tokens == encode_chat(model, recall_messages(question, found)) and not whole.views
     with_reader(model, make_model)
     read = asked_of(memory, question)
     search = memory._search()
     pieces = search.pieces(question, search.rank(question, 3))
     assert read.passages == found
-    assert read.readings == [
-        (encode_chat(model, recall_messages(question, [piece])), weight) for piece, weight in pieces
-    ]
+    assert read.views == [(encode_chat(model, recall_messages(question, [piece])), weight) for piece, weight in pieces]
     (best, _), (window, _), *sentences = pieces
     assert best.text == found[0].text and 1 <= len(sentences) <= SENTENCES
     assert "Odile" in window.text and sentences[0][0].text in window.text
@@ -474,17 +472,17 @@ def test_a_reader_is_shown_the_best_passage_and_the_best_sentences_and_others_al
 def test_a_passage_of_one_sentence_is_read_once(model: InfiniModel, make_model: MakeModel) -> None:
     memory = DocumentMemory.from_text("Odile asked for the harbour dues", model=with_reader(model, make_model))
     prompt = asked_of(memory, "What did Odile ask for?")
-    assert len(prompt.readings) == len(prompt.passages) == 1
+    assert len(prompt.views) == len(prompt.passages) == 1
 
 
 def test_a_sample_is_drawn_from_all_passages(model: InfiniModel, make_model: MakeModel) -> None:
     memory = DocumentMemory.from_text(TALE * 3, model=with_reader(model, make_model))
     prompt = asked_of(memory, "Who is Odile?", decoding=Decoding(8, temperature=0.7))
     assert prompt.tokens == encode_chat(model, recall_messages("Who is Odile?", prompt.passages))
-    assert not prompt.readings and len(prompt.passages) == 3
+    assert not prompt.views and len(prompt.passages) == 3
 
 
-def test_readings_are_asked_in_every_way_of_asking(model: InfiniModel, make_model: MakeModel) -> None:
+def test_views_are_asked_in_every_way_of_asking(model: InfiniModel, make_model: MakeModel) -> None:
     memory = DocumentMemory.from_text(TALE * 3, model=with_reader(model, make_model))
     questions = ["Who is Odile?", "What came from Genoa?"]
     said = [memory.ask(question, max_new_tokens=6).text for question in questions]
@@ -521,8 +519,8 @@ def test_a_reader_without_addresses_is_shown_every_passage(make_model: MakeModel
     found = memory.retrieve("harbour dues of Odile", 3)
     prompt = asked_of(memory, "harbour dues of Odile")
     expected = {tuple(encode_chat(model, recall_messages("harbour dues of Odile", [passage]))) for passage in found}
-    assert prompt.passages == found and {tuple(one.tokens) for one in prompt.readings} <= expected
-    assert len(prompt.readings) >= 1
+    assert prompt.passages == found and {tuple(one.tokens) for one in prompt.views} <= expected
+    assert len(prompt.views) >= 1
 
 
 # What is not in the document

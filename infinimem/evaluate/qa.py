@@ -5,7 +5,7 @@
 - other: the memory of another document, the same way; what any memory does to the answers
 - recall: `DocumentMemory.ask`, from the best passages
 - absent: the same of another document, so that the right answer is that it does not say
-- gold: the same from the paragraph that holds the answer alone; what a perfect retriever would reach
+- gold: the same from the passages of the paragraph that holds the answer alone; what a perfect retriever would reach
 
 none, memory and other ask with one and the same prompt.
 """
@@ -40,12 +40,11 @@ GOLD_CHARACTERS = 1500  # of a longer paragraph, so much around the answer
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its accepted answers, and the text that holds them: `gold`, at `spans` of the document."""
+    """A question, its accepted answers, and where the text that holds them stands: characters of the document."""
 
     text: str
     answers: tuple[str, ...]
-    gold: str
-    spans: tuple[tuple[int, int], ...] = ()
+    spans: tuple[tuple[int, int], ...]
 
 
 def load_documents(path: Path) -> list[Document[Question]]:
@@ -94,14 +93,14 @@ def _document(row: dict[str, Any], number: int) -> Document[Question]:
 
 
 def _question(row: dict[str, Any], text: str, spans: list[tuple[int, int]]) -> Question:
-    answers, gold = row["answers"], SEPARATOR.join(text[start:end] for start, end in spans).strip()
-    if not isinstance(answers, list) or not answers or not gold:
+    answers = row["answers"]
+    if not isinstance(answers, list) or not answers or not any(text[start:end].strip() for start, end in spans):
         raise ValueError("a question needs a list of answers, and text that holds them")
     try:
         asked = checked_question(str(row["question"]))
     except EmptyQuestion as error:
         raise ValueError(f"a question has no words in it: {row['question']!r}") from error
-    return Question(asked, tuple(map(str, answers)), gold, tuple(spans))
+    return Question(asked, tuple(map(str, answers)), tuple(spans))
 
 
 def _around(text: str, place: int) -> tuple[int, int]:

@@ -69,7 +69,7 @@ def test_history_and_system_words_reach_the_model(memory: DocumentMemory, monkey
     words = ["Answer like a sailor.", "Who was the captain?", "Odile Marchetti.", "And the bell?"]
     told = [SystemMessage(words[0]), HumanMessage(words[1]), AIMessage(words[2]), HumanMessage(words[3])]
     ChatInfinimem(memory=memory, max_tokens=1).invoke(told)
-    # Readings share the beginning of their prompts; the last words are in each of them.
+    # Views share the beginning of their prompts; the last words are in each of them.
     text = str(reader.tokenizer.decode(read))
     places = [text.index(word) for word in words]
     assert places == sorted(places)

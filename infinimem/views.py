@@ -1,9 +1,9 @@
-"""Several readings of one question, each with another piece of the document in its prompt, and one answer.
+"""Several views of a document for one question, each a prompt with another piece of it, and one answer.
 
-- every reading says an answer of its own, greedily; of these, the one is taken that all of them together find most
-  probable: p(answer) = sum over readings of weight x p(answer | reading), as in RAG-Sequence with thorough decoding
+- every view brings an answer of its own, greedily; of these, the one is taken that all of them together find most
+  probable: p(answer) = sum over views of weight x p(answer | view), as in RAG-Sequence with thorough decoding
   (arXiv 2005.11401, section 2.1), but for answers that are given up as hopeless on the way
-- that there is no answer is what a reading says of its own piece: it is the answer where all of them say so
+- that there is no answer is said of a view's own piece: it is the answer where all of them say so
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ FORWARD = 48
 HOPELESS = 5.0
 
 
-class Reading(NamedTuple):
-    """A prompt, and the log of its weight beside the others of its question, up to a constant."""
+class View(NamedTuple):
+    """A prompt, and the log of its weight beside the other views of its question, up to a constant."""
 
     tokens: list[int]
     weight: float
@@ -48,14 +48,14 @@ class Said(NamedTuple):
 @torch.no_grad()
 def answers(
     model: InfiniModel,
-    questions: Sequence[Sequence[Reading]],
+    questions: Sequence[Sequence[View]],
     *,
     max_new_tokens: int,
     no_repeat: int = 0,
     stop: Sequence[str] = (),
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[Said]:
-    """An answer to each question from its readings, one at least.
+    """An answer to each question from its views, one at least.
 
     no_repeat: as in `InfiniModel.generate`. stop: texts with which an answer is complete. tick: is called between all
     steps, and may raise.
@@ -64,11 +64,11 @@ def answers(
         some = questions[start : start + QUESTIONS]
         # By length, so that little is padded.
         flat = sorted(
-            ((number, reading) for number, readings in enumerate(some) for reading in readings),
+            ((number, view) for number, views in enumerate(some) for view in views),
             key=lambda pair: len(pair[1].tokens),
         )
-        rows, logits = read(model, [reading.tokens for _, reading in flat], tick)
-        weights = [reading.weight for _, reading in flat]
+        rows, logits = read(model, [view.tokens for _, view in flat], tick)
+        weights = [view.weight for _, view in flat]
         owners = [number for number, _ in flat]
         limits = _Limits(max_new_tokens, no_repeat, stop, tick)
         said = _greedy(model, rows.copy(), logits, weights, owners, limits)
@@ -120,7 +120,7 @@ def read(
         else:
             rows.take_in(more)
     if rows is None:
-        raise InvalidSetting("there is nothing to read: a question has no readings")
+        raise InvalidSetting("there is nothing to read: a question has no views")
     return rows, torch.cat(logits)
 
 

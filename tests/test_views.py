@@ -1,4 +1,4 @@
-"""Several readings of a question: the answer is what an independent computation of the mixture says it is."""
+"""Several views of a question: the answer is what an independent computation of the mixture says it is."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import torch
 from conftest import FAMILIES, MakeModel, random_tokens
 
 from infinimem import decode
-from infinimem import readings as readings_module
+from infinimem import views as views_module
+from infinimem.attention.side_by_side import join
 from infinimem.errors import AnswerTimeout, InvalidSetting
-from infinimem.generation import Continuation, Decoding, read_texts
+from infinimem.generation import Continuation, Decoding, texts_from_views
 from infinimem.model import InfiniModel
-from infinimem.readings import Reading, Said, answers
+from infinimem.views import Said, View, answers
 
 COUNT = 6  # tokens of an answer at most
 
 
-def readings_of(*lengths: int, common: int = 0, weights: tuple[float, ...] = ()) -> list[Reading]:
+def views_of(*lengths: int, common: int = 0, weights: tuple[float, ...] = ()) -> list[View]:
     """Prompts of random tokens, of which the first ones are the same."""
     start = random_tokens(1, common, seed=99)[0].tolist() if common else []
     return [
-        Reading([*start, *random_tokens(1, length, seed=length)[0].tolist()], weight)
+        View([*start, *random_tokens(1, length, seed=length)[0].tolist()], weight)
         for length, weight in itertools.zip_longest(lengths, weights, fillvalue=0.0)
     ]
 
@@ -41,70 +42,70 @@ def greedy(model: InfiniModel, prompt: list[int]) -> tuple[int, ...]:
     return tuple(said)
 
 
-def mixed(model: InfiniModel, readings: list[Reading], candidate: Sequence[int]) -> float:
+def mixed(model: InfiniModel, views: list[View], candidate: Sequence[int]) -> float:
     """The sum of weight times probability, without any batch, in float64."""
     total = 0.0
-    for prompt, weight in readings:
+    for prompt, weight in views:
         found = logits_after(model, [*prompt, *candidate]).log_softmax(-1)
         total += math.exp(weight + sum(float(found[len(prompt) - 1 + i, t]) for i, t in enumerate(candidate)))
     return total
 
 
-def expected(model: InfiniModel, readings: list[Reading]) -> tuple[int, ...]:
-    """The answer of one of the readings that has most of it, and says something if any does."""
-    said = [greedy(model, prompt) for prompt, _ in readings]
+def expected(model: InfiniModel, views: list[View]) -> tuple[int, ...]:
+    """The answer of one of the views that has most of it, and says something if any does."""
+    said = [greedy(model, prompt) for prompt, _ in views]
     some = [one for one in said if model.tokenizer.decode(one, skip_special_tokens=True).strip()]
-    return max(some or said, key=lambda one: mixed(model, readings, one))
+    return max(some or said, key=lambda one: mixed(model, views, one))
 
 
 @pytest.mark.parametrize("common", [0, 7])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_answer_is_the_one_that_all_readings_together_find_most_probable(
+def test_the_answer_is_the_one_that_all_views_together_find_most_probable(
     family: str, common: int, make_model: MakeModel
 ) -> None:
     model = make_model(family)
     for weights in ((), (0.0, 1.0, 3.0, 0.5), (4.0, 0.0, 0.0, 0.0)):
-        readings = readings_of(11, 4, 19, 5, common=common, weights=weights)
-        (said,) = answers(model, [readings], max_new_tokens=COUNT)
-        assert any(tuple(said.tokens) == greedy(model, prompt) for prompt, _ in readings) and not said.ended
+        views = views_of(11, 4, 19, 5, common=common, weights=weights)
+        (said,) = answers(model, [views], max_new_tokens=COUNT)
+        assert any(tuple(said.tokens) == greedy(model, prompt) for prompt, _ in views) and not said.ended
         # Some families are so sure of themselves that all are alike.
-        best = mixed(model, readings, expected(model, readings))
-        assert mixed(model, readings, said.tokens) == pytest.approx(best, rel=1e-3)
+        best = mixed(model, views, expected(model, views))
+        assert mixed(model, views, said.tokens) == pytest.approx(best, rel=1e-3)
 
 
-def test_a_reading_that_finds_its_answer_likely_prevails_over_one_that_hardly_does(make_model: MakeModel) -> None:
+def test_a_view_that_finds_its_answer_likely_prevails_over_one_that_hardly_does(make_model: MakeModel) -> None:
     model = make_model()
-    first, second = readings_of(6, 9)
+    first, second = views_of(6, 9)
     for heavy in (first, second):
-        chosen = [Reading(one.tokens, 50.0 if one is heavy else 0.0) for one in (first, second)]
+        chosen = [View(one.tokens, 50.0 if one is heavy else 0.0) for one in (first, second)]
         (said,) = answers(model, [chosen], max_new_tokens=COUNT)
         assert tuple(said.tokens) == greedy(model, heavy.tokens)
 
 
 def test_questions_side_by_side_get_the_answers_of_one_at_a_time(make_model: MakeModel) -> None:
     model = make_model()
-    questions = [readings_of(5, 12, 30, common=3), readings_of(8), readings_of(7, 21), *[readings_of(6, 10)] * 3]
+    questions = [views_of(5, 12, 30, common=3), views_of(8), views_of(7, 21), *[views_of(6, 10)] * 3]
     together = list(answers(model, questions, max_new_tokens=COUNT))
     assert together == [next(answers(model, [one], max_new_tokens=COUNT)) for one in questions]
 
 
-def test_one_reading_is_answered_as_its_prompt_is(make_model: MakeModel) -> None:
+def test_one_view_is_answered_as_its_prompt_is(make_model: MakeModel) -> None:
     model = make_model()
-    (reading,) = readings_of(9)
-    plain = "".join(Continuation(model, reading.tokens, None, Decoding(12)))
-    assert "".join(Continuation(model, [], None, Decoding(12), [reading])) == plain
-    assert read_texts(model, [[reading], [reading]], Decoding(12)) == [plain] * 2
+    (view,) = views_of(9)
+    plain = "".join(Continuation(model, view.tokens, None, Decoding(12)))
+    assert "".join(Continuation(model, [], None, Decoding(12), [view])) == plain
+    assert texts_from_views(model, [[view], [view]], Decoding(12)) == [plain] * 2
 
 
 def test_an_answer_ends_where_the_model_ends_it(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
-    readings = readings_of(6, 9)
-    end = greedy(model, readings[0].tokens)[2]
+    views = views_of(6, 9)
+    end = greedy(model, views[0].tokens)[2]
     monkeypatch.setattr(model.model.generation_config, "eos_token_id", end)
-    (said,) = answers(model, [readings], max_new_tokens=COUNT)
-    full = expected(model, readings)
+    (said,) = answers(model, [views], max_new_tokens=COUNT)
+    full = expected(model, views)
     assert [*said.tokens, *([end] if said.ended else [])] == list(full) and said.ended == (full[-1] == end)
-    alone = Continuation(model, [], None, Decoding(COUNT), readings[:1])
+    alone = Continuation(model, [], None, Decoding(COUNT), views[:1])
     assert alone.finish is None and "".join(alone) and (alone.finish, alone.tokens) == ("stop", 2)
 
 
@@ -112,14 +113,14 @@ def test_what_says_that_there_is_no_answer_is_taken_only_if_all_say_so(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model()
-    readings = readings_of(6, 9, weights=(50.0, 0.0))
-    said = [greedy(model, reading.tokens) for reading in readings]
+    views = views_of(6, 9, weights=(50.0, 0.0))
+    said = [greedy(model, view.tokens) for view in views]
     texts = model.tokenizer.batch_decode([list(one) for one in said])
     assert texts[0] != texts[1]
-    monkeypatch.setattr(readings_module, "is_answer", lambda text: text != texts[0])
-    assert next(answers(model, [readings], max_new_tokens=COUNT)).tokens == list(said[1])
-    monkeypatch.setattr(readings_module, "is_answer", lambda text: False)
-    assert next(answers(model, [readings], max_new_tokens=COUNT)).tokens == list(said[0])
+    monkeypatch.setattr(views_module, "is_answer", lambda text: text != texts[0])
+    assert next(answers(model, [views], max_new_tokens=COUNT)).tokens == list(said[1])
+    monkeypatch.setattr(views_module, "is_answer", lambda text: False)
+    assert next(answers(model, [views], max_new_tokens=COUNT)).tokens == list(said[0])
 
 
 def forwards(model: InfiniModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
@@ -140,17 +141,17 @@ def test_a_common_beginning_is_read_once_and_short_prompts_are_not_padded_to_lon
 ) -> None:
     model = make_model()
     shapes = forwards(model, monkeypatch)
-    list(answers(model, [readings_of(5, 6, 12, 60, common=8)], max_new_tokens=2))
+    list(answers(model, [views_of(5, 6, 12, 60, common=8)], max_new_tokens=2))
     assert shapes[:4] == [(1, 8), (3, 12), (1, 60), (4, 1)]
 
 
 def test_a_hopeless_answer_is_not_written_to_its_end(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
-    first, second = readings_of(6, 9)
+    first, second = views_of(6, 9)
     monkeypatch.setattr(model.model.generation_config, "eos_token_id", greedy(model, first.tokens)[1])
     shapes = forwards(model, monkeypatch)
-    readings = [Reading(first.tokens, 0.0), Reading(second.tokens, -1000.0)]
-    (said,) = answers(model, [readings], max_new_tokens=40)
+    views = [View(first.tokens, 0.0), View(second.tokens, -1000.0)]
+    (said,) = answers(model, [views], max_new_tokens=40)
     assert said.ended and len(said.tokens) == 1
     # Both prompts, and one token more.
     assert shapes[-1] == (2, 1) and len(shapes) <= 3
@@ -158,19 +159,19 @@ def test_a_hopeless_answer_is_not_written_to_its_end(make_model: MakeModel, monk
 
 def test_no_so_many_tokens_in_a_row_come_twice(make_model: MakeModel) -> None:
     model = make_model()
-    (said,) = answers(model, [readings_of(6)], max_new_tokens=30, no_repeat=2)
+    (said,) = answers(model, [views_of(6)], max_new_tokens=30, no_repeat=2)
     pairs = list(itertools.pairwise(said.tokens))
     assert len(set(pairs)) == len(pairs) == 29
 
 
 def test_an_answer_that_takes_too_long_is_given_up(make_model: MakeModel) -> None:
     with pytest.raises(AnswerTimeout):
-        read_texts(make_model(), [readings_of(6, 9)], Decoding(COUNT, timeout=0.0))
+        texts_from_views(make_model(), [views_of(6, 9)], Decoding(COUNT, timeout=0.0))
 
 
 def test_a_blank_answer_is_taken_only_if_all_are(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
-    first, second = readings_of(6, 9, weights=(50.0, 0.0))
+    first, second = views_of(6, 9, weights=(50.0, 0.0))
     monkeypatch.setattr(model.model.generation_config, "eos_token_id", greedy(model, first.tokens)[0])
     assert next(answers(model, [[first]], max_new_tokens=COUNT)) == Said([], True)
     said = next(answers(model, [[first, second]], max_new_tokens=COUNT))
@@ -179,28 +180,26 @@ def test_a_blank_answer_is_taken_only_if_all_are(make_model: MakeModel, monkeypa
 
 def test_many_long_candidates_are_scored_as_few_are(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
-    readings = readings_of(6, 9, 14, common=5)
-    (expected,) = answers(model, [readings], max_new_tokens=COUNT)
+    views = views_of(6, 9, 14, common=5)
+    (expected,) = answers(model, [views], max_new_tokens=COUNT)
     monkeypatch.setattr(decode, "SCORED_TOKENS", 1)
-    assert list(answers(model, [readings], max_new_tokens=COUNT)) == [expected]
+    assert list(answers(model, [views], max_new_tokens=COUNT)) == [expected]
 
 
 def test_a_stop_text_ends_the_writing(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
-    (reading,) = readings_of(9)
-    whole = "".join(Continuation(model, [], None, Decoding(40), [reading]))
+    (view,) = views_of(9)
+    whole = "".join(Continuation(model, [], None, Decoding(40), [view]))
     stop = whole[3:6]
     shapes = forwards(model, monkeypatch)
-    said = Continuation(model, [], None, Decoding(40, stop=[stop]), [reading])
+    said = Continuation(model, [], None, Decoding(40, stop=[stop]), [view])
     assert "".join(said) == whole[: whole.index(stop)] and said.finish == "stop" and len(shapes) < 20
 
 
-def test_closing_stops_the_model_while_another_thread_waits(
-    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_answer_computes_no_further_token(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     shapes = forwards(model, monkeypatch)
-    said = Continuation(model, [], None, Decoding(200), readings_of(6, 9))
+    said = Continuation(model, [], None, Decoding(200), views_of(6, 9))
     forward = model.model.forward
 
     def stopping(*arguments: object, **settings: torch.Tensor) -> object:
@@ -218,3 +217,11 @@ def test_closing_stops_the_model_while_another_thread_waits(
 def test_impossible_decoding_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidSetting):
         Decoding(**wrong)  # type: ignore[arg-type]
+
+
+def test_segments_that_go_on_a_past_are_not_put_side_by_side(make_model: MakeModel) -> None:
+    model = make_model()
+    begun, read = model.new_cache(), model.new_cache()
+    model.read_tokens(random_tokens(1, 40)[0].tolist(), read)
+    with pytest.raises(InvalidSetting, match="nothing was read"):
+        join(begun, read)
