@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from .errors import AdapterMismatch, DamagedMemoryFile, InvalidSetting
 from .generation import check_limits
 from .identity import config_subset, digest, hash_tokenizer, hash_weights
 from .pretrained import DEFAULT_MODEL, load_base
+from .related import WordVectors
 from .segments import Segmenter
 from .settings import (
     DEFAULT_CARRY,
@@ -358,6 +360,12 @@ class InfiniModel:
         places, seen = self.echo(question, self.addresses.settings.layer)
         weights = self.addresses.question(seen).tolist()
         return [weights[place] if place < len(weights) else 0.0 for place in places]
+
+    @cached_property
+    def word_vectors(self) -> WordVectors:
+        """Which words are related, as the input embeddings have it."""
+        table: Any = self.model.get_input_embeddings()
+        return WordVectors(table.weight, self.encoder)
 
     @torch.no_grad()
     def read(self, tokens: Tensor, cache: InfiniCache, attention_mask: Tensor | None = None) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .addresses import from_bytes, rarity, spans, stems
+from .addresses import WORD, from_bytes, rarity, spans, stems
 from .errors import DamagedMemoryFile
 from .passages import Passage
 from .readers.prose import around, sentences
@@ -30,6 +30,12 @@ STRETCH = 16
 COMMON = 1.0
 # Of its passage's score that a sentence has beside its own.
 OF_THE_PASSAGE = 0.3
+# Cosines of words' vectors from which on they are related, and as good as the same; words that are counted beside one
+# of a query, and their share where the document has that one too.
+NOT_RELATED = 0.2
+THE_SAME = 0.5
+RELATED = 32
+BESIDE_IT = 0.5
 
 
 class Ranker(Protocol):
@@ -85,25 +91,32 @@ class AddressRanker:
     """Ranks by addresses: the sum, over a query's words, of their weight in the query, their rarity (idf), and their
     highest weight in the passage. Words are compared by their stems.
 
-    addresses: of the passages, see `addresses`. weigh: the weights of a query's words. Raises DamagedMemoryFile where
-    an address is not that of its passage.
+    Beside a query's word, those count that are related to it: as far as they are, and as no rarer than it. addresses:
+    of the passages, see `addresses`. weigh: the weights of a query's words. vectors: those of words, see `related`;
+    without them only the words themselves count. Raises DamagedMemoryFile where an address is not that of its passage.
     """
 
     def __init__(
-        self, passages: Sequence[Passage], addresses: Sequence[bytes], weigh: Callable[[str], Sequence[float]]
+        self,
+        passages: Sequence[Passage],
+        addresses: Sequence[bytes],
+        weigh: Callable[[str], Sequence[float]],
+        vectors: Callable[[Sequence[str]], np.ndarray] | None = None,
     ) -> None:
         self._weigh = weigh
         self._size = len(passages)
         self._vocabulary: dict[str, int] = {}
         self._passages = passages
         self._addresses = addresses
-        rows = []
+        rows: list[tuple[int, int, float]] = []
+        spelled: dict[str, str] = {}
         for index, (passage, address) in enumerate(zip(passages, addresses, strict=True)):
             words = stems(passage.text)
             if len(words) != len(address):
                 raise DamagedMemoryFile(
                     f"a passage of {len(words)} words has an address for {len(address)}; read the document again"
                 )
+            spelled.update(zip((word.lower() for word in WORD.findall(passage.text)), words, strict=True))
             for stem, weight in _heaviest(words, from_bytes(address)).items():
                 rows.append((self._vocabulary.setdefault(stem, len(self._vocabulary)), index, weight))
         rows.sort()
@@ -111,6 +124,11 @@ class AddressRanker:
         self._places, self._weights = np.asarray(places, np.int64), np.asarray(weights, np.float32)
         counts = np.bincount(np.asarray(kinds, np.int64), minlength=len(self._vocabulary))
         self._starts = np.concatenate(([0], counts.cumsum()))
+        self._rarity = rarity(self._size, counts)
+        self._stems = list(self._vocabulary)
+        self._vectors = vectors
+        if vectors is not None:
+            self._meanings = _of_stems(vectors(list(spelled)), [self._vocabulary[stem] for stem in spelled.values()])
         # All that is asked about a query is asked one after the other, and weighing it is most of the work.
         self._last: tuple[str, _Wanted] | None = None
 
@@ -142,7 +160,7 @@ class AddressRanker:
             for number, (start, end) in enumerate(borders):
                 part = slice(bisect_left(starts, start), bisect_left(starts, end))
                 heaviest = _heaviest(words[part], weights[part])
-                fits = sum(worth * heaviest.get(stem, 0.0) for stem, worth in wanted) + OF_THE_PASSAGE * score
+                fits = sum(_fits(worth, heaviest) for worth in wanted) + OF_THE_PASSAGE * score
                 found.append(Sentence(index, (start, end), around(borders, number), fits))
         return sorted(found, key=lambda one: -one.score)
 
@@ -153,17 +171,48 @@ class AddressRanker:
             return last[1]
         scores, covered = np.zeros((2, self._size), np.float32)
         words, highest = [], 0.0
-        for stem, weight in zip(stems(query), self._weigh(query), strict=True):
-            word = self._vocabulary.get(stem)
-            part = slice(0, 0) if word is None else slice(self._starts[word], self._starts[word + 1])
-            rare = float(rarity(self._size, part.stop - part.start))
-            words.append((stem, weight * rare))
+        for stem, weight, related in zip(stems(query), self._weigh(query), self._related(query), strict=True):
+            own = self._vocabulary.get(stem)
+            rare = float(rarity(self._size, 0) if own is None else self._rarity[own])
+            worth = {
+                kind: weight * (share if own is None else share * BESIDE_IT) * min(float(self._rarity[kind]), rare)
+                for kind, share in related
+            }
             highest += weight * max(rare, COMMON)
-            scores[self._places[part]] += weight * rare * self._weights[part]
-            covered[self._places[part]] += weight * max(rare, COMMON) * self._weights[part]
+            if own is not None:
+                worth[own] = weight * rare
+                part = slice(self._starts[own], self._starts[own + 1])
+                covered[self._places[part]] += weight * max(rare, COMMON) * self._weights[part]
+            fits = np.zeros_like(scores)
+            for kind, value in worth.items():
+                part = slice(self._starts[kind], self._starts[kind + 1])
+                places = self._places[part]
+                fits[places] = np.maximum(fits[places], value * self._weights[part])
+            scores += fits
+            words.append({self._stems[kind]: value for kind, value in worth.items()})
         wanted = _Wanted(words, scores, float(covered.max(initial=0)) / highest if highest else 0.0)
         self._last = query, wanted
         return wanted
+
+    def _related(self, query: str) -> list[list[tuple[int, float]]]:
+        """For each word of a query the document's words that are related to it, and how much, 0 to 1."""
+        words = WORD.findall(query)
+        if self._vectors is None or not words:
+            return [[] for _ in words]
+        cosines = self._vectors(words) @ self._meanings.T
+        shares = ((cosines - NOT_RELATED) / (THE_SAME - NOT_RELATED)).clip(0, 1)  # (Q, V)
+        return [
+            [(int(kind), float(row[kind])) for kind in np.argsort(-row, kind="stable")[:RELATED] if row[kind] > 0]
+            for row in shares
+        ]
+
+
+def _of_stems(vectors: np.ndarray, stems: Sequence[int]) -> np.ndarray:
+    """Vectors of stems, of length 1 or 0, (V, E): the means of those of their words, (N, E)."""
+    sums = np.zeros((max(stems, default=-1) + 1, vectors.shape[1]), np.float32)
+    np.add.at(sums, np.asarray(stems, np.int64), vectors)
+    directions: np.ndarray = sums / np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
+    return directions
 
 
 class Sentence(NamedTuple):
@@ -176,11 +225,17 @@ class Sentence(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """A query: its words with their weight times rarity, the scores of all passages, (P,) float32, and its coverage."""
+    """A query: for each of its words the stems that count and what each is worth, the scores of all passages, (P,)
+    float32, and its coverage, which is of the words themselves."""
 
-    words: list[tuple[str, float]]
+    words: list[dict[str, float]]
     scores: np.ndarray
     coverage: float
+
+
+def _fits(worth: dict[str, float], heaviest: dict[str, float]) -> float:
+    """What one word of a query finds among weighed stems."""
+    return max((worth[stem] * heaviest[stem] for stem in worth.keys() & heaviest.keys()), default=0.0)
 
 
 def _heaviest(words: Iterable[str], weights: Iterable[float]) -> dict[str, float]:

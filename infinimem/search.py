@@ -144,7 +144,7 @@ class Search:
             heads = [memory.model.addresses for memory in self._memories]
             if head is None or any(other is None or other.sha256 != head.sha256 for other in heads):
                 return
-            ranker = AddressRanker(self.passages, addresses, model.weigh)
+            ranker = AddressRanker(self.passages, addresses, model.weigh, model.word_vectors)
             self._least = head.settings.least
             self._rankers["memory"] = ranker
             self._rankers["hybrid"] = HybridRanker(ranker, self._lexical, head.settings.lexical)

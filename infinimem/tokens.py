@@ -61,6 +61,10 @@ class TextEncoder:
         """Token ids of one text."""
         return self._encode([text])[0]
 
+    def encode_words(self, words: Sequence[str]) -> list[list[int]]:
+        """Token ids of words, each as it stands within a text."""
+        return self._encode([f" {word}" for word in words] if self._keeps_space else words)
+
     def encode_blocks(self, blocks: Sequence[str]) -> list[int]:
         """Token ids of consecutive blocks of one text, as `Blocks` cuts them."""
         if not self._keeps_space:

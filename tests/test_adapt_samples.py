@@ -359,6 +359,40 @@ def test_a_window_without_an_answer_is_any_sentence(make_model: MakeModel, tmp_p
         assert said.startswith("The document does not say") and 2 <= excerpt.count(".") <= 3
 
 
+def test_a_window_can_be_its_sentence_alone(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(segment_length=160)
+    text = "Rain fell in 1950. Fog came. Odile led the crew. Night fell."
+    qas = [{"question": "Who led?", "answers": ["Odile"], "paragraph": 0}]
+    write_rows(tmp_path / "t.jsonl.gz", {"title": "Crew", "paragraphs": [text], "qas": qas})
+    kind = {"kind": "qa", "data": ["t.jsonl.gz"], "reading": 1.0, "window": 1.0}
+    found = set()
+    for alone in (0.0, 0.5, 1.0):
+        drawn = mixture(model, tmp_path, {**kind, "alone": alone})
+        excerpts = {asked(drawn.sample(step, 0), Bench(model))[1].split("(page 1) ")[1] for step in range(12)}
+        found |= {(alone, excerpt.split("\n\nQuestion")[0]) for excerpt in excerpts}
+    wide, single = "Fog came. Odile led the crew. Night fell.", "Odile led the crew."
+    assert found == {(0.0, wide), (0.5, wide), (0.5, single), (1.0, single)}
+
+
+def test_of_sentences_that_stand_together_the_others_do_not_say_it(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(segment_length=160)
+    text = "Rain fell in 1950. Fog came. It was thick. Odile led the crew. Night fell."
+    qas = [{"question": "Who led?", "answers": ["Odile"], "paragraph": 0}]
+    write_rows(tmp_path / "t.jsonl.gz", {"title": "Crew", "paragraphs": [text], "qas": qas})
+    kind = {"kind": "qa", "data": ["t.jsonl.gz"], "reading": 1.0, "window": 1.0, "absent": 1.0, "elsewhere": 0.0}
+    found = set()
+    for step in range(24):
+        _, prompt, said = asked(mixture(model, tmp_path, kind).sample(step, 0), Bench(model))
+        found.add(prompt.split("(page 1) ")[1].split("\n\nQuestion")[0])
+        assert said.startswith("The document does not say")
+    assert found == {
+        "Rain fell in 1950. Fog came.",
+        "Rain fell in 1950. Fog came. It was thick.",
+        "It was thick.",
+        "Night fell.",
+    }
+
+
 def test_passages_without_the_answer_are_answered_with_saying_so(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model(segment_length=160)
     names = ["Odile", "Bruno", "Carla", "Dario"]

@@ -33,7 +33,16 @@ from infinimem.memory_file import read_memory_file
 from infinimem.model import Reader
 from infinimem.passages import Passage
 from infinimem.prompts import NOT_SAID, encode_chat, recall_messages
-from infinimem.recall import COMMON, AddressRanker, HybridRanker, LexicalRanker, distinct
+from infinimem.recall import (
+    BESIDE_IT,
+    COMMON,
+    NOT_RELATED,
+    THE_SAME,
+    AddressRanker,
+    HybridRanker,
+    LexicalRanker,
+    distinct,
+)
 from infinimem.search import ENOUGH, LIGHT, SENTENCES, Search
 
 if TYPE_CHECKING:
@@ -236,6 +245,69 @@ def test_scores_are_weight_times_rarity_times_weight(texts: list[list[str]], que
     assert ranker.coverage(" ".join(query)) == pytest.approx(covered.max() / highest if highest else 0, rel=1e-4)
     ranks = ranker.rank(" ".join(query), len(texts))
     assert [score for _, score in ranks] == sorted((s for s in map(float, found) if s > 0), reverse=True)
+
+
+def turned(angles: dict[str, float]) -> Any:
+    """Vectors of words, (N, 2), that stand at these angles; none of other words."""
+    return lambda words: np.array(
+        [[math.cos(angles[w]), math.sin(angles[w])] if w in angles else [0.0, 0.0] for w in words], np.float32
+    ).reshape(-1, 2)
+
+
+def test_related_words_count_as_far_as_they_are_related() -> None:
+    texts = ["fog fell", "bell", "rope rope bell", "mist", "salt", "salt"]
+    passages = [Passage(text, "s", 1, 0, 1) for text in texts]
+    addresses = [bytes([2 * STEPS] * len(text.split())) for text in texts]
+    same, half, apart = (math.acos(x) for x in (THE_SAME, (THE_SAME + NOT_RELATED) / 2, NOT_RELATED))
+    vectors = turned({"haze": 0.0, "fog": same, "mist": -half, "bell": apart, "salt": math.pi})
+    ranker = AddressRanker(passages, addresses, lambda text: [3.0] * len(text.split()), vectors)
+    # Not in the document: a related word counts as if it stood there, by its own rarity.
+    once = math.log(1 + 5.5 / 1.5)
+    assert ranker.scores("haze") == pytest.approx([3 * once * 2, 0, 0, 3 * once * 2 / 2, 0, 0], rel=1e-4)
+    # Of several in one passage the one that fits best; a word of the document comes before those related to it.
+    between = math.acos(math.cos(same + half))
+    share = min(1, max(0, (math.cos(between) - NOT_RELATED) / (THE_SAME - NOT_RELATED)))
+    assert ranker.scores("fog")[3] == pytest.approx(3 * once * 2 * share * BESIDE_IT, rel=1e-4)
+    assert ranker.scores("fog")[0] == pytest.approx(3 * once * 2, rel=1e-4)
+
+
+def test_a_related_word_is_no_rarer_than_the_one_that_is_asked_for() -> None:
+    texts = ["salt", "salt", "salt", "brine", "rope"]
+    passages = [Passage(text, "s", 1, 0, 1) for text in texts]
+    ranker = AddressRanker(passages, [bytes([STEPS])] * 5, lambda text: [1.0], turned({"salt": 0.0, "brine": 0.0}))
+    common, rare = (math.log(1 + (5 - having + 0.5) / (having + 0.5)) for having in (3, 1))
+    assert ranker.scores("salt") == pytest.approx([common] * 3 + [common * BESIDE_IT, 0], rel=1e-4)
+    assert ranker.scores("brine") == pytest.approx([common * BESIDE_IT] * 3 + [rare, 0], rel=1e-4)
+
+
+def test_related_words_find_sentences_but_do_not_count_as_covered() -> None:
+    text = "Rain fell. The fog came. Night fell."
+    passage = Passage(text, "s", 1, 0, len(text))
+    weights = [bytes([STEPS] * len(spans(text)))]
+    related, alone = (AddressRanker([passage], weights, alike, v) for v in (turned({"mist": 0.0, "fog": 0.3}), None))
+    best = related.sentences("mist", [(0, 0.0)])[0]
+    assert text[slice(*best.span)] == "The fog came." and best.score > 0
+    assert alone.sentences("mist", [(0, 0.0)])[0].score == 0
+    assert related.coverage("mist") == alone.coverage("mist") == 0
+
+
+def test_words_whose_small_letters_are_more_than_their_capitals_are_ranked(embedded: InfiniModel) -> None:
+    # In small letters this one has a mark that is no letter, in the middle.
+    memory = DocumentMemory.from_text("In İIzmir the fog fell. " * 60, model=embedded)
+    assert memory.retrieve("Mist over İIzmir?", k=1, mode="memory")[0].score > 0
+
+
+def test_a_question_in_other_words_finds_its_passage(embedded: InfiniModel) -> None:
+    filler = [
+        "The bell rang at noon.",
+        "Bread was baked on Friday.",
+        "Sheep graze behind the mill.",
+        "Paint dries slowly.",
+    ]
+    text = "\n\n".join((f"{one} " * 25).strip() for one in (*filler[:2], "Mice ate the wood of the door.", *filler[2:]))
+    memory = DocumentMemory.from_text(text, model=embedded)
+    best = memory.retrieve("Which rodents damaged the timber?", k=1, mode="memory")
+    assert "Mice" in best[0].text
 
 
 def test_ranking_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:

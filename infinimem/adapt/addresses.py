@@ -226,10 +226,12 @@ def _batches(bundles: Sequence[Bundle], size: int, rng: random.Random) -> Iterat
 
 
 @torch.no_grad()
-def choose(head: AddressHead, bundles: Sequence[Bundle]) -> tuple[HeadSettings, dict[str, Any]]:
+def choose(
+    head: AddressHead, bundles: Sequence[Bundle], vectors: Callable[[Sequence[str]], np.ndarray]
+) -> tuple[HeadSettings, dict[str, Any]]:
     """The share of BM25, and how low the coverage of an answerable question may be, as documents kept apart ask for;
     and what was measured on them: mean reciprocal ranks by share, and the share of questions of another document that
-    are known as such."""
+    are known as such. vectors: of words, see `AddressRanker`."""
     found: dict[float, list[float]] = {share: [] for share in SHARES}
     own: list[float] = []
     other: list[float] = []
@@ -239,7 +241,7 @@ def choose(head: AddressHead, bundles: Sequence[Bundle]) -> tuple[HeadSettings, 
         ends = np.cumsum([len(spans(passage.text)) for passage in passages])
         addresses = [weights[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
         weighed = {q.text: head.question(q.inputs).tolist() for q in [*stranger.asked, *one.asked]}
-        ranker = AddressRanker(passages, addresses, weighed.__getitem__)
+        ranker = AddressRanker(passages, addresses, weighed.__getitem__, vectors)
         for question in one.asked:
             mine, bm25 = ranker.scores(question.text), lexical.scores(question.text)
             for share in SHARES:
@@ -327,7 +329,7 @@ def adapt_addresses(
     head = AddressHead(HeadSettings(settings.layer, width, settings.hidden))
     losses: list[float] = []
     fit(head, [one for index, one in enumerate(found) if index % APART], run, lambda _, loss: losses.append(loss))
-    head.settings, measured = choose(head, found[::APART])
+    head.settings, measured = choose(head, found[::APART], model.word_vectors)
     copy_adapter(run.adapter_path(), output / "adapter")
     write_head(output / "adapter", head)
     return {

@@ -151,7 +151,8 @@ class QaConfig(ObjectiveConfig):
     questions asked in one conversation about the same passages, or about what was read. absent: share of those with
     passages that do not hold the answer, so that the right answer is to say so. elsewhere: share of those with passages
     of another document; in its own, others than the right ones may hold an answer all the same. window: share of
-    those with one sentence and its neighbours in place of a passage, as `ask` shows it: one that holds the answer.
+    those with one sentence in place of a passage, as `ask` shows it: one that holds the answer, unless none shall.
+    alone: share of those sentences without their neighbours.
     """
 
     data: tuple[str, ...] = setting(least=1)
@@ -162,6 +163,7 @@ class QaConfig(ObjectiveConfig):
     absent: float = setting(0.0, least=0, most=1)
     elsewhere: float = setting(0.5, least=0, most=1)
     window: float = setting(0.0, least=0, most=1)
+    alone: float = setting(0.0, least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,16 +148,20 @@ class Questions:
             read = self._read(rng, file, document, question, answer, segments)
         if reading:
             passages = self._passages(rng, file, document, question)
+            narrow = self.config.window > 0 and rng.random() < self.config.window
+            shown: list[Passage] = []
             if self.config.absent and rng.random() < self.config.absent:
-                without = self._without(rng, file, document, question)
-                passages, answer = (without, NOT_SAID) if without else (passages, answer)
-            shown = passages
-            if self.config.window and rng.random() < self.config.window:
-                right = [document.passages()[0][index] for index in document.right(question)]
-                # Without an answer, any sentence will do.
-                silent = answer == NOT_SAID
-                holders = passages if silent else [passage for passage in passages if passage in right]
-                shown = self._narrowed(rng, holders, [""] if silent else question.answers) or passages
+                right = self._right(document, question, passages)
+                if narrow and rng.random() >= self.config.elsewhere:
+                    # Of sentences that stand together, where one says it, the others do not.
+                    shown = self._narrowed(rng, right, question.answers, telling=False)
+                without = [] if shown else self._without(rng, file, document, question)
+                if narrow and without:
+                    shown = self._narrowed(rng, without, [""])
+                passages, answer = (without or passages, NOT_SAID) if shown or without else (passages, answer)
+            elif narrow:
+                shown = self._narrowed(rng, self._right(document, question, passages), question.answers)
+            shown = shown or passages
             more = self._more(
                 rng,
                 document,
@@ -193,19 +197,31 @@ class Questions:
         return any(passages[index] in shown for index in document.right(question))
 
     @staticmethod
-    def _narrowed(rng: random.Random, passages: Sequence[Passage], answers: Sequence[str]) -> list[Passage]:
-        """A sentence that holds an answer, with its neighbours; none where no sentence does literally."""
+    def _right(document: Document, question: Question, passages: Sequence[Passage]) -> list[Passage]:
+        """Those of the passages that hold the question's answer."""
+        right = [document.passages()[0][index] for index in document.right(question)]
+        return [passage for passage in passages if passage in right]
+
+    def _narrowed(
+        self, rng: random.Random, passages: Sequence[Passage], answers: Sequence[str], telling: bool = True
+    ) -> list[Passage]:
+        """A sentence that holds an answer, or one of the others, alone or with its neighbours that do as it does; none
+        where no sentence holds one literally."""
+        cut = [(passage, sentences(passage.text)) for passage in passages]
         places = [
-            (passage, around(borders, number))
-            for passage in passages
-            for borders in [sentences(passage.text)]
-            for number, (start, end) in enumerate(borders)
-            if _tells(passage.text[start:end], answers)
+            (passage, borders, number, _tells(passage.text[slice(*border)], answers))
+            for passage, borders in cut
+            for number, border in enumerate(borders)
         ]
+        if not any(tells for *_, tells in places):
+            return []
+        places = [place for place in places if place[3] is telling]
         if not places:
             return []
-        passage, (start, end) = rng.choice(places)
-        return [passage.part(start, end)]
+        passage, borders, number, _ = rng.choice(places)
+        wide = passage.part(*around(borders, number))
+        alone = rng.random() < self.config.alone or (not telling and _tells(wide.text, answers))
+        return [passage.part(*borders[number]) if alone else wide]
 
     def _draw(self, rng: random.Random, file: list[Document]) -> tuple[Document, Question, str]:
         document = rng.choices(file, [len(document.questions) for document in file])[0]

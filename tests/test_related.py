@@ -1,0 +1,60 @@
+"""Which words are related: vectors from the model's input embeddings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from infinimem.related import DIRECTIONS, WordVectors
+from infinimem.tokens import TextEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from infinimem.model import InfiniModel
+
+
+@pytest.mark.parametrize(
+    ("word", "near", "far"),
+    [
+        ("mist", "fog", "bread"),
+        ("ocean", "sea", "wood"),
+        ("timber", "wood", "sea"),
+        ("rodents", "mice", "clocks"),
+        ("error", "mistake", "island"),
+        ("discovered", "found", "walked"),
+    ],
+)
+def test_a_word_is_nearer_to_one_that_means_the_same(embedded: InfiniModel, word: str, near: str, far: str) -> None:
+    asked, close, distant = embedded.word_vectors([word, near, far])
+    assert asked @ close > 0.35 and asked @ close > asked @ distant + 0.2
+
+
+def test_vectors_have_length_one_and_words_of_several_tokens_numbers_and_short_ones_none(embedded: InfiniModel) -> None:
+    words = ["harbour", "fog", "Fog", "Kelderay", "of", "7", "", "warsaw"]
+    vectors = embedded.word_vectors(words)
+    assert vectors.shape == (8, embedded.model.config.hidden_size) and vectors.dtype == np.float32
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1, 1, 0, 0, 0, 0, 1], abs=1e-5)
+    assert (vectors[1] == vectors[2]).all()
+    assert embedded.word_vectors([]).shape == (0, embedded.model.config.hidden_size)
+
+
+def test_mean_and_widest_directions_are_taken_out(tokenizer: PreTrainedTokenizerFast) -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(len(tokenizer), DIRECTIONS, generator=generator) * torch.tensor([9.0, 7.0, 5.0])
+    table = (
+        torch.randn(len(tokenizer), 24, generator=generator)
+        + wide @ torch.randn(DIRECTIONS, 24, generator=generator)
+        + 3
+    )
+    words = [word for word in ("the", "ship", "fog", "and", "was") if len(tokenizer(f" {word}")["input_ids"]) == 1]
+    rows = [tokenizer(f" {word}")["input_ids"][0] for word in words if len(word) > 2]
+    centred = (table - table.mean(dim=0)).double().numpy()
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    kept = centred[rows] @ (np.eye(24) - directions[:DIRECTIONS].T @ directions[:DIRECTIONS])
+    expected = kept / np.linalg.norm(kept, axis=1, keepdims=True)
+    found = WordVectors(table, TextEncoder(tokenizer))([word for word in words if len(word) > 2])
+    assert len(rows) > 0 and np.abs(found - expected).max() < 1e-3
