@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 
 from infinimem import native
 from infinimem.attention import InfiniCache, SlotsRule
+from infinimem.attention.local import Part, joined_attention
 from infinimem.attention.packing import in_a_row, pack, singles, unpack
 from infinimem.attention.slots import shuffled
 
 needs_library = pytest.mark.skipif(
     native.library() is None, reason="the C library is not built, or this processor has no AVX-512 BF16"
 )
+SOURCES = ["attention.c", "common.h", "pool.c"]
 # Head widths, places, capacity.
 SIZES = [(16, 3, 2), (20, 7, 2), (8, 97, 60), (64, 1024, 512), (33, 130, 128), (128, 300, 150), (64, 40, 64)]
 
@@ -298,6 +300,123 @@ def test_padding_is_left_to_torch(make_model: MakeModel, monkeypatch: pytest.Mon
     assert cache.seen is not None and cache.seen.tolist() == [16, 12]
 
 
+def asked(
+    seed: int, sizes: list[int], tokens: int, width: int = 64, value_width: int = 64, rows: int = 1, groups: int = 2
+) -> list[Part]:
+    """Parts with so many keys, asked by twice as many heads as there are of keys; biases of all kinds but for the last.
+
+    Laid out as layers make them: tokens before heads.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def vectors(heads: int, count: int, numbers: int) -> torch.Tensor:
+        return torch.randn(rows, count, heads, numbers, generator=generator).bfloat16().transpose(1, 2)
+
+    parts = []
+    for size in sizes:
+        of_keys = torch.randn(rows, groups, 1, size, generator=generator)
+        of_keys[..., : size // 3] = -float("inf")
+        of_queries = torch.zeros(rows, 1, tokens, 1, dtype=torch.bfloat16)
+        of_queries[:, :, :2] = -float("inf")
+        biases = [] if size == sizes[-1] else [of_keys, of_queries]
+        parts.append(
+            Part(
+                vectors(2 * groups, tokens, width),
+                vectors(groups, size, width),
+                vectors(groups, size, value_width),
+                biases,
+            )
+        )
+    return parts
+
+
+def softmax_over(parts: list[Part], scaling: float, causal: bool) -> torch.Tensor:
+    """One softmax over the keys of all parts, in float64 from the definition."""
+    logits = []
+    for part in parts:
+        found = part.queries.double() @ part.keys.double().repeat_interleave(2, dim=1).mT * scaling
+        for bias in part.biases:
+            found = found + bias.double().repeat_interleave(found.shape[1] // bias.shape[1], dim=1)
+        logits.append(found)
+    if causal:
+        size = logits[-1].shape[-1]
+        logits[-1] = logits[-1] + torch.full((size, size), -float("inf"), dtype=torch.float64).triu(1)
+    values = torch.cat([part.values.double().repeat_interleave(2, dim=1) for part in parts], dim=2)
+    return torch.cat(logits, dim=-1).softmax(dim=-1) @ values
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("sizes", "tokens", "width", "value_width"),
+    [
+        ([512, 256, 130], 130, 64, 64),
+        ([33, 16], 16, 16, 16),
+        ([1, 5, 47], 47, 20, 36),
+        ([100], 100, 128, 128),
+        ([7, 24], 24, 96, 80),
+        ([70, 25], 25, 2, 1),
+    ],
+)
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_is_one_softmax_over_all_parts(
+    sizes: list[int], tokens: int, width: int, value_width: int, causal: bool
+) -> None:
+    parts = asked(1, sizes, tokens, width, value_width, rows=2)
+    assert native.attends(parts, None)
+    got = joined_attention(parts, width**-0.5, None, causal)
+    expected = softmax_over(parts, width**-0.5, causal)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.double(), expected, atol=0.006, rtol=0.006)
+
+
+@needs_library
+@pytest.mark.parametrize("size", [0.01, 30.0])
+def test_attention_holds_for_flat_and_sharp_weights(size: float) -> None:
+    parts = [part._replace(queries=part.queries * size) for part in asked(2, [64, 40], 40)]
+    got = joined_attention(parts, 0.125, None, True)
+    torch.testing.assert_close(got.double(), softmax_over(parts, 0.125, True), atol=0.01, rtol=0.006)
+
+
+@needs_library
+def test_a_query_that_sees_no_key_gets_finite_values() -> None:
+    (part,) = asked(3, [40], 20)
+    blind = torch.full((1, 1, 20, 1), -float("inf"))
+    assert joined_attention([part._replace(biases=[blind])], 0.125).isfinite().all()
+
+
+@needs_library
+def test_what_is_not_a_number_stays_with_the_queries_that_see_it() -> None:
+    (part,) = asked(3, [40], 40)
+    part.keys[0, 0, 30, 3] = float("nan")
+    got = joined_attention([part], 0.125, None, True)
+    assert got[0, :2, 30:].isnan().all() and got[0, :2, :30].isfinite().all() and got[0, 2:].isfinite().all()
+
+
+@needs_library
+def test_attention_does_not_depend_on_threads_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, found = asked(4, [70, 90], 90, rows=2), {}
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found[threads] = joined_attention(parts, 0.125, None, True)
+    monkeypatch.setattr(native, "_team", lambda: None)
+    assert torch.equal(found[1], found[2])
+    assert torch.equal(found[1], joined_attention(parts, 0.125, None, True))
+    alone = [Part(*(x[1:] for x in part[:3]), [bias[1:] for bias in part.biases]) for part in parts]
+    assert torch.equal(found[1][1:], joined_attention(alone, 0.125, None, True))
+
+
+@needs_library
+def test_attention_that_the_library_does_not_know_is_left_to_torch() -> None:
+    (part,) = asked(5, [40], 40)
+    assert native.attends([part], None)
+    assert not native.attends([part], 5.0)
+    assert not native.attends([part._replace(biases=[torch.zeros(1, 1, 40, 40)])], None)
+    assert not native.attends([part._replace(queries=part.queries[:, :, :4])], None)
+    assert not native.attends([Part(*(x.float() for x in part[:3]))], None)
+    assert not native.attends([part._replace(queries=part.queries.clone().requires_grad_())], None)
+    assert not native.attends(asked(5, [40, 30, 20, 10], 10), None)
+
+
 @pytest.mark.parametrize("content", [None, b"no library at all"])
 def test_without_the_library_torch_does_it_all(
     content: bytes | None, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -336,7 +455,8 @@ def hook(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     (tmp_path / module.FOLDER).mkdir(parents=True)
-    shutil.copy(sources / "kernels.c", tmp_path / module.FOLDER)
+    for name in SOURCES:
+        shutil.copy(sources / name, tmp_path / module.FOLDER)
     return module.LibraryHook(root=str(tmp_path))
 
 
@@ -350,7 +470,7 @@ def test_a_compiler_that_fails_leaves_a_pure_installation(
     data: dict[str, Any] = {"artifacts": [], "pure_python": True}
     hook.initialize("standard", data)
     assert data == {"artifacts": [], "pure_python": True}
-    assert [path.name for path in old.parent.iterdir()] == ["kernels.c"]
+    assert sorted(path.name for path in old.parent.iterdir()) == SOURCES
 
 
 @pytest.mark.skipif(

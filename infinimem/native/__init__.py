@@ -1,4 +1,4 @@
-"""A small C library for what torch does in many steps over much memory: merging and packing places.
+"""A small C library for what torch does in many steps over much memory: merging and packing places, and attention.
 
 - optional: built at installation where there is a C compiler (build.py), used where the processor has AVX-512 BF16;
   everywhere else, and for every case it does not know, the torch code runs, which is the reference
@@ -14,10 +14,13 @@ from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..attention.local import Part
 
 LIBRARY = Path(__file__).with_name("libinfinimem.so")
 RUNS = 3
@@ -25,6 +28,10 @@ RUNS = 3
 KINDS = {torch.int8: 0, torch.float32: 1, torch.bfloat16: 2}
 NAMES = ("keys", "values", "keys_scale", "values_scale", "counts")
 NOTHING = [0] * (4 * len(NAMES) + 3)
+PARTS = 3
+NO_PART = [0] * (4 * 5 + 1)
+# Fewer queries are not worth the laying out of keys and values.
+FEWEST_QUERIES = 16
 
 
 class Job(NamedTuple):
@@ -52,6 +59,7 @@ def library() -> ctypes.CDLL | None:
     if not usable:
         return None
     found.pool.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p, ctypes.c_int64]
+    found.attend.argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_void_p, ctypes.c_int64]
     return found
 
 
@@ -95,16 +103,72 @@ def pool(jobs: Sequence[Job], balance: float) -> list[dict[str, Tensor]]:
 
 
 def _run(state: dict[str, Tensor], kept: list[Tensor]) -> list[int]:
-    """A state as the C code's `run`: where its tensors are, their strides in bytes, and what they are."""
-    numbers = []
-    for name in NAMES:
-        tensor = state.get(name)
-        if tensor is None:
-            numbers += [0, 0, 0, 0]
-            continue
-        if tensor.ndim == 4 and tensor.stride(3) != 1:
-            tensor = tensor.contiguous()
-        kept.append(tensor)
-        size = tensor.element_size()
-        numbers += [tensor.data_ptr(), *(size * stride for stride in tensor.stride()[:3])]
+    """A state as the C code's `run`: where its tensors are, their strides, and what they are."""
+    numbers = [number for name in NAMES for number in _tensor(state.get(name), kept)]
     return [*numbers, state["counts"].shape[2], KINDS[state["keys"].dtype], KINDS[state["values"].dtype]]
+
+
+def _tensor(tensor: Tensor | None, kept: list[Tensor]) -> list[int]:
+    """A tensor (B, G, N) or (B, G, N, width) as the C code's `tensor`: address, and strides in bytes."""
+    if tensor is None:
+        return [0, 0, 0, 0]
+    if tensor.ndim == 4 and tensor.stride(3) != 1:
+        tensor = tensor.contiguous()
+    kept.append(tensor)
+    size = tensor.element_size()
+    return [tensor.data_ptr(), *(size * stride for stride in tensor.stride()[:3])]
+
+
+def attends(parts: Sequence[Part], softcap: float | None) -> bool:
+    """Whether `attention` does this case: many queries in bfloat16, and biases of keys or queries alone."""
+    queries = parts[0].queries
+    return (
+        queries.dtype == torch.bfloat16
+        and queries.device.type == "cpu"
+        and queries.shape[2] >= FEWEST_QUERIES
+        and queries.shape[3] % 2 == 0
+        and softcap is None
+        and len(parts) <= PARTS
+        and not (torch.is_grad_enabled() and any(x.requires_grad for part in parts for x in (*part[:3], *part.biases)))
+        and all(x.dtype == torch.bfloat16 for part in parts for x in part[:3])
+        and all(bias.shape[2] == 1 or bias.shape[3] == 1 for part in parts for bias in part.biases)
+        and any(part.keys.shape[2] for part in parts)
+        and library() is not None
+    )
+
+
+def attention(parts: Sequence[Part], scaling: float, causal: bool, hidden: float) -> Tensor:
+    """As `local.joined_attention`, for what `attends` takes: values (B, H, T, Dv). No bias counts below `hidden`."""
+    found = library()
+    if found is None:
+        raise RuntimeError("the C library is not there; ask native.library() first")
+    batch, heads, tokens, width = parts[0].queries.shape
+    groups, value_width = parts[0].keys.shape[1], parts[0].values.shape[3]
+    # In memory as the layer's output wants it.
+    result = parts[0].queries.new_empty(batch, tokens, heads, value_width).transpose(1, 2)
+    numbers = array("q")
+    kept: list[Tensor] = []
+    for part in parts:
+        of_keys: Tensor | None = None
+        of_queries: Tensor | None = None
+        for bias in part.biases:
+            shown = bias.float().clamp_min(hidden)
+            if bias.shape[2] == 1:
+                of_keys = shown if of_keys is None else of_keys + shown
+            else:
+                of_queries = shown if of_queries is None else of_queries + shown
+        if of_keys is not None:
+            of_keys = of_keys.squeeze(2).expand(batch, groups, part.keys.shape[2])
+        if of_queries is not None:
+            # One for all heads that share keys.
+            of_queries = of_queries.squeeze(3).repeat_interleave(heads // of_queries.shape[1], dim=1)
+            of_queries = of_queries.expand(batch, heads, tokens)
+        for tensor in (part.queries, part.keys, part.values, of_keys, of_queries):
+            numbers.extend(_tensor(tensor, kept))
+        numbers.append(part.keys.shape[2])
+    numbers.extend(NO_PART * (PARTS - len(parts)))
+    numbers.extend(_tensor(result, kept))
+    numbers.extend((batch, heads, groups, tokens, width, value_width, causal))
+    if found.attend(numbers.buffer_info()[0], scaling, _team(), torch.get_num_threads()):
+        raise MemoryError("there is no memory left for attention")
+    return result

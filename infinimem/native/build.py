@@ -43,7 +43,8 @@ def build(folder: Path) -> bool:
         return False
     # Beside its place first: a process that has the old one open keeps it.
     fresh = library.with_suffix(f".{os.getpid()}")
-    command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, "-o", str(fresh), str(folder / "kernels.c")]
+    sources = map(str, sorted(folder.glob("*.c")))
+    command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, "-o", str(fresh), *sources]
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
         fresh.replace(library)

@@ -1,31 +1,19 @@
 /* The end of a segment in one pass: places of several states one after the other, merged by Ward's criterion as
  * `slots.ward_merge` does, and packed as `packing.pack` does. What is merged with what is found in bfloat16.
- *
- * For processors with AVX-512 BF16, asked for by `usable` when the library is loaded. Plain C without a thread library:
- * the threads are those of the OpenMP runtime that the process already has, whose `GOMP_parallel` is handed in.
  */
 
-#include <immintrin.h>
-#include <stdatomic.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "common.h"
 
-#define TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"
-#define KERNEL __attribute__((target(TARGET)))
-#define INLINE __attribute__((target(TARGET), always_inline)) static inline
+int usable(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bf16");
+}
 
 /* A tile of products: ROWS places that give, COLUMNS that take. 24 of the 32 vector registers hold its sums. */
-enum { LANES = 16, ROWS = 8, VECTORS = 3, COLUMNS = VECTORS * LANES, ALIGNMENT = 64, RUNS = 3 };
+enum { ROWS = 8, VECTORS = 3, COLUMNS = VECTORS * LANES, RUNS = 3 };
 enum kind { INT8, FLOAT32, BFLOAT16 };
-
-typedef void team(void (*work)(void *), void *data, unsigned threads, unsigned flags);
-
-/* A tensor (B, G, N) or (B, G, N, width) whose last dimension lies in one piece; strides in bytes. */
-typedef struct {
-    char *at;
-    int64_t row, head, place;
-} tensor;
 
 /* A state of `places` places a head. Scales belong to INT8; where `counts.at` is null, every count is one. */
 typedef struct {
@@ -34,7 +22,7 @@ typedef struct {
 } run;
 
 /* `rows` times `heads` memories: what lies in `runs` goes into `into`, an INT8 state of at most `capacity` places.
- * order: the places in the order in which even ones meet odd ones; null where nothing is to be merged. */
+ * order: all places in the order in which even ones meet odd ones. */
 typedef struct {
     run runs[RUNS];
     run into;
@@ -66,23 +54,6 @@ typedef struct {
     int32_t *partner;   /* (evens,) */
     int32_t *first, *following; /* lists of the places that one takes in */
 } workspace;
-
-int usable(void) {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bf16");
-}
-
-INLINE __mmask16 lanes(int64_t left) { return left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1); }
-
-INLINE __m512 widened(__m256i bfloat16) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16), 16));
-}
-
-static inline const char *of(const tensor *t, int64_t row, int64_t head) {
-    return t->at + row * t->row + head * t->head;
-}
 
 KERNEL static void unpack(const char *from, int64_t kind, float scale, int64_t width, float *to) {
     for (int64_t i = 0; i < width; i += LANES) {
@@ -400,12 +371,6 @@ static int64_t places_of(const job *j) {
     int64_t places = 0;
     for (int r = 0; r < RUNS; r++) places += j->runs[r].places;
     return places;
-}
-
-static void *part(uintptr_t *from, size_t bytes) {
-    void *at = (void *)*from;
-    *from += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    return at;
 }
 
 /* Lays a workspace for `size` places out from `at` on; returns where it ends. */
