@@ -20,12 +20,13 @@ from infinimem import native
 from infinimem.attention import InfiniCache, SlotsRule
 from infinimem.attention.local import Part, joined_attention
 from infinimem.attention.packing import in_a_row, pack, singles, unpack
+from infinimem.attention.rotary import rotate
 from infinimem.attention.slots import shuffled
 
 needs_library = pytest.mark.skipif(
     native.library() is None, reason="the C library is not built, or this processor has no AVX-512 BF16"
 )
-SOURCES = ["attention.c", "common.h", "pool.c"]
+SOURCES = ["attention.c", "common.h", "pool.c", "rotary.c"]
 # Head widths, places, capacity.
 SIZES = [(16, 3, 2), (20, 7, 2), (8, 97, 60), (64, 1024, 512), (33, 130, 128), (128, 300, 150), (64, 40, 64)]
 
@@ -415,6 +416,25 @@ def test_attention_that_the_library_does_not_know_is_left_to_torch() -> None:
     assert not native.attends([Part(*(x.float() for x in part[:3]))], None)
     assert not native.attends([part._replace(queries=part.queries.clone().requires_grad_())], None)
     assert not native.attends(asked(5, [40, 30, 20, 10], 10), None)
+
+
+@needs_library
+@pytest.mark.parametrize(("width", "turned"), [(64, 64), (20, 20), (16, 8), (80, 32), (128, 128), (6, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_vectors_are_turned_to_the_same_bits(
+    width: int, turned: int, dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(2, 70, 3, width, generator=generator).to(dtype).transpose(1, 2)
+    angles = torch.randn(rows, 70, turned, generator=generator)
+    tables = angles.cos(), angles.sin() * 1.3
+    assert native.rotates(x, tables[0])
+    for wanted in (torch.float32, torch.bfloat16):
+        got = rotate(x, *tables, dtype=wanted)
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "library", lambda: None)
+            assert torch.equal(got, rotate(x, *tables, dtype=wanted))
 
 
 @pytest.mark.parametrize("content", [None, b"no library at all"])

@@ -1,4 +1,4 @@
-"""A small C library for what torch does in many steps over much memory: merging and packing places, and attention.
+"""A small C library for what torch does in many steps over much memory: attention, rotation, merging.
 
 - optional: built at installation where there is a C compiler (build.py), used where the processor has AVX-512 BF16;
   everywhere else, and for every case it does not know, the torch code runs, which is the reference
@@ -59,6 +59,8 @@ def library() -> ctypes.CDLL | None:
     if not usable:
         return None
     found.pool.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p, ctypes.c_int64]
+    found.rotate.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    found.rotate.restype = None
     found.attend.argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_void_p, ctypes.c_int64]
     return found
 
@@ -171,4 +173,31 @@ def attention(parts: Sequence[Part], scaling: float, causal: bool, hidden: float
     numbers.extend((batch, heads, groups, tokens, width, value_width, causal))
     if found.attend(numbers.buffer_info()[0], scaling, _team(), torch.get_num_threads()):
         raise MemoryError("there is no memory left for attention")
+    return result
+
+
+def rotates(x: Tensor, cos: Tensor) -> bool:
+    """Whether `rotate` does this case: many vectors on the CPU, without gradients."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and cos.dtype == torch.float32
+        and x.shape[2] >= FEWEST_QUERIES
+        and x.stride(3) == cos.stride(2) == 1
+        and not (torch.is_grad_enabled() and (x.requires_grad or cos.requires_grad))
+        and library() is not None
+    )
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+    """As `rotary.rotate`, for what `rotates` takes: x (B, H, T, D) turned, in `dtype`, which is float32 or bfloat16."""
+    found = library()
+    if found is None:
+        raise RuntimeError("the C library is not there; ask native.library() first")
+    result = torch.empty(x.shape, dtype=dtype)
+    kept: list[Tensor] = []
+    tables = (table.expand(x.shape[0], -1, -1).unsqueeze(1) for table in (cos, sin))
+    numbers = array("q", [number for tensor in (x, result, *tables) for number in _tensor(tensor, kept)])
+    numbers.extend((*x.shape, cos.shape[2], KINDS[x.dtype], KINDS[dtype]))
+    found.rotate(numbers.buffer_info()[0], _team(), torch.get_num_threads())
     return result

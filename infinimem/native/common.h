@@ -1,4 +1,4 @@
-/* What both parts of the library use: for processors with AVX-512 BF16, asked for by `usable` when it is loaded. Plain C
+/* What all parts of the library use: for processors with AVX-512 BF16, asked for by `usable` when it is loaded. Plain C
  * without a thread library: the threads are those of the OpenMP runtime that the process already has, whose
  * `GOMP_parallel` is handed in.
  */
@@ -14,6 +14,7 @@
 #define INLINE __attribute__((target(TARGET), always_inline)) static inline
 
 enum { LANES = 16, ALIGNMENT = 64 };
+enum kind { INT8, FLOAT32, BFLOAT16 };
 
 typedef void team(void (*work)(void *), void *data, unsigned threads, unsigned flags);
 
@@ -33,7 +34,7 @@ static inline const char *of(const tensor *t, int64_t row, int64_t head) {
     return t->at + row * t->row + head * t->head;
 }
 
-static void *part(uintptr_t *from, size_t bytes) {
+static inline void *part(uintptr_t *from, size_t bytes) {
     void *at = (void *)*from;
     *from += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     return at;

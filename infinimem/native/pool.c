@@ -13,7 +13,6 @@ int usable(void) {
 
 /* A tile of products: ROWS places that give, COLUMNS that take. 24 of the 32 vector registers hold its sums. */
 enum { ROWS = 8, VECTORS = 3, COLUMNS = VECTORS * LANES, RUNS = 3 };
-enum kind { INT8, FLOAT32, BFLOAT16 };
 
 /* A state of `places` places a head. Scales belong to INT8; where `counts.at` is null, every count is one. */
 typedef struct {
