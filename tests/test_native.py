@@ -26,7 +26,7 @@ from infinimem.attention.slots import shuffled
 needs_library = pytest.mark.skipif(
     native.library() is None, reason="the C library is not built, or this processor has no AVX-512 BF16"
 )
-SOURCES = ["attention.c", "common.h", "pool.c", "rotary.c"]
+SOURCES = ["attention.c", "common.h", "pool.c", "rotary.c", "sources.py"]
 # Head widths, places, capacity.
 SIZES = [(16, 3, 2), (20, 7, 2), (8, 97, 60), (64, 1024, 512), (33, 130, 128), (128, 300, 150), (64, 40, 64)]
 
@@ -429,7 +429,7 @@ def test_vectors_are_turned_to_the_same_bits(
     x = torch.randn(2, 70, 3, width, generator=generator).to(dtype).transpose(1, 2)
     angles = torch.randn(rows, 70, turned, generator=generator)
     tables = angles.cos(), angles.sin() * 1.3
-    assert native.rotates(x, tables[0])
+    assert native.rotates(x, *tables)
     for wanted in (torch.float32, torch.bfloat16):
         got = rotate(x, *tables, dtype=wanted)
         with monkeypatch.context() as patch:
@@ -437,11 +437,30 @@ def test_vectors_are_turned_to_the_same_bits(
             assert torch.equal(got, rotate(x, *tables, dtype=wanted))
 
 
+@needs_library
+@pytest.mark.parametrize("name", ["keys", "values", "counts", "keys_scale"])
+def test_states_that_do_not_fit_together_are_refused(name: str) -> None:
+    state = pack(in_a_row(single_tokens(1, 10, 16)).state(), "int8")
+    for wrong in (state[name][:, :1], state[name][:, :, :9], state[name].double()):
+        with pytest.raises(ValueError, match=r"shape|should be|need"):
+            pooled([state, {**state, name: wrong}], 5)
+
+
+@needs_library
+def test_parts_that_do_not_fit_together_are_refused() -> None:
+    (part,) = asked(1, [40], 40)
+    for wrong in (part.keys[..., :32], part.keys[:, :1], part.keys[:, :, :39]):
+        with pytest.raises(ValueError, match="should be"):
+            joined_attention([part, part._replace(keys=wrong)], 0.125, None, True)
+    with pytest.raises(ValueError, match="do not fit"):
+        rotate(part.keys.float(), torch.zeros(1, 39, 64), torch.zeros(1, 39, 64))
+
+
 @pytest.mark.parametrize("content", [None, b"no library at all"])
 def test_without_the_library_torch_does_it_all(
     content: bytes | None, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    path = tmp_path / "libinfinimem.so"
+    path = tmp_path / native.LIBRARY.name
     if content is not None:
         path.write_bytes(content)
     monkeypatch.setattr(native, "LIBRARY", path)
@@ -485,7 +504,7 @@ def test_a_compiler_that_fails_leaves_a_pure_installation(
     compiler: str, hook: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", compiler)
-    old = Path(hook.root) / "infinimem/native/libinfinimem.so"
+    old = Path(hook.root) / "infinimem/native/libinfinimem-0123456789abcdef.so"
     old.write_bytes(b"of another version")
     data: dict[str, Any] = {"artifacts": [], "pure_python": True}
     hook.initialize("standard", data)
@@ -501,7 +520,7 @@ def test_a_compiler_that_works_makes_a_wheel_of_this_platform(hook: Any) -> None
     data: dict[str, Any] = {"artifacts": [], "pure_python": True}
     hook.initialize("standard", data)
     assert data == {
-        "artifacts": ["infinimem/native/libinfinimem.so"],
+        "artifacts": [f"infinimem/native/{native.LIBRARY.name}"],
         "pure_python": False,
         "tag": "py3-none-linux_x86_64",
     }

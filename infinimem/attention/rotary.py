@@ -28,7 +28,7 @@ def rotate_half(x: Tensor) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Rotate `x` by the angles in the tables; computed in the dtype of the tables, returned in `dtype` or that."""
     dtype = dtype or cos.dtype
-    if native.rotates(x, cos):
+    if native.rotates(x, cos, sin):
         return native.rotate(x, cos, sin, dtype)
     width = cos.shape[-1]
     turned = x[..., :width].to(cos.dtype)

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from .sources import library_of
+
 if TYPE_CHECKING:
     from ..attention.local import Part
 
-LIBRARY = Path(__file__).with_name("libinfinimem.so")
+LIBRARY = library_of(Path(__file__).parent)
 RUNS = 3
 # The C code's numbers for how keys and values lie in memory.
 KINDS = {torch.int8: 0, torch.float32: 1, torch.bfloat16: 2}
@@ -78,7 +80,8 @@ def pool(jobs: Sequence[Job], balance: float) -> list[dict[str, Tensor]]:
     """Merge the places of each job by Ward's criterion down to its capacity, and pack them as int8.
 
     balance: weight of value distance against key distance. As `slots.ward_merge` and `packing.pack` do, but for
-    rounding; equal for any number of threads. The library must be there.
+    rounding; equal for any number of threads. The library must be there. Raises ValueError for tensors that do not fit
+    together.
     """
     found = library()
     if found is None:
@@ -86,17 +89,20 @@ def pool(jobs: Sequence[Job], balance: float) -> list[dict[str, Tensor]]:
     numbers, results = array("q"), []
     kept: list[Tensor] = []  # whatever the numbers point to, until the work is done
     for job in jobs:
-        counts = job.runs[0]["counts"]
         sizes = [run["counts"].shape[2] for run in job.runs]
-        batch, heads = counts.shape[:2]
+        batch, heads = job.runs[0]["counts"].shape[:2]
+        if len(job.runs) > RUNS or job.capacity < 1:
+            raise ValueError(f"a job has up to {RUNS} runs, and a capacity")
+        if job.order.shape != (sum(sizes),) or job.order.dtype != torch.int64:
+            raise ValueError(f"the order of {sum(sizes)} places should be as many int64 numbers")
         widths = [job.runs[0][name].shape[-1] for name in ("keys", "values")]
         shape = batch, heads, min(sum(sizes), job.capacity)
         keys, values = (torch.empty(*shape, width, dtype=torch.int8) for width in widths)
         result = {"keys": keys, "values": values, **{name: torch.empty(shape) for name in NAMES[2:]}}
         for run in job.runs:
-            numbers.extend(_run(run, kept))
+            numbers.extend(_run(run, (batch, heads), widths, kept))
         numbers.extend(NOTHING * (RUNS - len(job.runs)))
-        numbers.extend(_run(result, kept))
+        numbers.extend(_run(result, (batch, heads), widths, kept))
         numbers.extend((batch, heads, job.capacity, *widths, job.order.data_ptr()))
         results.append(result)
     if found.pool(numbers.buffer_info()[0], len(jobs), balance, _team(), torch.get_num_threads()):
@@ -104,8 +110,20 @@ def pool(jobs: Sequence[Job], balance: float) -> list[dict[str, Tensor]]:
     return results
 
 
-def _run(state: dict[str, Tensor], kept: list[Tensor]) -> list[int]:
-    """A state as the C code's `run`: where its tensors are, their strides, and what they are."""
+def _run(state: dict[str, Tensor], shape: Sequence[int], widths: Sequence[int], kept: list[Tensor]) -> list[int]:
+    """A state as the C code's `run`: where its tensors are, their strides, and what they are.
+
+    shape, widths: (B, G), and (D, Dv) of all states of a job. Raises ValueError where these tensors are not so.
+    """
+    places = (*shape, state["counts"].shape[2])
+    for name, width in zip(("keys", "values"), widths, strict=True):
+        vectors, scale = state[name], state.get(f"{name}_scale")
+        if vectors.shape != (*places, width) or vectors.dtype not in KINDS:
+            raise ValueError(f"{name} are {tuple(vectors.shape)} {vectors.dtype}, but should be {(*places, width)}")
+        if vectors.dtype == torch.int8 and (scale is None or scale.shape != places or scale.dtype != torch.float32):
+            raise ValueError(f"{name} of 8 bits need a float32 scale each, {places}")
+    if state["counts"].shape != places or state["counts"].dtype != torch.float32:
+        raise ValueError(f"counts are {tuple(state['counts'].shape)}, but should be {places} in float32")
     numbers = [number for name in NAMES for number in _tensor(state.get(name), kept)]
     return [*numbers, state["counts"].shape[2], KINDS[state["keys"].dtype], KINDS[state["values"].dtype]]
 
@@ -140,7 +158,10 @@ def attends(parts: Sequence[Part], softcap: float | None) -> bool:
 
 
 def attention(parts: Sequence[Part], scaling: float, causal: bool, hidden: float) -> Tensor:
-    """As `local.joined_attention`, for what `attends` takes: values (B, H, T, Dv). No bias counts below `hidden`."""
+    """As `local.joined_attention`, for what `attends` takes: values (B, H, T, Dv). No bias counts below `hidden`.
+
+    Raises ValueError for tensors that do not fit together.
+    """
     found = library()
     if found is None:
         raise RuntimeError("the C library is not there; ask native.library() first")
@@ -151,6 +172,10 @@ def attention(parts: Sequence[Part], scaling: float, causal: bool, hidden: float
     numbers = array("q")
     kept: list[Tensor] = []
     for part in parts:
+        size = part.keys.shape[2]
+        fitting = (batch, heads, tokens, width), (batch, groups, size, width), (batch, groups, size, value_width)
+        if tuple(x.shape for x in part[:3]) != fitting or (causal and part is parts[-1] and size != tokens):
+            raise ValueError(f"queries, keys and values should be {fitting}, and as many keys as queries if causal")
         of_keys: Tensor | None = None
         of_queries: Tensor | None = None
         for bias in part.biases:
@@ -160,14 +185,14 @@ def attention(parts: Sequence[Part], scaling: float, causal: bool, hidden: float
             else:
                 of_queries = shown if of_queries is None else of_queries + shown
         if of_keys is not None:
-            of_keys = of_keys.squeeze(2).expand(batch, groups, part.keys.shape[2])
+            of_keys = of_keys.squeeze(2).expand(batch, groups, size)
         if of_queries is not None:
             # One for all heads that share keys.
             of_queries = of_queries.squeeze(3).repeat_interleave(heads // of_queries.shape[1], dim=1)
             of_queries = of_queries.expand(batch, heads, tokens)
         for tensor in (part.queries, part.keys, part.values, of_keys, of_queries):
             numbers.extend(_tensor(tensor, kept))
-        numbers.append(part.keys.shape[2])
+        numbers.append(size)
     numbers.extend(NO_PART * (PARTS - len(parts)))
     numbers.extend(_tensor(result, kept))
     numbers.extend((batch, heads, groups, tokens, width, value_width, causal))
@@ -176,15 +201,17 @@ def attention(parts: Sequence[Part], scaling: float, causal: bool, hidden: float
     return result
 
 
-def rotates(x: Tensor, cos: Tensor) -> bool:
+def rotates(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether `rotate` does this case: many vectors on the CPU, without gradients."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
-        and cos.dtype == torch.float32
+        and cos.dtype == sin.dtype == torch.float32
         and x.shape[2] >= FEWEST_QUERIES
-        and x.stride(3) == cos.stride(2) == 1
-        and not (torch.is_grad_enabled() and (x.requires_grad or cos.requires_grad))
+        and x.stride(3) == cos.stride(2) == sin.stride(2) == 1
+        and cos.shape[2] % 2 == 0
+        and cos.shape[2] <= x.shape[3]
+        and not (torch.is_grad_enabled() and any(one.requires_grad for one in (x, cos, sin)))
         and library() is not None
     )
 
@@ -194,6 +221,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
     found = library()
     if found is None:
         raise RuntimeError("the C library is not there; ask native.library() first")
+    if cos.shape != sin.shape or cos.shape[:2] not in ((1, x.shape[2]), (x.shape[0], x.shape[2])):
+        raise ValueError(f"tables {tuple(cos.shape)} and {tuple(sin.shape)} do not fit vectors {tuple(x.shape)}")
     result = torch.empty(x.shape, dtype=dtype)
     kept: list[Tensor] = []
     tables = (table.expand(x.shape[0], -1, -1).unsqueeze(1) for table in (cos, sin))

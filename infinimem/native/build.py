@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import runpy
 import shlex
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = "infinimem/native"
-LIBRARY = "libinfinimem.so"
 # Without contraction, every compiler's code rounds as this one's.
 FLAGS = ("-O3", "-shared", "-fPIC", "-ffp-contract=off")
 TAG = "py3-none-linux_x86_64"
@@ -29,19 +29,21 @@ class LibraryHook(BuildHookInterface):  # type: ignore[misc]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile into the source tree, from where wheels and editable installations take it."""
         folder = Path(self.root) / FOLDER
-        if build(folder):
-            build_data["artifacts"].append(f"{FOLDER}/{LIBRARY}")
+        library = build(folder)
+        if library is not None:
+            build_data["artifacts"].append(f"{FOLDER}/{library.name}")
             build_data["pure_python"] = False
             build_data["tag"] = TAG
 
 
-def build(folder: Path) -> bool:
-    """Whether the library of the sources in `folder` is there, freshly compiled; an old one never stays."""
-    library = folder / LIBRARY
-    library.unlink(missing_ok=True)
+def build(folder: Path) -> Path | None:
+    """The library of the sources in `folder`, freshly compiled, or None; an old one never stays."""
+    for old in folder.glob("libinfinimem*"):
+        old.unlink()
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        return False
-    # Beside its place first: a process that has the old one open keeps it.
+        return None
+    library: Path = runpy.run_path(str(folder / "sources.py"))["library_of"](folder)
+    # Beside its place first: nobody loads half of it.
     fresh = library.with_suffix(f".{os.getpid()}")
     sources = map(str, sorted(folder.glob("*.c")))
     command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, "-o", str(fresh), *sources]
@@ -51,5 +53,5 @@ def build(folder: Path) -> bool:
     except (OSError, subprocess.SubprocessError) as error:
         print(f"infinimem is installed without its C library, which would read faster: {error}", file=sys.stderr)
         fresh.unlink(missing_ok=True)
-        return False
-    return True
+        return None
+    return library
