@@ -223,7 +223,8 @@ KERNEL static void answer(attention *a, int64_t row, int64_t head, int64_t start
         for (int64_t r = 0; r < rows; r += FEW) {
             uint16_t *at[FEW];
             for (int i = 0; i < FEW; i++) at[i] = out[r + i] ? out[r + i] + g * COLUMNS : NULL;
-            tile_of_values(d->weights + r * stride, stride, values, count, scales + r, at, p->value_width - g * COLUMNS);
+            tile_of_values(d->weights + r * stride, stride, values, count, scales + r, at,
+                           p->value_width - g * COLUMNS);
         }
     }
 }
@@ -248,7 +249,7 @@ static void answer_blocks(void *data) {
         answer(a, i / blocks / a->p->heads, i / blocks % a->p->heads, i % blocks * BLOCK, &d);
 }
 
-/* Answers all queries, by so many threads of `parallel`, or by this one where that is null; 0, or -1 for want of memory. */
+/* Answers all queries, by so many threads of `parallel`, or by this one where that is null; -1 for want of memory. */
 int attend(const problem *p, double scaling, team *parallel, int64_t threads) {
     attention a = {.p = p, .scaling = (float)scaling, .pairs = p->width / 2};
     if (!parallel || threads < 1) threads = 1;

@@ -2,7 +2,7 @@
 
 #include "common.h"
 
-/* x and out: (B, H, T, D), FLOAT32 or BFLOAT16; cosine and sine: (B, T, R) float32 with R <= D, the rest of D passes. */
+/* x and out: (B, H, T, D), FLOAT32 or BFLOAT16; cosine and sine: (B, T, R) float32, R <= D, the rest of D passes. */
 typedef struct {
     tensor x, out, cosine, sine;
     int64_t rows, heads, tokens, width, turned, kind, out_kind;
