@@ -39,7 +39,7 @@ help-pages: $(READY)
 clean:
 	rm -rf $(VENV) .demo
 
-$(READY): pyproject.toml integrations/langchain/pyproject.toml constraints.txt
+$(READY): pyproject.toml $(wildcard infinimem/native/*.[ch]) integrations/langchain/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" -e "integrations/langchain[test]"

@@ -20,6 +20,7 @@ import torch
 from make_memory_report import table
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from infinimem import native
 from infinimem.attention.cache import InfiniCache
 from infinimem.bench.machine import measure
 from infinimem.bench.plain import matrix_parameters
@@ -34,6 +35,7 @@ KINDS = {
     "linear layers": ("aten::mm", "aten::addmm"),
     "products of attention": ("aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product_flash_attention_for_cpu"),
     "softmax of attention": ("aten::_softmax",),
+    "attention by the C library": ("attention",),
     "copies": ("aten::copy_", "aten::cat", "aten::index_select", "aten::index"),
 }
 OTHER = "small operations"
@@ -78,13 +80,10 @@ def main() -> None:
             if number >= BEFORE:
                 taken.append(time.perf_counter() - started)
     ours, theirs = (statistics.median(taken) * 1e3 for taken in seconds.values())
-    end = InfiniCache.end_segment
-
-    def marked(self: InfiniCache, *arguments: Any, **settings: Any) -> None:
-        with record_function(WRITE):
-            end(self, *arguments, **settings)
-
-    InfiniCache.end_segment = marked  # type: ignore[method-assign]
+    mark(InfiniCache, "end_segment", WRITE)
+    # Which torch's profiler does not see.
+    for name in ("attention", "rotate"):
+        mark(native, name, name)
     parts, plain_parts = (spent(way, segments[BEFORE + TIMED :]) for way in (read, plain))
     peak = measure(Task("machine", 0, "", "", "", device="cpu"))["matmul_flops"]
     least = 2 * matrix_parameters(model.model) * length / peak * 1e3
@@ -96,6 +95,17 @@ def main() -> None:
     order = sorted(parts, key=lambda kind: -parts[kind])
     rows = [[kind, *(f"{ms:.0f}" for ms in (parts[kind], plain_parts[kind]))] for kind in order]
     print(table(["part", "reading, ms", "plain forward, ms"], rows))
+
+
+def mark(owner: Any, name: str, label: str) -> None:
+    """Make the profiler see a function."""
+    function = getattr(owner, name)
+
+    def marked(*arguments: Any, **settings: Any) -> Any:
+        with record_function(label):
+            return function(*arguments, **settings)
+
+    setattr(owner, name, marked)
 
 
 def spent(read: Read, segments: Sequence[Sequence[int]]) -> dict[str, float]:

@@ -27,7 +27,7 @@ from ..errors import InvalidSetting, NoRotaryEmbedding
 from .cache import InfiniCache, InfiniLayer
 from .carried import too_far
 from .local import Part, joined_attention
-from .rotary import Tables, compose, inverse, rotate
+from .rotary import Tables, Turns, rotate
 from .rules import LinearRule, MemoryRule
 
 # Families whose layers turn all queries and keys in halves, or say where they do not (`use_rope`). Others do so on
@@ -44,13 +44,13 @@ class SeenEnough(Exception):
 class _Forward:
     """What one attention module's forward works with."""
 
-    __slots__ = ("before", "far", "layer", "tables")
+    __slots__ = ("before", "far", "layer", "turns")
 
     def __init__(
-        self, layer: InfiniLayer, tables: Tables | None, far: Tables | None, before: Callable[[Tensor], Tensor]
+        self, layer: InfiniLayer, turns: Turns | None, far: Tables | None, before: Callable[[Tensor], Tensor]
     ) -> None:
         self.layer = layer
-        self.tables = tables  # rotation of this forward's tokens; None for a layer without rotation
+        self.turns = turns  # rotation of this forward's tokens; None for a layer without rotation
         self.far = far  # rotation at the rule's virtual distance, (1, 1, R) each
         self.before = before  # turns keys (B, G, W, D) as those of the W tokens before the segment's own
 
@@ -86,16 +86,15 @@ def attend(
     if forward is None:
         return base(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
     layer = forward.layer
-    undo = None if forward.tables is None else inverse(forward.tables)
     if layer.recording:
         new = key[:, :, -query.shape[2] :]
-        layer.record(new.float() if undo is None else rotate(new, *undo))
+        layer.record(new.float() if forward.turns is None else rotate(new, *forward.turns.undo()))
     # With nothing of the past, the model's own bits; in training, and for an inexact cache, whatever is faster.
     exact = layer.exact and not query.requires_grad
     if layer.state is None and layer.carried is None and (exact or not fused_is_slow(query)):
         return base(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
 
-    read = _Read(forward, query, undo, kwargs)
+    read = _Read(forward, query, kwargs)
     weights = None
     if layer.rule.gated and layer.carried is None:
         values, weights = base(module, query, key, value, attention_mask, **kwargs)
@@ -121,9 +120,8 @@ def attend(
 class _Read:
     """The parts of one attention with a past: the memory, the carried tokens, the segment."""
 
-    def __init__(self, forward: _Forward, query: Tensor, undo: Tables | None, kwargs: dict[str, Any]) -> None:
-        self.forward, self.undo = forward, undo
-        self.layer = forward.layer
+    def __init__(self, forward: _Forward, query: Tensor, kwargs: dict[str, Any]) -> None:
+        self.forward, self.layer = forward, forward.layer
         self.query = query.to(compute_dtype(query))
         self.scaling: float = kwargs.get("scaling") or query.shape[-1] ** -0.5
         self.softcap: float | None = kwargs.get("softcap")
@@ -156,8 +154,9 @@ class _Read:
         """What a rule without gates remembers, asked from the virtual distance."""
         layer = self.layer
         asking = layer.of_heads(self.query, self.group)  # (B, R * group, T, D)
-        if self.undo is not None and self.forward.far is not None:
-            asking = rotate(asking, *compose(self.undo, self.forward.far)).to(self.query.dtype)
+        turns, far = self.forward.turns, self.forward.far
+        if turns is not None and far is not None:
+            asking = rotate(asking, *turns.moved(far), dtype=self.query.dtype)
         part = layer.rule.part(layer.prepared(self.query.dtype), asking)
         return part._replace(biases=[*part.biases, *self._past_only()])
 
@@ -168,7 +167,8 @@ class _Read:
         """
         layer = self.layer
         asking = layer.of_heads(self.query, self.group)  # (B, R * group, T, D)
-        content = asking.float() if self.undo is None else rotate(asking, *self.undo)
+        turns = self.forward.turns
+        content = asking.float() if turns is None else rotate(asking, *turns.undo())
         values = layer.rule.read(layer.prepared(torch.float32), content, self.scaling, self.softcap).values
         written = (seen > layer.carry)[:, None, None, None]  # (B, 1, 1, 1)
         share = layer.of_heads(gate[None, :, None, None], self.group) * written
@@ -238,7 +238,9 @@ class Attachment:
                 f"attention '{self._base}' has no memory; load the model with attn_implementation='sdpa'"
             )
         self._handles: list[Any] = []
-        self._far: dict[tuple[int, int], Tables] = {}
+        # By kind of layer, which may have frequencies of its own: at the virtual distance, and before a segment.
+        self._far: dict[tuple[object, int], Tables] = {}
+        self._before: dict[object, tuple[range, Tables]] = {}
         self._switch_on()
 
     def _switch_on(self) -> None:
@@ -272,7 +274,7 @@ class Attachment:
             tables = kwargs.get("position_embeddings") if rotates(module) else None
             _active.forward = _Forward(
                 cache.layers[index],
-                tables,
+                None if tables is None else _turns(tables),
                 self._far_tables(module, cache.rule.distance),
                 partial(self._turned_before, module, cache.layers[index].prefix),
             )
@@ -281,7 +283,7 @@ class Attachment:
         """Tables of the rotation by the virtual distance, scaled as keys at position 0 would be too."""
         if distance is None or not rotates(module):
             return None
-        key = (id(module), distance)
+        key = (_kind(module), distance)
         if key not in self._far:
             cos, sin = self._tables(module, [0, distance])
             self._far[key] = (cos[:, 1:] * cos[:, :1], sin[:, 1:] * cos[:, :1])
@@ -289,7 +291,13 @@ class Attachment:
 
     def _turned_before(self, module: Any, start: int, keys: Tensor) -> Tensor:
         """Position-free keys (B, G, W, D) as those of the W tokens before position `start`."""
-        return rotate(keys, *self._tables(module, range(start - keys.shape[2], start))) if rotates(module) else keys
+        if not rotates(module):
+            return keys
+        kind, places = _kind(module), range(start - keys.shape[2], start)
+        known = self._before.get(kind)
+        if known is None or known[0] != places:
+            known = self._before[kind] = (places, self._tables(module, places))
+        return rotate(keys, *known[1])
 
     def _tables(self, module: Any, positions: Sequence[int]) -> Tables:
         """The model's own tables for these positions, (1, N, R) float32."""
@@ -307,7 +315,7 @@ class Attachment:
         tensors = chain(self.model.named_parameters(), self.model.named_buffers())
         shared = {id(tensor): tensor for name, tensor in tensors if name not in own}
         other = deepcopy(self, {**shared, id(self.rule): self.rule})
-        other._far = {}
+        other._far, other._before = {}, {}
         return other
 
     def detach(self) -> None:
@@ -330,6 +338,19 @@ class Attachment:
 def rotates(module: nn.Module) -> bool:
     """Whether this attention module turns its queries and keys (SmolLM3 leaves some layers without)."""
     return bool(getattr(module, "use_rope", True))
+
+
+def _kind(module: nn.Module) -> object:
+    """Equal for layers whose tables are."""
+    return getattr(module, "layer_type", None), next(module.parameters()).device
+
+
+def _turns(tables: Tables) -> Turns:
+    """The same for all layers of a forward, which are given one object."""
+    known: Turns | None = getattr(_active, "turns", None)
+    if known is None or known.tables is not tables:
+        known = _active.turns = Turns(tables)
+    return known
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ..errors import InvalidSetting
+from . import fused
 from .carried import Leaving, bias_of, carry_over
 from .packing import unpack
 from .rules import MemoryRule, State
@@ -238,6 +239,9 @@ class InfiniCache(Cache):
             if any(sum(k.shape[-2] for k in layer.content_keys) != length for layer in layers):
                 raise InvalidSetting("this segment was read without recording; call cache.recording() before reading")
             for group in _equal_shapes(layers):
+                if mask is None and fused.fits(group):
+                    fused.end(group, written)
+                    continue
                 few = FEW_LAYERS if group[0].keys.device.type == "cpu" else len(group)
                 for start in range(0, len(group), few):
                     _end(group[start : start + few], mask, written)

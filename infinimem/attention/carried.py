@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,26 +41,57 @@ def carry_over(
     keys: (B, G, T, D) and values: (B, G, T, Dv), position-free. mask: (B, T), False for padding.
     """
     new = singles(keys, values, mask)
-    joined = in_a_row(new) if carried is None else in_a_row(carried, new)
-    real = joined.counts[:, 0] > 0  # (B, N)
-    if not bool(real.all()):
-        # Each row's own tokens last, so that it is treated as if alone.
-        order = real.long().argsort(dim=1, stable=True)
-        joined = Places(_of_rows(joined.x, order), _of_rows(joined.counts, order), joined.width)
-        real = real.gather(1, order)
+    states = [new] if carried is None else [carried, new]
+    real = torch.cat([state["counts"][:, 0] for state in states], dim=1) > 0  # (B, N)
+    if bool(real.all()):
+        stay, leave = divided(states, size)
+        packed = pack(in_a_row(*stay).state(), packing)
+        if not leave:
+            return packed, None
+        left = in_a_row(*leave)
+        return packed, Leaving(left.keys, left.values, None)
+    # Each row's own tokens last, so that it is treated as if alone.
+    order = real.long().argsort(dim=1, stable=True)
+    joined = in_a_row(*states)
+    joined = Places(_of_rows(joined.x, order), _of_rows(joined.counts, order), joined.width)
+    real = real.gather(1, order)
     total, filled = real.shape[1], min(size, int(real.sum(dim=1).max()))
     sinks, found = min(SINKS, size // 2), real.sum(dim=1, keepdim=True)  # found: (B, 1)
     places = torch.arange(filled, device=keys.device)
     # The first tokens of a row that has more than there is room for, and the last ones of every row.
     chosen = torch.where(places < sinks, total - found.clamp_min(filled) + places, total - filled + places)  # (B, W)
-    stay = Places(_of_rows(joined.x, chosen), _of_rows(joined.counts, chosen), joined.width)
+    packed = pack(Places(_of_rows(joined.x, chosen), _of_rows(joined.counts, chosen), joined.width).state(), packing)
     end, longest = total - size + sinks, int(found.max())
     if longest <= size:
-        return pack(stay.state(), packing), None
+        return packed, None
     begin = total - longest + sinks
-    left = torch.arange(begin, end, device=keys.device) >= total - found + sinks  # (B, end - begin)
-    mask = None if bool(left.all()) else left
-    return pack(stay.state(), packing), Leaving(joined.keys[:, :, begin:end], joined.values[:, :, begin:end], mask)
+    mask = torch.arange(begin, end, device=keys.device) >= total - found + sinks  # (B, end - begin)
+    mask = None if bool(mask.all()) else mask
+    return packed, Leaving(joined.keys[:, :, begin:end], joined.values[:, :, begin:end], mask)
+
+
+def divided(states: Sequence[State], size: int) -> tuple[list[State], list[State]]:
+    """Of the places of states one after the other, none of them empty: the `size` that stay, and those that leave.
+
+    Both are runs of places, views of the given tensors.
+    """
+    total, sinks = sum(state["counts"].shape[2] for state in states), min(SINKS, size // 2)
+    if total <= size:
+        return list(states), []
+    end = total - size + sinks
+    return [*_between(states, 0, sinks), *_between(states, end, total)], _between(states, sinks, end)
+
+
+def _between(states: Sequence[State], start: int, end: int) -> list[State]:
+    """The places from `start` to `end` of states one after the other."""
+    runs, begin = [], 0
+    for state in states:
+        count = state["counts"].shape[2]
+        own = slice(max(start - begin, 0), min(end - begin, count))
+        if own.start < own.stop:
+            runs.append({name: tensor[:, :, own] for name, tensor in state.items()})
+        begin += count
+    return runs
 
 
 def bias_of(carried: State) -> Tensor | None:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import native
+
 # Queries that share one buffer of logits on a CPU: small enough for its caches, and what lies ahead is not computed.
 CHUNK = 128
 
@@ -34,6 +36,8 @@ def joined_attention(
     finite, and has no meaning.
     """
     first = parts[0]
+    if native.attends(parts, softcap):
+        return native.attention(parts, scaling, causal, _hidden(first.queries.dtype))
     if first.queries.dtype == torch.float32 and all(_fused(*part[:3], None, softcap) for part in parts):
         return _joined_by_mass(parts, scaling, causal)
     batch, heads, tokens, _ = first.queries.shape

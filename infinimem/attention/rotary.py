@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import native
+
 Tables = tuple[Tensor, Tensor]  # cos, sin: (B or 1, T, R)
 
 
@@ -23,14 +25,17 @@ def rotate_half(x: Tensor) -> Tensor:
     return torch.cat((-second, first), dim=-1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `x` by the angles in the tables; computed and returned in the dtype of the tables."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Rotate `x` by the angles in the tables; computed in the dtype of the tables, returned in `dtype` or that."""
+    dtype = dtype or cos.dtype
+    if native.rotates(x, cos, sin):
+        return native.rotate(x, cos, sin, dtype)
     width = cos.shape[-1]
     turned = x[..., :width].to(cos.dtype)
     turned = turned * cos.unsqueeze(1) + rotate_half(turned) * sin.unsqueeze(1)
-    if width == x.shape[-1]:
-        return turned
-    return torch.cat((turned, x[..., width:].to(cos.dtype)), dim=-1)
+    if width < x.shape[-1]:
+        turned = torch.cat((turned, x[..., width:].to(cos.dtype)), dim=-1)
+    return turned.to(dtype)
 
 
 def inverse(tables: Tables) -> Tables:
@@ -45,3 +50,27 @@ def compose(first: Tables, second: Tables) -> Tables:
     cos_a, sin_a = first[0].float(), first[1].float()
     cos_b, sin_b = second[0].float(), second[1].float()
     return cos_a * cos_b - sin_a * sin_b, sin_a * cos_b + cos_a * sin_b
+
+
+class Turns:
+    """The rotation of a forward's tokens, and what is made of its tables: once for all layers.
+
+    Float32 tables of its own inverse, and of turning on from there to the angles of other tables.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self._undo: Tables | None = None
+        self._moved: tuple[Tables, Tables] | None = None
+
+    def undo(self) -> Tables:
+        """Tables that take the rotation back."""
+        if self._undo is None:
+            self._undo = inverse(self.tables)
+        return self._undo
+
+    def moved(self, far: Tables) -> Tables:
+        """Tables that take the rotation back and do that of `far`."""
+        if self._moved is None or self._moved[0] is not far:
+            self._moved = (far, compose(self.undo(), far))
+        return self._moved[1]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 
+from .. import native
 from ..errors import InvalidSetting
 from ..pretrained import best_dtype
 from .task import Task, clock_of
@@ -40,6 +41,7 @@ def measure(task: Task) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
         "device": device,
         "dtype": kind,
+        "c_library": native.library() is not None,
         "bfloat16_in_hardware": _bfloat16_in_hardware(on_gpu),
         "matmul_flops": peak,
         "matmul": f"{edge} x {edge} x {edge}, {kind}",

@@ -88,11 +88,12 @@ def machine_line(machine: Mapping[str, Any]) -> str:
     """What computed, in one line."""
     computing = f"{machine['gpu']}, beside " if machine["gpu"] else ""
     hardware = "in hardware" if machine["bfloat16_in_hardware"] else "bfloat16 not in hardware"
+    library = ", C library" if machine.get("c_library") else ""
     return (
         f"{computing}{machine['cpu']} ({machine['threads']} of {machine['cores']} cores used), {machine['system']}, "
         f"{machine['dtype']} ({hardware}, {machine['matmul_flops'] / 1e9:,.0f} GFLOP/s in products of "
         f"{machine['matmul'].partition(',')[0]}), torch {machine['torch']}, transformers {machine['transformers']}, "
-        f"Python {machine['python']}"
+        f"Python {machine['python']}{library}"
     )
 
 
