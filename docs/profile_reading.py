@@ -33,9 +33,14 @@ WRITE = "write the memory"
 BEFORE, TIMED, PROFILED = 5, 9, 4  # segments
 KINDS = {
     "linear layers": ("aten::mm", "aten::addmm"),
-    "products of attention": ("aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product_flash_attention_for_cpu"),
-    "softmax of attention": ("aten::_softmax",),
-    "attention by the C library": ("attention",),
+    "attention": (
+        "aten::bmm",
+        "aten::baddbmm",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_softmax",
+        "attention",
+    ),
+    "rotation by the C library": ("rotate",),
     "copies": ("aten::copy_", "aten::cat", "aten::index_select", "aten::index"),
 }
 OTHER = "small operations"

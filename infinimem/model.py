@@ -365,7 +365,7 @@ class InfiniModel:
     def word_vectors(self) -> WordVectors:
         """Which words are related, as the input embeddings have it."""
         table: Any = self.model.get_input_embeddings()
-        return WordVectors(table.weight, self.encoder)
+        return WordVectors(table.weight, self.encoder, self.tokenizer.unk_token_id)
 
     @torch.no_grad()
     def read(self, tokens: Tensor, cache: InfiniCache, attention_mask: Tensor | None = None) -> None:

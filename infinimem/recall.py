@@ -38,6 +38,12 @@ RELATED = 32
 BESIDE_IT = 0.5
 
 
+# Of words: the places of those that have a vector, (F,), and the vectors, (F, E); see `related`.
+Vectors = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+# Words of a query whose cosines with all of a document's are computed at a time.
+CHUNK = 64
+
+
 class Ranker(Protocol):
     """Orders passages by how well they fit a query."""
 
@@ -101,7 +107,7 @@ class AddressRanker:
         passages: Sequence[Passage],
         addresses: Sequence[bytes],
         weigh: Callable[[str], Sequence[float]],
-        vectors: Callable[[Sequence[str]], np.ndarray] | None = None,
+        vectors: Vectors | None = None,
     ) -> None:
         self._weigh = weigh
         self._size = len(passages)
@@ -128,7 +134,9 @@ class AddressRanker:
         self._stems = list(self._vocabulary)
         self._vectors = vectors
         if vectors is not None:
-            self._meanings = _of_stems(vectors(list(spelled)), [self._vocabulary[stem] for stem in spelled.values()])
+            places, found = vectors(list(spelled))
+            kinds = np.array([self._vocabulary[stem] for stem in spelled.values()], np.int64)[places]
+            self._meant, self._meanings = _of_stems(kinds, found)
         # All that is asked about a query is asked one after the other, and weighing it is most of the work.
         self._last: tuple[str, _Wanted] | None = None
 
@@ -171,12 +179,18 @@ class AddressRanker:
             return last[1]
         scores, covered = np.zeros((2, self._size), np.float32)
         words, highest = [], 0.0
-        for stem, weight, related in zip(stems(query), self._weigh(query), self._related(query), strict=True):
+        # Twice the same word is one that weighs as much as both.
+        asked: dict[tuple[str, str], float] = {}
+        for word, stem, weight in zip(WORD.findall(query), stems(query), self._weigh(query), strict=True):
+            if weight > 0:
+                asked[word.lower(), stem] = asked.get((word.lower(), stem), 0.0) + weight
+        alike = self._related([word for word, _ in asked])
+        for row, ((_, stem), weight) in enumerate(asked.items()):
             own = self._vocabulary.get(stem)
             rare = float(rarity(self._size, 0) if own is None else self._rarity[own])
             worth = {
                 kind: weight * (share if own is None else share * BESIDE_IT) * min(float(self._rarity[kind]), rare)
-                for kind, share in related
+                for kind, share in alike.get(row, [])
             }
             highest += weight * max(rare, COMMON)
             if own is not None:
@@ -194,25 +208,31 @@ class AddressRanker:
         self._last = query, wanted
         return wanted
 
-    def _related(self, query: str) -> list[list[tuple[int, float]]]:
-        """For each word of a query the document's words that are related to it, and how much, 0 to 1."""
-        words = WORD.findall(query)
-        if self._vectors is None or not words:
-            return [[] for _ in words]
-        cosines = self._vectors(words) @ self._meanings.T
-        shares = ((cosines - NOT_RELATED) / (THE_SAME - NOT_RELATED)).clip(0, 1)  # (Q, V)
-        return [
-            [(int(kind), float(row[kind])) for kind in np.argsort(-row, kind="stable")[:RELATED] if row[kind] > 0]
-            for row in shares
-        ]
+    def _related(self, words: Sequence[str]) -> dict[int, list[tuple[int, float]]]:
+        """For each word of a query, by its place, the document's words that are related to it, and how much, 0 to 1."""
+        found: dict[int, list[tuple[int, float]]] = {}
+        if self._vectors is None:
+            return found
+        places, vectors = self._vectors(words)
+        for start in range(0, len(places), CHUNK):
+            cosines = vectors[start : start + CHUNK] @ self._meanings.T  # (CHUNK, V)
+            for place, row in zip(places[start : start + CHUNK], cosines, strict=True):
+                near = np.nonzero(row > NOT_RELATED)[0]
+                near = near[np.argsort(-row[near], kind="stable")[:RELATED]]
+                shares = ((row[near] - NOT_RELATED) / (THE_SAME - NOT_RELATED)).clip(0, 1)
+                found[int(place)] = list(zip(self._meant[near].tolist(), shares.tolist(), strict=True))
+        return found
 
 
-def _of_stems(vectors: np.ndarray, stems: Sequence[int]) -> np.ndarray:
-    """Vectors of stems, of length 1 or 0, (V, E): the means of those of their words, (N, E)."""
-    sums = np.zeros((max(stems, default=-1) + 1, vectors.shape[1]), np.float32)
-    np.add.at(sums, np.asarray(stems, np.int64), vectors)
-    directions: np.ndarray = sums / np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
-    return directions
+def _of_stems(kinds: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Stems that have words with vectors, (M,), and the direction of the mean of those, (M, E).
+
+    kinds: (F,) the stem of each word; vectors: (F, E).
+    """
+    meant, rows = np.unique(kinds, return_inverse=True)
+    sums = np.zeros((len(meant), vectors.shape[1]), np.float32)
+    np.add.at(sums, rows, vectors)
+    return meant, sums / np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
 
 
 class Sentence(NamedTuple):

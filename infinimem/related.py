@@ -28,11 +28,12 @@ LETTERS = 3
 
 
 class WordVectors:
-    """Vectors of words from a table of input embeddings, (V, E)."""
+    """Vectors of words from a table of input embeddings, (V, E). unknown: the token of whatever is none."""
 
-    def __init__(self, embeddings: Tensor, encoder: TextEncoder) -> None:
+    def __init__(self, embeddings: Tensor, encoder: TextEncoder, unknown: int | None = None) -> None:
         self._embeddings = embeddings.detach()
         self._encoder = encoder
+        self._unknown = unknown
         sample = self._embeddings[:: max(1, len(embeddings) // SAMPLE)].float()
         self._mean = sample.mean(dim=0)
         sample = sample - self._mean
@@ -42,19 +43,22 @@ class WordVectors:
             directions = torch.linalg.qr(sample.T @ (sample @ directions)).Q
         self._directions = directions
 
-    def __call__(self, words: Sequence[str]) -> np.ndarray:
-        """Vectors of length 1, (N, E) float32; zeros for words without one. Capitals make no difference."""
-        found = np.zeros((len(words), self._embeddings.shape[1]), np.float32)
+    def __call__(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The places (F,) of the words that have a vector, and their vectors of length 1, (F, E) float32.
+
+        Capitals make no difference.
+        """
         tokens: list[int | None] = [None] * len(words)
         # Names are single tokens as they are written.
         for spelled in (str.lower, str.capitalize):
             left = [r for r, word in enumerate(words) if tokens[r] is None and len(word) >= LETTERS and word.isalpha()]
             for row, ids in zip(left, self._encoder.encode_words([spelled(words[row]) for row in left]), strict=True):
-                tokens[row] = ids[0] if len(ids) == 1 else None
-        rows = [row for row, token in enumerate(tokens) if token is not None]
-        if rows:
-            chosen = torch.tensor([token for token in tokens if token is not None], device=self._embeddings.device)
-            x = self._embeddings[chosen].float() - self._mean
-            x = x - (x @ self._directions) @ self._directions.T
-            found[rows] = torch.nn.functional.normalize(x, dim=-1).cpu().numpy()
-        return found
+                tokens[row] = ids[0] if len(ids) == 1 and ids[0] != self._unknown else None
+        chosen = [token for token in tokens if token is not None]
+        x = (
+            self._embeddings[torch.tensor(chosen, dtype=torch.long, device=self._embeddings.device)].float()
+            - self._mean
+        )
+        x = torch.nn.functional.normalize(x - (x @ self._directions) @ self._directions.T, dim=-1)
+        places = np.array([row for row, token in enumerate(tokens) if token is not None], np.int64)
+        return places, x.cpu().numpy()

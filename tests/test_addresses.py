@@ -248,10 +248,14 @@ def test_scores_are_weight_times_rarity_times_weight(texts: list[list[str]], que
 
 
 def turned(angles: dict[str, float]) -> Any:
-    """Vectors of words, (N, 2), that stand at these angles; none of other words."""
-    return lambda words: np.array(
-        [[math.cos(angles[w]), math.sin(angles[w])] if w in angles else [0.0, 0.0] for w in words], np.float32
-    ).reshape(-1, 2)
+    """Vectors of words that stand at these angles; other words have none."""
+
+    def vectors(words: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        places = [place for place, word in enumerate(words) if word in angles]
+        found = [[math.cos(angles[words[place]]), math.sin(angles[words[place]])] for place in places]
+        return np.array(places, np.int64), np.array(found, np.float32).reshape(-1, 2)
+
+    return vectors
 
 
 def test_related_words_count_as_far_as_they_are_related() -> None:
@@ -295,6 +299,15 @@ def test_words_whose_small_letters_are_more_than_their_capitals_are_ranked(embed
     # In small letters this one has a mark that is no letter, in the middle.
     memory = DocumentMemory.from_text("In İIzmir the fog fell. " * 60, model=embedded)
     assert memory.retrieve("Mist over İIzmir?", k=1, mode="memory")[0].score > 0
+
+
+def test_a_word_that_is_said_twice_counts_twice() -> None:
+    texts = ["fog fell", "bell rang"]
+    passages = [Passage(text, "s", 1, 0, 1) for text in texts]
+    ranker = AddressRanker(passages, [bytes([STEPS] * 2)] * 2, alike, turned({"mist": 0.0, "fog": 0.1}))
+    for query in ("fog", "mist"):
+        once, twice = ranker.scores(query).copy(), ranker.scores(f"{query} {query.upper()}")
+        assert once[0] > 0 and twice == pytest.approx(2 * once)
 
 
 def test_a_question_in_other_words_finds_its_passage(embedded: InfiniModel) -> None:

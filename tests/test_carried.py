@@ -245,3 +245,20 @@ def test_gradients_flow_through_carried_tokens_of_rows_of_unequal_length(rule: s
     reached = gradient.abs().sum(-1) > 0
     # Six last ones and the first four, of five tokens all; a row without any has nothing to reach.
     assert reached[0, [0, 1, 2, 3, 10, 11, 12, 13, 14, 15]].all() and reached[1, :5].all() and not reached[2].any()
+
+
+def test_a_model_that_has_read_in_inference_mode_can_be_trained(make_model: MakeModel) -> None:
+    model = make_model(segment_length=16, carry=8)
+    segments = random_tokens(1, 64).split(16, dim=1)
+    with torch.inference_mode():
+        cache = model.new_cache()
+        for segment in segments[:3]:
+            model.read_segment(segment, cache)
+    cache = model.new_cache()
+    for segment in segments[:3]:
+        model.read_segment(segment, cache)
+    model.model.requires_grad_(True)
+    logits = model.read_segment(segments[3], cache, logits=True)
+    assert logits is not None
+    logits.square().mean().backward()
+    assert all(parameter.grad is not None for name, parameter in model.model.named_parameters() if "q_proj" in name)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import platform
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -242,6 +245,19 @@ def read(model: Any, segments: int, rows: int = 1) -> InfiniCache:
     return cache
 
 
+def memory_and_carried(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Carried keys and values, and of a memory how many tokens it holds and their means, (B, G, D)."""
+    carried = {name[8:]: x for name, x in state.items() if name.startswith("carried_")}
+    memory = {name: x for name, x in state.items() if not name.startswith("carried_")}
+    found = {f"carried {name}": x for name, x in (unpack(carried) if carried else {}).items()}
+    if memory:
+        memory = unpack(memory)
+        counts = memory["counts"].unsqueeze(-1)
+        found |= {name: (memory[name] * counts).sum(2) / counts.sum(2) for name in ("keys", "values")}
+        found["tokens"] = counts.sum(2)
+    return found
+
+
 @needs_library
 @pytest.mark.parametrize("heads", [None, [3], {1: [0, 1], 3: [0, 1]}])
 @pytest.mark.parametrize("carry", [0, 3, 10, 40])
@@ -261,6 +277,12 @@ def test_a_segment_ends_as_by_torch_but_for_rounding(
             assert {name: (x.dtype, x.shape) for name, x in state.items()} == {
                 name: (x.dtype, x.shape) for name, x in wanted[index].items()
             }
+            found, known = (memory_and_carried(x) for x in (state, wanted[index]))
+            for name, tensor in found.items():
+                assert torch.allclose(tensor, known[name], atol=0.05 * float(known[name].abs().amax()) + 1e-6), name
+        # Nothing that a memory changed has come into the lowest layer.
+        for name, tensor in states.get(0, {}).items():
+            assert not name.startswith("carried_") or torch.equal(tensor, wanted[0][name])
 
 
 @needs_library
@@ -363,7 +385,7 @@ def test_attention_is_one_softmax_over_all_parts(
     sizes: list[int], tokens: int, width: int, value_width: int, causal: bool
 ) -> None:
     parts = asked(1, sizes, tokens, width, value_width, rows=2)
-    assert native.attends(parts, None)
+    assert native.attends(parts, None, causal)
     got = joined_attention(parts, width**-0.5, None, causal)
     expected = softmax_over(parts, width**-0.5, causal)
     assert got.dtype == torch.bfloat16
@@ -409,13 +431,14 @@ def test_attention_does_not_depend_on_threads_and_rows(monkeypatch: pytest.Monke
 @needs_library
 def test_attention_that_the_library_does_not_know_is_left_to_torch() -> None:
     (part,) = asked(5, [40], 40)
-    assert native.attends([part], None)
-    assert not native.attends([part], 5.0)
-    assert not native.attends([part._replace(biases=[torch.zeros(1, 1, 40, 40)])], None)
-    assert not native.attends([part._replace(queries=part.queries[:, :, :4])], None)
-    assert not native.attends([Part(*(x.float() for x in part[:3]))], None)
-    assert not native.attends([part._replace(queries=part.queries.clone().requires_grad_())], None)
-    assert not native.attends(asked(5, [40, 30, 20, 10], 10), None)
+    assert native.attends([part], None, False)
+    assert not native.attends([part], 5.0, False)
+    assert not native.attends([part._replace(queries=part.queries[:, :, :20])], None, True)
+    assert not native.attends([part._replace(biases=[torch.zeros(1, 1, 40, 40)])], None, False)
+    assert not native.attends([part._replace(queries=part.queries[:, :, :4])], None, False)
+    assert not native.attends([Part(*(x.float() for x in part[:3]))], None, False)
+    assert not native.attends([part._replace(queries=part.queries.clone().requires_grad_())], None, False)
+    assert not native.attends(asked(5, [40, 30, 20, 10], 10), None, False)
 
 
 @needs_library
@@ -449,11 +472,32 @@ def test_states_that_do_not_fit_together_are_refused(name: str) -> None:
 @needs_library
 def test_parts_that_do_not_fit_together_are_refused() -> None:
     (part,) = asked(1, [40], 40)
-    for wrong in (part.keys[..., :32], part.keys[:, :1], part.keys[:, :, :39]):
+    for wrong in (part.keys[..., :32], part.keys[:, :1]):
         with pytest.raises(ValueError, match="should be"):
-            joined_attention([part, part._replace(keys=wrong)], 0.125, None, True)
+            joined_attention([part._replace(keys=wrong), part], 0.125, None, True)
     with pytest.raises(ValueError, match="do not fit"):
         rotate(part.keys.float(), torch.zeros(1, 39, 64), torch.zeros(1, 39, 64))
+
+
+@pytest.mark.parametrize("default", [torch.device("meta"), torch.bfloat16], ids=str)
+def test_torchs_defaults_change_nothing(default: Any, make_model: MakeModel) -> None:
+    model = make_model(dtype=torch.bfloat16, carry=8)
+    segments = random_tokens(1, 64).split(16, dim=1)
+    caches = [model.new_cache(), model.new_cache()]
+    change, before = (
+        (torch.set_default_dtype, torch.get_default_dtype())
+        if isinstance(default, torch.dtype)
+        else (torch.set_default_device, None)
+    )
+    for cache, value in zip(caches, (before, default), strict=True):
+        with torch.no_grad():
+            for segment in segments:
+                model.model.get_decoder()(input_ids=segment, past_key_values=cache.recording(), use_cache=True)
+                change(value)
+                cache.end_segment()
+                change(before)
+    for index, state in caches[0].states().items():
+        assert all(torch.equal(x, caches[1].states()[index][name]) for name, x in state.items())
 
 
 @pytest.mark.parametrize("content", [None, b"no library at all"])
@@ -512,9 +556,31 @@ def test_a_compiler_that_fails_leaves_a_pure_installation(
     assert sorted(path.name for path in old.parent.iterdir()) == SOURCES
 
 
+def compiles(flags: str) -> bool:
+    """Whether there is a C compiler that knows these flags."""
+    command = ["cc", *flags.split(), "-x", "c", "-c", "-o", os.devnull, "-"]
+    try:
+        return subprocess.run(command, input=b"int x;", capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def test_sources_that_cannot_be_written_beside_leave_a_pure_installation(
+    hook: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("read-only")
+
+    (Path(hook.root) / "infinimem/native/libinfinimem-0123456789abcdef.so").write_bytes(b"of another version")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    data: dict[str, Any] = {"artifacts": [], "pure_python": True}
+    hook.initialize("standard", data)
+    assert data == {"artifacts": [], "pure_python": True}
+
+
 @pytest.mark.skipif(
-    sys.platform != "linux" or shutil.which("cc") is None or not native.LIBRARY.exists(),
-    reason="there is no C compiler that has built the library here",
+    sys.platform != "linux" or platform.machine() != "x86_64" or not compiles("-mavx512bf16"),
+    reason="there is no C compiler for x86-64 with AVX-512 BF16",
 )
 def test_a_compiler_that_works_makes_a_wheel_of_this_platform(hook: Any) -> None:
     data: dict[str, Any] = {"artifacts": [], "pure_python": True}

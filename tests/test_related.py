@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from infinimem.related import DIRECTIONS, WordVectors
 from infinimem.tokens import TextEncoder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
     from infinimem.model import InfiniModel
 
 
@@ -29,17 +31,27 @@ if TYPE_CHECKING:
     ],
 )
 def test_a_word_is_nearer_to_one_that_means_the_same(embedded: InfiniModel, word: str, near: str, far: str) -> None:
-    asked, close, distant = embedded.word_vectors([word, near, far])
+    _, (asked, close, distant) = embedded.word_vectors([word, near, far])
     assert asked @ close > 0.35 and asked @ close > asked @ distant + 0.2
 
 
 def test_vectors_have_length_one_and_words_of_several_tokens_numbers_and_short_ones_none(embedded: InfiniModel) -> None:
     words = ["harbour", "fog", "Fog", "Kelderay", "of", "7", "", "warsaw"]
-    vectors = embedded.word_vectors(words)
-    assert vectors.shape == (8, embedded.model.config.hidden_size) and vectors.dtype == np.float32
-    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1, 1, 0, 0, 0, 0, 1], abs=1e-5)
+    places, vectors = embedded.word_vectors(words)
+    assert places.tolist() == [0, 1, 2, 7]
+    assert vectors.shape == (4, embedded.model.config.hidden_size) and vectors.dtype == np.float32
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1, 1, 1], abs=1e-5)
     assert (vectors[1] == vectors[2]).all()
-    assert embedded.word_vectors([]).shape == (0, embedded.model.config.hidden_size)
+    assert [x.shape for x in embedded.word_vectors([])] == [(0,), (0, embedded.model.config.hidden_size)]
+
+
+def test_words_that_a_tokenizer_does_not_know_are_not_related() -> None:
+    known = Tokenizer(WordLevel({"<unk>": 0, "harbour": 1, "fog": 2}, unk_token="<unk>"))
+    known.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=known, unk_token="<unk>")
+    table = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    places, _ = WordVectors(table, TextEncoder(tokenizer), tokenizer.unk_token_id)(["zebra", "harbour", "lion", "fog"])
+    assert places.tolist() == [1, 3]
 
 
 def test_mean_and_widest_directions_are_taken_out(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -56,5 +68,5 @@ def test_mean_and_widest_directions_are_taken_out(tokenizer: PreTrainedTokenizer
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
     kept = centred[rows] @ (np.eye(24) - directions[:DIRECTIONS].T @ directions[:DIRECTIONS])
     expected = kept / np.linalg.norm(kept, axis=1, keepdims=True)
-    found = WordVectors(table, TextEncoder(tokenizer))([word for word in words if len(word) > 2])
+    _, found = WordVectors(table, TextEncoder(tokenizer))([word for word in words if len(word) > 2])
     assert len(rows) > 0 and np.abs(found - expected).max() < 1e-3

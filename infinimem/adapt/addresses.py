@@ -28,7 +28,7 @@ from ..address_head import AddressHead, HeadSettings, write_head
 from ..addresses import last_tokens, rarity, spans, stems, to_bytes
 from ..errors import DamagedCheckpoint, InvalidConfig, RunChanged, RunExists, TrainingDataError
 from ..memory_file import differences, make_directory, write_atomically
-from ..recall import AddressRanker
+from ..recall import AddressRanker, Vectors
 from ..tokens import split_blocks
 from .checkpoint import hash_file
 from .data import SEPARATOR, Document, Question, read_questions
@@ -226,9 +226,7 @@ def _batches(bundles: Sequence[Bundle], size: int, rng: random.Random) -> Iterat
 
 
 @torch.no_grad()
-def choose(
-    head: AddressHead, bundles: Sequence[Bundle], vectors: Callable[[Sequence[str]], np.ndarray]
-) -> tuple[HeadSettings, dict[str, Any]]:
+def choose(head: AddressHead, bundles: Sequence[Bundle], vectors: Vectors) -> tuple[HeadSettings, dict[str, Any]]:
     """The share of BM25, and how low the coverage of an answerable question may be, as documents kept apart ask for;
     and what was measured on them: mean reciprocal ranks by share, and the share of questions of another document that
     are known as such. vectors: of words, see `AddressRanker`."""

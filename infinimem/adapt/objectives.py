@@ -151,11 +151,12 @@ class Questions:
             narrow = self.config.window > 0 and rng.random() < self.config.window
             shown: list[Passage] = []
             if self.config.absent and rng.random() < self.config.absent:
-                right = self._right(document, question, passages)
-                if narrow and rng.random() >= self.config.elsewhere:
+                elsewhere = rng.random() < self.config.elsewhere
+                if narrow and not elsewhere:
                     # Of sentences that stand together, where one says it, the others do not.
+                    right = self._right(document, question, passages)
                     shown = self._narrowed(rng, right, question.answers, telling=False)
-                without = [] if shown else self._without(rng, file, document, question)
+                without = [] if shown else self._without(rng, file, document, question, elsewhere)
                 if narrow and without:
                     shown = self._narrowed(rng, without, [""])
                 passages, answer = (without or passages, NOT_SAID) if shown or without else (passages, answer)
@@ -327,12 +328,12 @@ class Questions:
         )
 
     def _without(
-        self, rng: random.Random, file: list[Document], document: Document, question: Question
+        self, rng: random.Random, file: list[Document], document: Document, question: Question, elsewhere: bool
     ) -> list[Passage]:
         """What `retrieve` would show of this document had it no answer, or of another one; none where all have it."""
         passages, ranker = document.passages()
         kept = set(document.right(question))
-        if rng.random() < self.config.elsewhere or len(kept) == len(passages):
+        if elsewhere or len(kept) == len(passages):
             others = [other for other in file if other is not document]
             if others:
                 (passages, ranker), kept = rng.choice(others).passages(), set()

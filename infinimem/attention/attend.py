@@ -286,7 +286,8 @@ class Attachment:
         key = (_kind(module), distance)
         if key not in self._far:
             cos, sin = self._tables(module, [0, distance])
-            self._far[key] = (cos[:, 1:] * cos[:, :1], sin[:, 1:] * cos[:, :1])
+            with torch.inference_mode(False):
+                self._far[key] = (cos[:, 1:] * cos[:, :1], sin[:, 1:] * cos[:, :1])
         return self._far[key]
 
     def _turned_before(self, module: Any, start: int, keys: Tensor) -> Tensor:
@@ -303,11 +304,13 @@ class Attachment:
         """The model's own tables for these positions, (1, N, R) float32."""
         rotary = self.model.get_decoder().rotary_emb
         device = next(module.parameters()).device
-        x = torch.zeros(1, 1, 1, device=device)
-        places = torch.tensor([list(positions)], device=device)
         layer_type = getattr(module, "layer_type", None)
         per_type = hasattr(rotary, f"{layer_type}_inv_freq")
-        found: Tables = rotary(x, places, layer_type) if per_type else rotary(x, places)
+        # They are kept, and a tensor of inference mode could not be used in training later.
+        with torch.inference_mode(False):
+            x = torch.zeros(1, 1, 1, device=device)
+            places = torch.tensor([list(positions)], device=device)
+            found: Tables = rotary(x, places, layer_type) if per_type else rotary(x, places)
         return found
 
     def twin(self, own: Set[str]) -> Attachment:

@@ -59,7 +59,11 @@ def end(layers: Sequence[InfiniLayer], written: slice) -> None:
             jobs.append(_job(leave if layer.state is None else [layer.state, *leave], rule.slots))
     results = iter(native.pool(jobs, rule.balance))
     added = new["counts"].shape[2]
-    seen = torch.full((keys.shape[0],), added, dtype=torch.int64) if layers[0].seen is None else layers[0].seen + added
+    seen = (
+        torch.full((keys.shape[0],), added, dtype=torch.int64, device="cpu")
+        if layers[0].seen is None
+        else layers[0].seen + added
+    )
     for layer, (carries, writes) in zip(layers, ends, strict=True):
         carried = next(results) if carries else layer.carried
         layer.set_past(next(results) if writes else layer.state, carried, seen)

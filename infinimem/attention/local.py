@@ -32,11 +32,11 @@ def joined_attention(
 ) -> Tensor:
     """One softmax over the keys of all parts, each asked with its own queries: values (B, H, T, Dv).
 
-    causal: query t sees keys 0 to t of the last part, which has T keys. What a query gets that sees no key at all is
-    finite, and has no meaning.
+    causal: query t sees keys 0 to t of the last part, which has T keys, or as many of its last T and all before them.
+    What a query gets that sees no key at all is finite, and has no meaning.
     """
     first = parts[0]
-    if native.attends(parts, softcap):
+    if native.attends(parts, softcap, causal):
         return native.attention(parts, scaling, causal, _hidden(first.queries.dtype))
     if first.queries.dtype == torch.float32 and all(_fused(*part[:3], None, softcap) for part in parts):
         return _joined_by_mass(parts, scaling, causal)

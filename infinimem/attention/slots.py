@@ -217,7 +217,7 @@ def merge_round(
 @lru_cache(maxsize=64)
 def shuffled(size: int) -> Tensor:
     """A fixed random order of `size` places: neighbours in the text must not always meet as even and odd."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(size))
+    return torch.randperm(size, generator=torch.Generator().manual_seed(size), device="cpu")
 
 
 def take(x: Tensor, places: Tensor) -> Tensor:

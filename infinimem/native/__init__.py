@@ -31,6 +31,8 @@ KINDS = {torch.int8: 0, torch.float32: 1, torch.bfloat16: 2}
 NAMES = ("keys", "values", "keys_scale", "values_scale", "counts")
 NOTHING = [0] * (4 * len(NAMES) + 3)
 PARTS = 3
+# Whatever torch makes tensors on by default, what goes into C lies here.
+CPU = torch.device("cpu")
 NO_PART = [0] * (4 * 5 + 1)
 # Fewer queries are not worth the laying out of keys and values.
 FEWEST_QUERIES = 16
@@ -97,8 +99,9 @@ def pool(jobs: Sequence[Job], balance: float) -> list[dict[str, Tensor]]:
             raise ValueError(f"the order of {sum(sizes)} places should be as many int64 numbers")
         widths = [job.runs[0][name].shape[-1] for name in ("keys", "values")]
         shape = batch, heads, min(sum(sizes), job.capacity)
-        keys, values = (torch.empty(*shape, width, dtype=torch.int8) for width in widths)
-        result = {"keys": keys, "values": values, **{name: torch.empty(shape) for name in NAMES[2:]}}
+        keys, values = (torch.empty(*shape, width, dtype=torch.int8, device=CPU) for width in widths)
+        scales_and_counts = {name: torch.empty(shape, dtype=torch.float32, device=CPU) for name in NAMES[2:]}
+        result = {"keys": keys, "values": values, **scales_and_counts}
         for run in job.runs:
             numbers.extend(_run(run, (batch, heads), widths, kept))
         numbers.extend(NOTHING * (RUNS - len(job.runs)))
@@ -129,9 +132,14 @@ def _run(state: dict[str, Tensor], shape: Sequence[int], widths: Sequence[int], 
 
 
 def _tensor(tensor: Tensor | None, kept: list[Tensor]) -> list[int]:
-    """A tensor (B, G, N) or (B, G, N, width) as the C code's `tensor`: address, and strides in bytes."""
+    """A tensor (B, G, N) or (B, G, N, width) as the C code's `tensor`: address, and strides in bytes.
+
+    Raises ValueError where it is not in this processor's memory.
+    """
     if tensor is None:
         return [0, 0, 0, 0]
+    if tensor.device != CPU:
+        raise ValueError(f"the C library reads tensors on the CPU, not on {tensor.device}")
     if tensor.ndim == 4 and tensor.stride(3) != 1:
         tensor = tensor.contiguous()
     kept.append(tensor)
@@ -139,7 +147,7 @@ def _tensor(tensor: Tensor | None, kept: list[Tensor]) -> list[int]:
     return [tensor.data_ptr(), *(size * stride for stride in tensor.stride()[:3])]
 
 
-def attends(parts: Sequence[Part], softcap: float | None) -> bool:
+def attends(parts: Sequence[Part], softcap: float | None, causal: bool) -> bool:
     """Whether `attention` does this case: many queries in bfloat16, and biases of keys or queries alone."""
     queries = parts[0].queries
     return (
@@ -151,6 +159,7 @@ def attends(parts: Sequence[Part], softcap: float | None) -> bool:
         and len(parts) <= PARTS
         and not (torch.is_grad_enabled() and any(x.requires_grad for part in parts for x in (*part[:3], *part.biases)))
         and all(x.dtype == torch.bfloat16 for part in parts for x in part[:3])
+        and not (causal and parts[-1].keys.shape[2] != queries.shape[2])
         and all(bias.shape[2] == 1 or bias.shape[3] == 1 for part in parts for bias in part.biases)
         and any(part.keys.shape[2] for part in parts)
         and library() is not None
@@ -223,7 +232,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
         raise RuntimeError("the C library is not there; ask native.library() first")
     if cos.shape != sin.shape or cos.shape[:2] not in ((1, x.shape[2]), (x.shape[0], x.shape[2])):
         raise ValueError(f"tables {tuple(cos.shape)} and {tuple(sin.shape)} do not fit vectors {tuple(x.shape)}")
-    result = torch.empty(x.shape, dtype=dtype)
+    result = torch.empty(x.shape, dtype=dtype, device=CPU)
     kept: list[Tensor] = []
     tables = (table.expand(x.shape[0], -1, -1).unsqueeze(1) for table in (cos, sin))
     numbers = array("q", [number for tensor in (x, result, *tables) for number in _tensor(tensor, kept)])

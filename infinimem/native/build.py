@@ -5,6 +5,7 @@ An installation without the library is complete: it uses torch alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import runpy
@@ -38,20 +39,21 @@ class LibraryHook(BuildHookInterface):  # type: ignore[misc]
 
 def build(folder: Path) -> Path | None:
     """The library of the sources in `folder`, freshly compiled, or None; an old one never stays."""
-    for old in folder.glob("libinfinimem*"):
-        old.unlink()
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return None
     library: Path = runpy.run_path(str(folder / "sources.py"))["library_of"](folder)
     # Beside its place first: nobody loads half of it.
     fresh = library.with_suffix(f".{os.getpid()}")
     sources = map(str, sorted(folder.glob("*.c")))
     command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, "-o", str(fresh), *sources]
     try:
+        for old in folder.glob("libinfinimem*"):
+            old.unlink()
+        if sys.platform != "linux" or platform.machine() != "x86_64":
+            return None
         subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
         fresh.replace(library)
     except (OSError, subprocess.SubprocessError) as error:
         print(f"infinimem is installed without its C library, which would read faster: {error}", file=sys.stderr)
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
         return None
     return library
