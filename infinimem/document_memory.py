@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 # How long `save` waits for another writer, who needs a moment only.
 SECONDS_FOR_A_LOCK = 10.0
+# Segments in one forward on a GPU.
+BATCH = 8
 
 
 class DocumentMemory(Answering):
@@ -145,7 +147,7 @@ class DocumentMemory(Answering):
         cls,
         sources: PathLike | Iterable[PathLike],
         *,
-        batch: int = 8,
+        batch: int | None = None,
         model: str | os.PathLike[str] | InfiniModel | None = None,
         rule: str | None = None,
         rule_settings: dict[str, Any] | None = None,
@@ -160,13 +162,14 @@ class DocumentMemory(Answering):
     ) -> Iterator[DocumentMemory]:
         """Read files into a memory each, several side by side; gives each memory as soon as it is done.
 
-        Meant for GPUs, which one short text leaves idle; two CPU cores gain nothing by it. A memory is the one that
-        `ingest` makes of its file, but for rounding: its bytes may differ. batch: most segments in one forward.
+        batch: most segments in one forward. None for eight on a GPU, which one short text leaves idle, and one on a
+        CPU, where several take longer than one after the other. A memory is the one that `ingest` makes of its file,
+        but for rounding: its bytes may differ.
         on_error: is called with each file that cannot be read and what is wrong with it, and the others are read on;
         pages that cannot be read are then left out, and `info()["sources"]` says which. Without it the first error is
         raised. Other settings as for `ingest`.
         """
-        if batch < 1:
+        if batch is not None and batch < 1:
             raise InvalidSetting(f"batch is {batch}, but at least one segment is read at a time")
         from .many import open_each, read_many
 
@@ -187,6 +190,8 @@ class DocumentMemory(Answering):
             empty = cls._empty(passages, chosen)
             return empty._open(), empty._record
 
+        if batch is None:
+            batch = 1 if chosen.device.type == "cpu" else BATCH
         found = read_many(begin, opened, batch, progress, limits, on_error)
         return (cls(record, reading=reading) for reading, record in found)
 
