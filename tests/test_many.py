@@ -104,6 +104,9 @@ def test_a_file_of_each_kind_is_read_in_as_few_forwards_as_the_batch_allows(
     monkeypatch.setattr(InfiniModel, "read_side_by_side", counted)
     list(DocumentMemory.ingest_many(write(*[2] * 12), batch=4, model=model))
     assert rows == [4, 4, 4]
+    rows.clear()
+    list(DocumentMemory.ingest_many(write(*[2] * 12), model=model))
+    assert rows == [1] * 12, "on a CPU, where no batch is asked for"
 
 
 @pytest.mark.parametrize("rule", ["slots", "linear"])
@@ -175,7 +178,7 @@ def test_parsers_end_with_the_reading_whatever_ends_it(
 
     monkeypatch.setattr(InfiniModel, "read_side_by_side", refuse)
     with pytest.raises(KeyboardInterrupt) as kept:
-        list(DocumentMemory.ingest_many(pages, model=model))
+        list(DocumentMemory.ingest_many(pages, model=model, batch=3))
     assert kept.value.__traceback__ is not None and sorted(begun) == pages
     assert not [child for child in multiprocessing.active_children() if child.is_alive()]
 
