@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 # Passages from which on the rarity of words says something.
 ENOUGH = 4
-# Sentences that are read by themselves; the log of a reading's weight for a score of 1; what is lighter by so much than
-# the heaviest one is not read.
-SENTENCES = 4
+# Sentences that are read, alone and with their neighbours; the log of a reading's weight for a score of 1; what is
+# lighter by so much than the heaviest one is not read.
+SENTENCES = 3
 WEIGHT = 0.3
-LIGHT = 3.0
+LIGHT = 4.5
 RANKINGS = ("hybrid", "memory", "lexical")
 
 
@@ -109,17 +109,17 @@ class Search:
 
     def pieces(self, query: str, ranked: Sequence[tuple[int, float]]) -> list[tuple[Passage, float]]:
         """What a reader is shown of some passages, pairs (index, score), best first, and the log of each one's weight:
-        the best passage, the sentence of any passage that fits best with its neighbours, and by themselves the
-        SENTENCES that fit best; without addresses every passage. None that weighs next to nothing.
+        the best passage, and the SENTENCES of any passage that fit best, each with its neighbours and by itself;
+        without addresses every passage. None that weighs next to nothing.
         """
         self.prepare()
         ranker = self._rankers.get("memory")
         found = [(self.passages[index], score) for index, score in ranked]
         if ranked and isinstance(ranker, AddressRanker):
-            sentences = ranker.sentences(query, ranked)
+            sentences = ranker.sentences(query, ranked)[:SENTENCES]
             found = found[:1]
-            found += [(self.passages[one.passage].part(*one.around), one.score) for one in sentences[:1]]
-            found += [(self.passages[one.passage].part(*one.span), one.score) for one in sentences[:SENTENCES]]
+            found += [(self.passages[one.passage].part(*one.around), one.score) for one in sentences]
+            found += [(self.passages[one.passage].part(*one.span), one.score) for one in sentences]
         texts: dict[str, tuple[Passage, float]] = {}
         for shown, score in found:
             known = texts.get(shown.text)

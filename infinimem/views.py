@@ -1,8 +1,10 @@
 """Several views of a document for one question, each a prompt with another piece of it, and one answer.
 
-- every view brings an answer of its own, greedily; of these, the one is taken that all of them together find most
-  probable: p(answer) = sum over views of weight x p(answer | view), as in RAG-Sequence with thorough decoding
-  (arXiv 2005.11401, section 2.1), but for answers that are given up as hopeless on the way
+- every view brings an answer of its own, greedily; of these, the one is taken that all of them together find best:
+  a sum over views of weight x p(answer | view), as in RAG-Sequence with thorough decoding (arXiv 2005.11401, section
+  2.1), with two changes: log p is divided by a power of the answer's length (arXiv 1609.08144, section 7), as
+  otherwise the shortest answer wins, and multiplied, so that views that are sure count for more
+- answers that are hopeless are given up on the way
 - that there is no answer is said of a view's own piece: it is the answer where all of them say so
 """
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 QUESTIONS = 4
 # A forward of its own costs as much as so many tokens: prompts side by side are padded by no more for one more of them.
 FORWARD = 48
+# A view says of an answer of n tokens, the end included: SURE x log p / n ** LENGTH.
+LENGTH = 0.8
+SURE = 2.0
 # An answer that is so much less probable than one that is complete (log) is not written to its end.
 HOPELESS = 5.0
 
@@ -76,7 +81,7 @@ def answers(
             own = [row for row, owner in enumerate(owners) if owner == number]
             candidates = list(dict.fromkeys(tuple(said[row]) for row in own if said[row]))
             tick()
-            best = _most_probable(model, rows, logits, {row: weights[row] for row in own}, candidates)
+            best = _best(model, rows, logits, {row: weights[row] for row in own}, candidates)
             ended = best[-1] in model.end_tokens
             yield Said(list(best[:-1] if ended else best), ended)
 
@@ -178,15 +183,15 @@ def _speaks(text: str) -> bool:
     return bool(text.strip()) and is_answer(text)
 
 
-def _most_probable(
+def _best(
     model: InfiniModel,
     rows: Rows,
     logits: Tensor,
     weights: Mapping[int, float],
     candidates: Sequence[tuple[int, ...]],
 ) -> tuple[int, ...]:
-    """The candidate that the rows of these weights together find most probable: of those that answer, if any does, or
-    of those that say anything."""
+    """The candidate that the rows of these weights together find best: of those that answer, if any does, or of those
+    that say anything."""
     texts = {candidate: _text(model, candidate) for candidate in candidates}
     some = [one for one, text in texts.items() if _speaks(text)]
     some = some or [one for one, text in texts.items() if text.strip()] or list(candidates)
@@ -194,5 +199,6 @@ def _most_probable(
         return some[0]
     pairs = [(row, candidate) for candidate in some for row in weights]
     found = rows.log_probabilities(logits, [row for row, _ in pairs], [candidate for _, candidate in pairs])
-    scores = torch.tensor(found).view(len(some), len(weights)) + torch.tensor(list(weights.values()))
-    return some[int(scores.logsumexp(dim=1).argmax())]
+    lengths = torch.tensor([float(len(candidate)) for candidate in some])[:, None]
+    says = SURE * torch.tensor(found).view(len(some), len(weights)) / lengths**LENGTH
+    return some[int((says + torch.tensor(list(weights.values()))).logsumexp(dim=1).argmax())]

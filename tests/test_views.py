@@ -16,7 +16,7 @@ from infinimem.attention.side_by_side import join
 from infinimem.errors import AnswerTimeout, InvalidSetting
 from infinimem.generation import Continuation, Decoding, texts_from_views
 from infinimem.model import InfiniModel
-from infinimem.views import Said, View, answers
+from infinimem.views import LENGTH, SURE, Said, View, answers
 
 COUNT = 6  # tokens of an answer at most
 
@@ -43,11 +43,12 @@ def greedy(model: InfiniModel, prompt: list[int]) -> tuple[int, ...]:
 
 
 def mixed(model: InfiniModel, views: list[View], candidate: Sequence[int]) -> float:
-    """The sum of weight times probability, without any batch, in float64."""
+    """The sum over views of weight times probability, the latter by its length, without any batch, in float64."""
     total = 0.0
     for prompt, weight in views:
         found = logits_after(model, [*prompt, *candidate]).log_softmax(-1)
-        total += math.exp(weight + sum(float(found[len(prompt) - 1 + i, t]) for i, t in enumerate(candidate)))
+        log = sum(float(found[len(prompt) - 1 + i, t]) for i, t in enumerate(candidate))
+        total += math.exp(weight + SURE * log / len(candidate) ** LENGTH)
     return total
 
 
@@ -80,6 +81,30 @@ def test_a_view_that_finds_its_answer_likely_prevails_over_one_that_hardly_does(
         chosen = [View(one.tokens, 50.0 if one is heavy else 0.0) for one in (first, second)]
         (said,) = answers(model, [chosen], max_new_tokens=COUNT)
         assert tuple(said.tokens) == greedy(model, heavy.tokens)
+
+
+def test_a_short_answer_does_not_win_by_being_short(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    first, second = views_of(6, 9)
+    monkeypatch.setattr(model.model.generation_config, "eos_token_id", greedy(model, first.tokens)[1])
+    short, long = greedy(model, first.tokens), greedy(model, second.tokens)
+    assert len(short) == 2 and len(long) == COUNT
+
+    def alone(view: View, answer: Sequence[int]) -> float:
+        found = logits_after(model, [*view.tokens, *answer]).log_softmax(-1)
+        return sum(float(found[len(view.tokens) - 1 + i, token]) for i, token in enumerate(answer))
+
+    # Weights with which the longer answer is the less probable one, and the better one for its length.
+    plain = alone(first, short) - alone(second, long)
+    fair = SURE * (alone(first, short) / 2**LENGTH - alone(second, long) / COUNT**LENGTH)
+    assert plain > fair + 1
+    views = [View(first.tokens, 0.0), View(second.tokens, (plain + fair) / 2)]
+    monkeypatch.setattr(views_module, "HOPELESS", 1e9)
+    for length, sure, best in ((LENGTH, SURE, long), (0.0, 1.0, short)):
+        monkeypatch.setattr(views_module, "LENGTH", length)
+        monkeypatch.setattr(views_module, "SURE", sure)
+        (said,) = answers(model, [views], max_new_tokens=COUNT)
+        assert said.tokens == [token for token in best if token not in model.end_tokens]
 
 
 def test_questions_side_by_side_get_the_answers_of_one_at_a_time(make_model: MakeModel) -> None:
