@@ -544,11 +544,13 @@ def test_a_reader_is_shown_the_best_passage_and_the_best_sentences_and_others_al
     pieces = search.pieces(question, search.rank(question, 3))
     assert read.passages == found
     assert read.views == [(encode_chat(model, recall_messages(question, [piece])), weight) for piece, weight in pieces]
-    (best, _), (window, _), *sentences = pieces
-    assert best.text == found[0].text and 1 <= len(sentences) <= SENTENCES
-    assert "Odile" in window.text and sentences[0][0].text in window.text
-    weights = [weight for _, weight in sentences]
-    assert weights == sorted(weights, reverse=True) and len({piece.text for piece, _ in pieces}) == len(pieces)
+    (best, _), *rest = pieces
+    # As many windows as sentences, but for those that are the same.
+    assert best.text == found[0].text and 2 <= len(rest) <= 2 * SENTENCES
+    fits = {(piece.start, piece.end): weight for piece, weight in rest}
+    heaviest = max(fits.values())
+    assert any("Odile" in piece.text and weight == heaviest for piece, weight in rest)
+    assert len({piece.text for piece, _ in pieces}) == len(pieces)
     for piece, _ in pieces:
         (holder, *_) = [p for p in memory.passages if p.start <= piece.start and piece.end <= p.end]
         assert holder.text[piece.start - holder.start : piece.end - holder.start] == piece.text
