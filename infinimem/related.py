@@ -54,11 +54,9 @@ class WordVectors:
             left = [r for r, word in enumerate(words) if tokens[r] is None and len(word) >= LETTERS and word.isalpha()]
             for row, ids in zip(left, self._encoder.encode_words([spelled(words[row]) for row in left]), strict=True):
                 tokens[row] = ids[0] if len(ids) == 1 and ids[0] != self._unknown else None
-        chosen = [token for token in tokens if token is not None]
-        x = (
-            self._embeddings[torch.tensor(chosen, dtype=torch.long, device=self._embeddings.device)].float()
-            - self._mean
-        )
+        found = [token for token in tokens if token is not None]
+        chosen = torch.tensor(found, dtype=torch.long, device=self._embeddings.device)
+        x = self._embeddings[chosen].float() - self._mean  # (F, E)
         x = torch.nn.functional.normalize(x - (x @ self._directions) @ self._directions.T, dim=-1)
         places = np.array([row for row, token in enumerate(tokens) if token is not None], np.int64)
         return places, x.cpu().numpy()

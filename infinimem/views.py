@@ -199,6 +199,6 @@ def _best(
         return some[0]
     pairs = [(row, candidate) for candidate in some for row in weights]
     found = rows.log_probabilities(logits, [row for row, _ in pairs], [candidate for _, candidate in pairs])
-    lengths = torch.tensor([float(len(candidate)) for candidate in some])[:, None]
-    says = SURE * torch.tensor(found).view(len(some), len(weights)) / lengths**LENGTH
+    lengths = torch.tensor([float(len(candidate)) for candidate in some])[:, None]  # (candidates, 1)
+    says = SURE * torch.tensor(found).view(len(some), len(weights)) / lengths**LENGTH  # (candidates, rows)
     return some[int((says + torch.tensor(list(weights.values()))).logsumexp(dim=1).argmax())]
