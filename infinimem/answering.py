@@ -88,7 +88,7 @@ class Answering(ABC):
         decoding = Decoding(max_new_tokens, temperature, top_p, seed)
         prompt = self._prompt(Conversation(question, told(history), ""), k, mode, decoding)
         text = "".join(self._generate(prompt, decoding)).strip()
-        return Answer(text, mode, prompt.passages, question, self._forced)
+        return Answer(text, prompt.mode, prompt.passages, question, self._forced)
 
     def stream(
         self,
@@ -121,7 +121,7 @@ class Answering(ABC):
         """Reply to a conversation: messages {"role": "system", "user" or "assistant", "content": text}, the last one
         the user's. The reply is written while it is iterated."""
         prompt = self._prompt(conversation(messages), k, mode, decoding)
-        return Reply(prompt, mode, self._generate(prompt, decoding))
+        return Reply(prompt, prompt.mode, self._generate(prompt, decoding))
 
     def complete(self, texts: Sequence[str], decoding: Decoding = REPLY) -> list[str]:
         """How the model goes on after plain texts with the memory in view; see `chat.complete`."""
@@ -134,9 +134,11 @@ class Answering(ABC):
     ) -> list[Answer]:
         """Answer several questions, decoded as one batch, greedily."""
         decoding = Decoding(max_new_tokens)
+        if isinstance(questions, str):
+            raise InvalidSetting("questions is one text; give a list of questions")
         prompts = [self._prompt(Conversation(question, [], ""), k, mode, decoding) for question in questions]
         return [
-            Answer(text, mode, prompt.passages, question, self._forced)
+            Answer(text, prompt.mode, prompt.passages, question, self._forced)
             for text, prompt, question in zip(self._texts(prompts, decoding), prompts, questions, strict=True)
         ]
 
@@ -156,7 +158,7 @@ class Answering(ABC):
             for question, spans in asked
         ]
         return [
-            Answer(text, "recall", prompt.passages, question, self._forced)
+            Answer(text, prompt.mode, prompt.passages, question, self._forced)
             for text, prompt, (question, _) in zip(self._texts(prompts, decoding), prompts, asked, strict=True)
         ]
 

@@ -33,9 +33,16 @@ class Prompt(NamedTuple):
     known: str | None = None
     views: Sequence[View] = ()
 
+    @property
+    def mode(self) -> str:
+        """ "recall" with passages, "memory" without."""
+        return "recall" if self.passages else "memory"
+
 
 def checked_question(text: str) -> str:
     """The question without white space around it. Raises EmptyQuestion where it has no words."""
+    if not isinstance(text, str):
+        raise InvalidSetting(f"the question is of type {type(text).__name__}; give a text")
     text = as_unicode(text).strip()
     if not any(character.isalnum() for character in text):
         raise EmptyQuestion("the question has no words in it; ask something about the document")

@@ -30,7 +30,7 @@ from .cli_options import (
     size,
     skipped,
 )
-from .errors import InfinimemError
+from .errors import CheckpointMismatch, InfinimemError, MemoryFileError, NotReplaced
 from .heap import collect_rarely
 
 if TYPE_CHECKING:
@@ -81,17 +81,20 @@ def ingest(
     infinimem ingest 'papers/**/*.pdf' notes.md -o library.safetensors
     """
     from .document_memory import DocumentMemory
-    from .memory_file import check_writable, locked, read_memory_file
+    from .memory_file import check_replaceable, check_writable, locked, read_memory_file
     from .readers import find_sources, open_source
 
     with locked(output):
         check_writable(output)
+        check_replaceable(output)
         found = find_sources(sources)
         # What cannot be read is said before the model is loaded, which takes a while.
         for path in () if skip_errors else found:
             open_source(path, limits)
         loaded = load_model()
         partial = output.with_name(f"{output.name}.partial")
+        if not resume:
+            _check_abandoned(partial, found)
         known = int(read_memory_file(partial).reading["tokens"]) if resume and partial.exists() else 0
         started = time.perf_counter()
         try:
@@ -107,8 +110,8 @@ def ingest(
             )
             seconds = time.perf_counter() - started
             file_bytes = memory.save(output)
-        except (InfinimemError, KeyboardInterrupt):
-            if partial.exists():
+        except (InfinimemError, KeyboardInterrupt) as error:
+            if partial.exists() and not isinstance(error, CheckpointMismatch):
                 click.echo(f"What was read so far is in {partial}; go on with --resume.", err=True)
             raise
         partial.unlink(missing_ok=True)
@@ -160,6 +163,8 @@ def ask(memory: DocumentMemory, question: str, k: int, mode: str, max_new_tokens
         print_json(answer.to_dict())
         return
     click.echo(prose(answer.text))
+    if answer.mode != mode:
+        click.echo("No passage has any of these words: this comes from the compressive memory alone.", err=True)
     _print_citations(answer.passages)
 
 
@@ -286,11 +291,12 @@ def verify(file: Path, model: str | None, adapter: str | None, as_json: bool) ->
 def merge(files: tuple[Path, ...], output: Path, model: str | None, adapter: str | None, as_json: bool) -> None:
     """Make one memory file of several that were read with the same model and settings."""
     from .document_memory import DocumentMemory
-    from .memory_file import check_writable
+    from .memory_file import check_replaceable, check_writable
 
     if len(files) < 2:
         raise click.UsageError("merge needs at least two files.")
     check_writable(output)
+    check_replaceable(output)
     merged = DocumentMemory.merge([DocumentMemory.load(file, model=model, adapter=adapter) for file in files])
     file_bytes = merged.save(output)
     info = merged.info()
@@ -369,6 +375,23 @@ main.add_command(ingest_many)
 def _place(passage: Passage) -> str:
     title = f", {plain(passage.title)}" if passage.title else ""
     return f"{plain(passage.source)}, page {passage.page}{title}"
+
+
+def _check_abandoned(partial: Path, found: list[Path]) -> None:
+    """Raise NotReplaced where an interrupted reading of other documents would be lost."""
+    from .memory_file import read_memory_file
+    from .readers import name_of
+
+    try:
+        begun = [str(source["name"]) for source in read_memory_file(partial).sources]
+    except MemoryFileError:
+        return
+    if begun != [name_of(path) for path in found][: len(begun)]:
+        names = ", ".join(f"'{name}'" for name in begun)
+        raise NotReplaced(
+            f"'{partial}' keeps an interrupted reading of {names}; go on with these and --resume, delete it, or name "
+            "another output"
+        )
 
 
 def _print_citations(passages: list[Passage]) -> None:

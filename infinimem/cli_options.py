@@ -136,7 +136,11 @@ def reading_options(command: Command) -> Command:
     for option in (
         json_option,
         limit_option,
-        click.option("--skip-errors", is_flag=True, help="Leave out files and pages that cannot be read, and say so."),
+        click.option(
+            "--skip-errors",
+            is_flag=True,
+            help="Leave out files and pages that are there but cannot be read, and say so.",
+        ),
         click.option("--no-passages", is_flag=True, help="Keep the compressive memory alone, no text."),
     ):
         command = option(command)

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .addresses import Addresses, split
 from .answering import Answering
@@ -357,6 +357,9 @@ class DocumentMemory(Answering):
             size = file.write(path)
             self._place = place, version_of(place)
         return size
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a DocumentMemory is not pickled or copied; save it, and load the file where it is needed")
 
     @classmethod
     def load(

@@ -197,6 +197,10 @@ class TargetNotWritable(MemoryFileError):
     """A memory file, or what training leaves behind, cannot be written there."""
 
 
+class NotReplaced(MemoryFileError):
+    """What shall be written is there and is something else: a document, say, or another reading's checkpoint."""
+
+
 class FileInUse(MemoryFileError):
     """Another process is writing this memory file."""
 

@@ -41,12 +41,15 @@ from .errors import (
     FileInUse,
     MemoryFileNotFound,
     NotAMemoryFile,
+    NotReplaced,
     TargetNotWritable,
     UnsupportedVersion,
 )
 
 PREFIX = "infinimem."
 HEADER_STEP = 1 << 14  # bytes
+# Of memory files and of what an interrupted reading leaves.
+SUFFIXES = (".safetensors", ".partial")
 FORMAT = 4
 # Layouts of older versions that can still be read.
 OLDER = {1: "f7d56d9fb5ca99cc", 2: "cbbac0acb6313fa5", 3: "09dadc90982035b4"}
@@ -125,10 +128,11 @@ class MemoryFile:
     def write(self, path: str | os.PathLike[str]) -> int:
         """Write to `path`: into a temporary file beside it, to the disk, then in one rename. Returns the bytes.
 
-        Raises TargetNotWritable; the old file, if any, is then as it was.
+        Raises TargetNotWritable, NotReplaced; the old file, if any, is then as it was.
         """
         from safetensors.numpy import save
 
+        check_replaceable(Path(path))
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in self._tensors().items()}
         metadata = {
             "format": _json(FORMAT),
@@ -462,6 +466,24 @@ def check_writable(path: Path) -> None:
         raise TargetNotWritable(
             f"'{path}' cannot be written ({error.strerror or error}); choose another place"
         ) from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise NotReplaced where there is a file that is no memory file, and does not look as if it had been one."""
+    try:
+        if not path.is_file() or path.stat().st_size == 0:
+            return
+    except OSError:
+        # What is wrong with it is said by whoever writes.
+        return
+    try:
+        with _opened(path) as file:
+            ours = f"{PREFIX}format" in (file.metadata() or {})
+    except NotAMemoryFile:
+        # Cut off or damaged: reading the document again is what helps.
+        ours = path.suffix in SUFFIXES
+    if not ours:
+        raise NotReplaced(f"'{path}' is there and is no memory file; name another one, or delete it first")
 
 
 def make_directory(path: Path) -> None:

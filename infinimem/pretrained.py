@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .errors import (
     DefaultModelMissing,
     InfinimemError,
+    InvalidSetting,
     ModelCacheDamaged,
     ModelNotFound,
     NoRotaryEmbedding,
@@ -153,8 +154,9 @@ def load_base(
     bfloat16, or float32 where that is clearly faster. fetch: whether a hub id that is not in the local cache may be
     fetched.
 
-    Raises DefaultModelMissing, ModelNotFound, NotACausalLM, NoRotaryEmbedding, ModelCacheDamaged.
+    Raises DefaultModelMissing, ModelNotFound, NotACausalLM, NoRotaryEmbedding, ModelCacheDamaged, InvalidSetting.
     """
+    _check_device(device)
     where, directory, goes_by = _where(name)
     if goes_by == DEFAULT_HUB_ID and name != DEFAULT_HUB_ID:
         try:
@@ -291,6 +293,17 @@ def _not_found(where: str, directory: bool, fetch: bool, error: Exception) -> st
             f"the model '{where}' is not on this machine, and a memory file fetches none; give it as model= to allow it"
         )
     return f"no model is at '{where}', neither as a directory nor on the hub (or there is no network): {reason}"
+
+
+def _check_device(device: str | torch.device) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidSetting(
+            f"the device '{device}' cannot be used ({str(error).splitlines()[0]}); name another, or none"
+        ) from error
 
 
 def best_dtype(device: str | torch.device = "cpu") -> torch.dtype:

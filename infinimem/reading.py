@@ -361,6 +361,8 @@ def take_source(
 
 def check_something(sources: Sequence[SourceRecord]) -> None:
     """Raise EmptySource where nothing was read of any of these."""
+    if not sources:
+        raise EmptySource("there is nothing to read; name a document")
     if not any(source.characters for source in sources):
         reasons = [row["reason"] for source in sources for row in source.skipped]
         raise EmptySource(f"nothing could be read, all of it was skipped: {'; '.join(reasons[:3])}")

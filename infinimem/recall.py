@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +24,8 @@ from .errors import DamagedMemoryFile
 from .passages import Passage
 from .readers.prose import around, sentences
 
+# Chinese and Japanese have no spaces: what stands between other characters is searched by pairs.
+UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]{3,}")
 # Passages of a part of a document that is summarized by itself.
 STRETCH = 16
 # What a word that many passages have is rare at least, where coverage is concerned: what all of a short text is about
@@ -73,6 +76,7 @@ class LexicalRanker:
     def _words(self, texts: list[str]) -> list[list[str]]:
         import bm25s
 
+        texts = [UNSPACED.sub(_pairs, text) for text in texts]
         split = bm25s.tokenize(texts, stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False)
         return [list(words) for words in split]
 
@@ -91,6 +95,10 @@ class LexicalRanker:
             return [0.0] * self._size
         frequent = [word for word, _ in Counter(self._all_words).most_common(words)]
         return [float(score) for score in self._index.get_scores(frequent)]
+
+
+def _pairs(run: re.Match[str]) -> str:
+    return " ".join(map("".join, pairwise(run[0])))
 
 
 class AddressRanker:

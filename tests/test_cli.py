@@ -53,6 +53,22 @@ def file(story: Path, tiny_directory: Path) -> Path:
     return target
 
 
+@pytest.mark.parametrize("command", ["ingest", "merge"])
+def test_a_document_is_never_overwritten(command: str, file: Path, tiny_directory: Path, tmp_path: Path) -> None:
+    document = tmp_path / "story.txt"
+    document.write_text(STORY, encoding="utf-8")
+    given = [document] if command == "ingest" else [file, file]
+    ended = infinimem(command, *given, "-o", document, "-m", tiny_directory, expect=1)
+    assert "is there and is no memory file" in ended.stderr and document.read_text(encoding="utf-8") == STORY
+
+
+def test_an_answer_from_the_memory_alone_says_so(file: Path, tiny_directory: Path) -> None:
+    shown = infinimem("ask", file, "Zzyzx qwrt?", "-m", tiny_directory)
+    assert "No passage has any of these words" in shown.stderr
+    assert as_json("ask", file, "Zzyzx qwrt?", "-m", tiny_directory)["mode"] == "memory"
+    assert as_json("ask", file, "Who is Odile Marchetti?", "-m", tiny_directory)["mode"] == "recall"
+
+
 def test_ingest_says_what_it_did(story: Path, tiny_directory: Path, tmp_path: Path) -> None:
     out = infinimem("ingest", story, "-o", tmp_path / "m", "-m", tiny_directory).stdout
     assert "tokens/s" in out and "1 page " in out and (tmp_path / "m").is_file()
@@ -303,7 +319,7 @@ def test_help_and_inspect_import_no_torch(command: list[str], file: Path) -> Non
 def test_json_on_a_real_standard_output_is_one_object_and_nothing_else(file: Path) -> None:
     command = [sys.executable, "-m", "infinimem", "ask", str(file), "Who?", "--json", "--max-new-tokens", "3"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(result.stdout)["mode"] == "recall" and result.stderr == ""
+    assert json.loads(result.stdout)["mode"] == "memory" and result.stderr == ""
 
 
 def test_the_page_of_help_texts_is_what_the_program_says() -> None:

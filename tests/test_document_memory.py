@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -415,6 +417,22 @@ def test_a_question_without_words_is_refused(model: InfiniModel, question: str) 
             call(question)
 
 
+def test_a_question_that_is_no_text_is_refused(model: InfiniModel) -> None:
+    memory = DocumentMemory.from_text(STORY, model=model)
+    for call in (memory.ask, memory.retrieve, memory.stream):
+        with pytest.raises(InvalidSetting, match="the question is of type NoneType; give a text"):
+            call(None)  # type: ignore[arg-type]
+    with pytest.raises(InvalidSetting, match="give a list of questions"):
+        memory.ask_many("Who is she?")
+
+
+def test_a_memory_cannot_be_pickled_or_copied_and_says_what_to_do(model: InfiniModel) -> None:
+    memory = DocumentMemory.from_text(STORY, model=model)
+    for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="save it, and load the file"):
+            attempt(memory)
+
+
 @pytest.mark.parametrize(
     "settings_",
     [
@@ -446,6 +464,11 @@ def test_without_passages_only_memory_mode_answers(model: InfiniModel, tmp_path:
 def test_an_empty_text_is_refused(model: InfiniModel, text: str) -> None:
     with pytest.raises(EmptySource):
         DocumentMemory.from_text(text, model=model)
+
+
+def test_reading_no_documents_is_refused(model: InfiniModel) -> None:
+    with pytest.raises(EmptySource, match="there is nothing to read; name a document"):
+        DocumentMemory.ingest([], model=model)
 
 
 def test_lone_surrogates_and_control_tokens_in_a_text_do_no_harm(model: InfiniModel, tmp_path: Path) -> None:

@@ -174,6 +174,27 @@ def test_a_source_that_vanished_is_an_error_and_the_checkpoint_stays(
     assert partial.read_bytes() == kept
 
 
+def test_an_interrupted_reading_of_other_documents_is_not_replaced(
+    arguments: list[str], output: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    after_the_first_checkpoint(monkeypatch, interrupt)
+    assert CliRunner().invoke(main, arguments).exit_code == 1
+    partial = output.with_name("memory.partial")
+    kept = partial.read_bytes()
+    other = source.with_name("other.txt")
+    other.write_text("Something else.")
+    changed = [str(other) if one == str(source) else one for one in arguments]
+    ended = CliRunner().invoke(main, changed)
+    assert ended.exit_code == 1 and f"keeps an interrupted reading of '{source.name}'" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    ended = CliRunner().invoke(main, [*changed, "--resume"])
+    assert ended.exit_code == 1 and "reading cannot go on" in ended.stderr and ended.stderr.count("\n") == 1
+    assert partial.read_bytes() == kept and not output.exists()
+
+
 @needs_posix
 def test_a_source_that_vanishes_before_its_turn_is_an_error_and_the_checkpoint_stays(
     arguments: list[str], output: Path, source: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,6 +25,7 @@ from infinimem.errors import (
     MemoryFileError,
     MemoryFileNotFound,
     NotAMemoryFile,
+    NotReplaced,
     TargetNotWritable,
     UnsupportedVersion,
 )
@@ -219,6 +220,32 @@ def test_bytes_after_the_end_are_refused(written: Path) -> None:
         file.write(b"more")
     with pytest.raises(MemoryFileError):
         read_memory_file(written)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("notes.txt", b"My only copy."), ("notes", b"%PDF-1.7"), ("weights.safetensors", None), ("weights", None)],
+)
+def test_what_is_no_memory_file_is_not_replaced(
+    written: Path, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    target = tmp_path / name
+    if content is None:
+        save_file({"weight": np.zeros(3, np.float32)}, target)
+    else:
+        target.write_bytes(content)
+    before = target.read_bytes()
+    with pytest.raises(NotReplaced, match=r"is there and is no memory file; name another one, or delete it"):
+        read_memory_file(written).write(target)
+    assert target.read_bytes() == before
+
+
+def test_memory_files_whole_or_damaged_and_empty_files_are_replaced(written: Path, tmp_path: Path) -> None:
+    data = written.read_bytes()
+    for name, content in (("whole", data), ("empty", b""), ("cut.safetensors", data[:999]), ("a.partial", b"damaged")):
+        (tmp_path / name).write_bytes(content)
+        read_memory_file(written).write(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == data
 
 
 def test_a_missing_file_is_named_with_the_remedy(tmp_path: Path) -> None:

@@ -85,6 +85,12 @@ def test_a_file_named_twice_is_found_once(tmp_path: Path) -> None:
     assert find_sources([path, tmp_path, str(tmp_path / "*.txt")]) == [path]
 
 
+@pytest.mark.parametrize("names", ["", ["a.txt", ""]])
+def test_no_name_is_not_the_directory_that_the_program_runs_in(names: str | list[str]) -> None:
+    with pytest.raises(SourceNotFound, match="there is no name of a document; name a file"):
+        find_sources(names)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound, match=r"nowhere\.txt"):
         find_sources(tmp_path / "nowhere.txt")

@@ -203,8 +203,6 @@ def load_model(config: AdaptConfig, device: str | None = None) -> InfiniModel:
     if wanted.name is not None and config.path(wanted.name).is_dir():
         name = config.path(wanted.name)
     dtype = None if wanted.dtype == "auto" else getattr(torch, wanted.dtype)
-    if device is not None:
-        _check_device(device)
     memory: dict[str, Any] = {"adapter": config.over()}
     if config.lora.over is None:
         memory = {
@@ -216,13 +214,6 @@ def load_model(config: AdaptConfig, device: str | None = None) -> InfiniModel:
             "adapter": NO_ADAPTER,
         }
     return InfiniModel.from_pretrained(name, device=device, dtype=dtype, **memory)
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidSetting(f"the device '{device}' cannot be used ({str(error).splitlines()[0]})") from error
 
 
 def adapt(

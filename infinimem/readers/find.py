@@ -31,6 +31,9 @@ def find_sources(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     kinds are skipped. A glob pattern (`*.pdf`, `books/**/*.md`) stands for its sorted matches.
     """
     named = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    # An unset variable, most likely; as a path it would be the whole directory that the program runs in.
+    if "" in named:
+        raise SourceNotFound("there is no name of a document; name a file, a directory or a glob pattern")
     found: dict[Path, Path] = {}
     for name in named:
         for path in _expand(Path(name).expanduser()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from glob import has_magic
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +35,7 @@ class InfinimemLoader(BaseLoader):
         loader = InfinimemLoader("examples/handbook.pdf", unit="pages")
         ```
         `source` is a `DocumentMemory`, the path of a memory file, or a path, directory or glob pattern of documents,
-        or a list of paths. unit: "passages" (default), as a memory cites them, or "pages". Nothing needs a model.
+        or a list of these. unit: "passages" (default), as a memory cites them, or "pages". Nothing needs a model.
 
     Load:
         ```python
@@ -61,16 +62,16 @@ class InfinimemLoader(BaseLoader):
 
     def lazy_load(self) -> Iterator[Document]:
         """The documents, as they are read."""
-        if isinstance(self.source, DocumentMemory):
-            yield from self._of_memory(self.source)
-            return
         listed = self.source if isinstance(self.source, (list, tuple)) else [self.source]
-        for path in listed:
-            if Path(path).suffix == MEMORY_SUFFIX:
-                yield from self._of_memory(DocumentMemory.load(path))
-            else:
-                for found in find_sources(path):
-                    yield from self._of_source(open_source(found))
+        for one in listed:
+            if isinstance(one, DocumentMemory):
+                yield from self._of_memory(one)
+                continue
+            for path in _files(one):
+                if path.suffix == MEMORY_SUFFIX:
+                    yield from self._of_memory(DocumentMemory.load(path))
+                else:
+                    yield from self._of_source(open_source(path))
 
     def _of_memory(self, memory: DocumentMemory) -> Iterator[Document]:
         fingerprint = memory.info()["fingerprint"]
@@ -102,3 +103,8 @@ class InfinimemLoader(BaseLoader):
                 metadata = passage.to_dict()
                 del metadata["score"]
                 yield Document(page_content=str(metadata.pop("text")), metadata=metadata)
+
+
+def _files(name: str | Path) -> list[Path]:
+    path = Path(name)
+    return [path] if path.suffix == MEMORY_SUFFIX and not has_magic(path.name) else find_sources(path)

@@ -69,6 +69,14 @@ def test_a_memory_is_loaded_as_its_passages_or_pages(memory: DocumentMemory, tmp
     assert page.metadata["page"] == 1 and all(p.text in page.page_content for p in memory.passages)
 
 
+def test_memories_files_and_patterns_are_loaded_one_after_the_other(memory: DocumentMemory, tmp_path: Path) -> None:
+    memory.save(tmp_path / "a.safetensors")
+    (tmp_path / "b.txt").write_text("One more document.", encoding="utf-8")
+    once = [document.page_content for document in InfinimemLoader(memory).load()]
+    several = InfinimemLoader([memory, str(tmp_path / "*.safetensors"), tmp_path / "b.txt"]).load()
+    assert [document.page_content for document in several] == [*once, *once, "One more document."]
+
+
 def test_source_files_give_the_passages_that_a_memory_of_them_has(tmp_path: Path) -> None:
     source = tmp_path / "notes.md"
     source.write_text(
