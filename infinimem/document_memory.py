@@ -604,10 +604,9 @@ class DocumentMemory(Answering):
         return component("ChatInfinimem")(memory=self, **settings)
 
 
-def _paths(sources: PathLike | Iterable[PathLike]) -> str | Path | list[str | Path]:
-    if isinstance(sources, (str, os.PathLike)):
-        return Path(sources)
-    return [Path(source) for source in sources]
+def _paths(sources: PathLike | Iterable[PathLike]) -> list[str | Path]:
+    # As texts: an empty one would be the current directory as a path.
+    return [os.fspath(source) for source in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
 
 
 def _opened(sources: PathLike | Iterable[PathLike], skip: bool, limits: ReaderLimits | None) -> list[Source]:

@@ -466,6 +466,14 @@ def test_an_empty_text_is_refused(model: InfiniModel, text: str) -> None:
         DocumentMemory.from_text(text, model=model)
 
 
+@pytest.mark.parametrize("names", ["", [""]])
+def test_an_empty_name_is_refused(model: InfiniModel, names: str | list[str]) -> None:
+    with pytest.raises(SourceNotFound, match="there is no name of a document"):
+        DocumentMemory.ingest(names, model=model)
+    with pytest.raises(SourceNotFound, match="there is no name of a document"):
+        next(DocumentMemory.ingest_many(names, model=model))
+
+
 def test_reading_no_documents_is_refused(model: InfiniModel) -> None:
     with pytest.raises(EmptySource, match="there is nothing to read; name a document"):
         DocumentMemory.ingest([], model=model)
