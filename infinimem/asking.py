@@ -35,7 +35,7 @@ class Prompt(NamedTuple):
 
     @property
     def mode(self) -> str:
-        """ "recall" with passages, "memory" without."""
+        """What is answered from: "recall" with passages, "memory" without."""
         return "recall" if self.passages else "memory"
 
 

@@ -81,20 +81,19 @@ def ingest(
     infinimem ingest 'papers/**/*.pdf' notes.md -o library.safetensors
     """
     from .document_memory import DocumentMemory
-    from .memory_file import check_replaceable, check_writable, locked, read_memory_file
+    from .memory_file import check_memory_target, locked, read_memory_file
     from .readers import find_sources, open_source
 
     with locked(output):
-        check_writable(output)
-        check_replaceable(output)
+        check_memory_target(output)
         found = find_sources(sources)
+        partial = output.with_name(f"{output.name}.partial")
+        if not resume:
+            _check_abandoned(partial, found)
         # What cannot be read is said before the model is loaded, which takes a while.
         for path in () if skip_errors else found:
             open_source(path, limits)
         loaded = load_model()
-        partial = output.with_name(f"{output.name}.partial")
-        if not resume:
-            _check_abandoned(partial, found)
         known = int(read_memory_file(partial).reading["tokens"]) if resume and partial.exists() else 0
         started = time.perf_counter()
         try:
@@ -164,7 +163,7 @@ def ask(memory: DocumentMemory, question: str, k: int, mode: str, max_new_tokens
         return
     click.echo(prose(answer.text))
     if answer.mode != mode:
-        click.echo("No passage has any of these words: this comes from the compressive memory alone.", err=True)
+        click.echo("No passage was shown to the model: this comes from the compressive memory alone.", err=True)
     _print_citations(answer.passages)
 
 
@@ -291,12 +290,11 @@ def verify(file: Path, model: str | None, adapter: str | None, as_json: bool) ->
 def merge(files: tuple[Path, ...], output: Path, model: str | None, adapter: str | None, as_json: bool) -> None:
     """Make one memory file of several that were read with the same model and settings."""
     from .document_memory import DocumentMemory
-    from .memory_file import check_replaceable, check_writable
+    from .memory_file import check_memory_target
 
     if len(files) < 2:
         raise click.UsageError("merge needs at least two files.")
-    check_writable(output)
-    check_replaceable(output)
+    check_memory_target(output)
     merged = DocumentMemory.merge([DocumentMemory.load(file, model=model, adapter=adapter) for file in files])
     file_bytes = merged.save(output)
     info = merged.info()
@@ -378,7 +376,7 @@ def _place(passage: Passage) -> str:
 
 
 def _check_abandoned(partial: Path, found: list[Path]) -> None:
-    """Raise NotReplaced where an interrupted reading of other documents would be lost."""
+    """Raise NotReplaced where an interrupted reading of documents with other names would be lost."""
     from .memory_file import read_memory_file
     from .readers import name_of
 

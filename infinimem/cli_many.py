@@ -47,7 +47,7 @@ def ingest_many(
     """
     from .document_memory import DocumentMemory
     from .many import open_each
-    from .memory_file import check_replaceable, check_writable, make_directory
+    from .memory_file import check_memory_target, make_directory
     from .readers import find_sources, name_of
 
     failed: list[dict[str, Any]] = []
@@ -67,8 +67,7 @@ def ingest_many(
     opened = list(open_each(found, limits, told))
     make_directory(output)
     for target in targets.values():
-        check_writable(target)
-        check_replaceable(target)
+        check_memory_target(target)
     model = load_model()
     waiting = [
         path

@@ -604,7 +604,7 @@ class DocumentMemory(Answering):
         return component("ChatInfinimem")(memory=self, **settings)
 
 
-def _paths(sources: PathLike | Iterable[PathLike]) -> list[str | Path]:
+def _paths(sources: PathLike | Iterable[PathLike]) -> list[str]:
     # As texts: an empty one would be the current directory as a path.
     return [os.fspath(source) for source in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
 

@@ -468,6 +468,12 @@ def check_writable(path: Path) -> None:
         ) from error
 
 
+def check_memory_target(path: Path) -> None:
+    """Raise TargetNotWritable or NotReplaced now, where no memory file could be written there later."""
+    check_writable(path)
+    check_replaceable(path)
+
+
 def check_replaceable(path: Path) -> None:
     """Raise NotReplaced where there is a file that is no memory file, and does not look as if it had been one."""
     try:

@@ -25,7 +25,7 @@ from .passages import Passage
 from .readers.prose import around, sentences
 
 # Chinese and Japanese have no spaces: what stands between other characters is searched by pairs.
-UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]{3,}")
+UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]{2,}")
 # Passages of a part of a document that is summarized by itself.
 STRETCH = 16
 # What a word that many passages have is rare at least, where coverage is concerned: what all of a short text is about
@@ -98,7 +98,8 @@ class LexicalRanker:
 
 
 def _pairs(run: re.Match[str]) -> str:
-    return " ".join(map("".join, pairwise(run[0])))
+    # Apart from letters and digits that stand beside it.
+    return f" {' '.join(map(''.join, pairwise(run[0])))} "
 
 
 class AddressRanker:

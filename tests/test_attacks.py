@@ -895,9 +895,9 @@ def escaping_directory(tmp_path_factory: pytest.TempPathFactory, tiny_directory:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["ask", "Who is the captain?", "--max-new-tokens", 3],
+        ["ask", "Who counted the ships?", "--max-new-tokens", 3],
         ["summarize", "--max-new-tokens", 3],
-        ["ask", "Who is the captain?", "--max-new-tokens", 3, "--json"],
+        ["ask", "Who counted the ships?", "--max-new-tokens", 3, "--json"],
         ["summarize", "--max-new-tokens", 3, "--json"],
     ],
     ids=lambda arguments: " ".join(map(str, arguments[:1] + arguments[-1:])),
@@ -906,10 +906,10 @@ def test_escape_sequences_in_answers_are_not_printed(
     escaping_directory: Path, file: Path, arguments: list[Any]
 ) -> None:
     DocumentMemory.from_text(TEXT * 2, name=f"name{ESCAPES}", model=escaping_directory).save(file)
-    answer = DocumentMemory.load(file, model=escaping_directory).ask("Who is the captain?", max_new_tokens=3)
+    answer = DocumentMemory.load(file, model=escaping_directory).ask("Who counted the ships?", max_new_tokens=3)
     assert answer.text.count("\x1b") == 3
     out, err = run(arguments[0], file, *arguments[1:], "-m", escaping_directory)
-    assert out and not obeyed(out + err)
+    assert out and not err and not obeyed(out)
 
 
 def test_escape_sequences_in_errors_are_not_printed(forged: Forged, named: Path, file: Path) -> None:

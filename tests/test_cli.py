@@ -64,7 +64,7 @@ def test_a_document_is_never_overwritten(command: str, file: Path, tiny_director
 
 def test_an_answer_from_the_memory_alone_says_so(file: Path, tiny_directory: Path) -> None:
     shown = infinimem("ask", file, "Zzyzx qwrt?", "-m", tiny_directory)
-    assert "No passage has any of these words" in shown.stderr
+    assert "No passage was shown to the model" in shown.stderr
     assert as_json("ask", file, "Zzyzx qwrt?", "-m", tiny_directory)["mode"] == "memory"
     assert as_json("ask", file, "Who is Odile Marchetti?", "-m", tiny_directory)["mode"] == "recall"
 

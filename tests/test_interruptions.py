@@ -157,15 +157,21 @@ def after_the_first_checkpoint(monkeypatch: pytest.MonkeyPatch, do: Callable[[],
     monkeypatch.setattr(Checkpoint, "keep", keep_then)
 
 
-def test_a_source_that_vanished_is_an_error_and_the_checkpoint_stays(
-    arguments: list[str], output: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupted(arguments: list[str], output: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkpoint of an ingest that Ctrl-C ended."""
+
     def interrupt() -> None:
         raise KeyboardInterrupt
 
     after_the_first_checkpoint(monkeypatch, interrupt)
     assert CliRunner().invoke(main, arguments).exit_code == 1
-    partial = output.with_name("memory.partial")
+    return output.with_name("memory.partial")
+
+
+def test_a_source_that_vanished_is_an_error_and_the_checkpoint_stays(
+    arguments: list[str], output: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = interrupted(arguments, output, monkeypatch)
     kept = partial.read_bytes()
     source.unlink()
     ended = CliRunner().invoke(main, [*arguments, "--resume"])
@@ -177,12 +183,7 @@ def test_a_source_that_vanished_is_an_error_and_the_checkpoint_stays(
 def test_an_interrupted_reading_of_other_documents_is_not_replaced(
     arguments: list[str], output: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    after_the_first_checkpoint(monkeypatch, interrupt)
-    assert CliRunner().invoke(main, arguments).exit_code == 1
-    partial = output.with_name("memory.partial")
+    partial = interrupted(arguments, output, monkeypatch)
     kept = partial.read_bytes()
     other = source.with_name("other.txt")
     other.write_text("Something else.")

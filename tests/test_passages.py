@@ -158,9 +158,15 @@ def test_the_lexical_ranker_finds_words_stems_and_titles(query: str, page: int) 
     assert LIBRARY[found[0][0]].page == page and found[0][1] > 0
 
 
-@pytest.mark.parametrize(("query", "page"), [("面包店", 1), ("谁建造了灯塔？", 2), ("パン屋", 3), ("鯨", None)])
+@pytest.mark.parametrize(
+    ("query", "page"), [("面包店", 1), ("谁建造了灯塔？", 2), ("パン屋", 3), ("Heron", 2), ("鯨", None)]
+)
 def test_words_are_found_in_writing_without_spaces(query: str, page: int | None) -> None:
-    texts = ["村里的面包店早上五点开门。", "灯塔是一八七二年建造的。", "このパン屋は朝五時に開きます。"]
+    texts = [
+        "村里的面包店早上五点开门。",
+        "灯塔建造于一八七二年，船名Heron又名鹭。",
+        "このパン屋は朝五時に開きます。",
+    ]
     ranked = LexicalRanker([Passage(text, "s", n, 0, len(text)) for n, text in enumerate(texts, 1)]).rank(query, 3)
     assert (ranked[0][0] + 1 if ranked else None) == page
 
