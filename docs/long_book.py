@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from infinimem import DocumentMemory
-from infinimem.reading import Progress
+from infinimem.ingest.progress import Progress
 
 ROWS = 10
 MB = 2**20

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
-from infinimem.cli import main
+from infinimem.cli.main import main
 
 PAGE = Path(__file__).parent / "cli.md"
 HEAD = """# The command line

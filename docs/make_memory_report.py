@@ -1,12 +1,12 @@
 """Measure the memory, and write the tables and plots of docs/memory.md.
 
-python docs/make_memory_report.py --data DIR               measure what is not there yet, then write
-python docs/make_memory_report.py --data DIR --list        name the measurements, and say which are there
-python docs/make_memory_report.py --data DIR --only 'qa-*' measure some
+python docs/make_memory_report.py --data DIR               measure what has no result yet, then write
+python docs/make_memory_report.py --data DIR --list        name the measurements, and say which have a result
+python docs/make_memory_report.py --data DIR --only 'qa-*' measure only these
 python docs/make_memory_report.py --data DIR --force NAME  measure again
-python docs/make_memory_report.py --write                  tables and plots from the results that are there
+python docs/make_memory_report.py --write                  only write tables and plots from existing results
 
-DIR has books/, qa/ as the project's data folder does. Needs the extra `bench`.
+DIR contains books/ and qa/, like the project's data folder. The script needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent
-# One length for everything that is compared at one length.
+# The length, in tokens, of texts that are compared at one length.
 LENGTH = 8192
 SEGMENT_LENGTHS = (1024, 512, 256, 128)
 BARE = "--adapter none"
-# Name: options, color, line. Lines of one color have about the same bytes.
+# Name: options, color, line. Systems of one color use about the same number of bytes.
 SYSTEMS: dict[str, tuple[str, str, str]] = {
     "exact": ("--rule recent --slots 1000000 --packing float32", "black", ":"),
     "shipped-2048": ("--slots 2048", "tab:blue", "-"),
@@ -39,26 +39,26 @@ SYSTEMS: dict[str, tuple[str, str, str]] = {
     "linear": (f"{BARE} --rule linear", "tab:green", "-."),
     "delta": (f"{BARE} --rule delta", "tab:olive", "-."),
 }
-# By line, so that single points can be told apart too.
+# A marker for each line, so that single points can be told apart too.
 MARKERS = {"-": "o", "--": "s", "-.": "^", ":": "D"}
 FILLERS = {"repeated": "", "book": "--filler {data}/books/dev.jsonl.gz"}
-# One key a text; 20 texts where they are not all alike, none with the key among the carried tokens.
+# Each text has one key. Books: 20 texts, as they differ; in none of them is the key among the carried tokens.
 NEEDLES = {"repeated": "--depths 0,0.5,1", "book": "--depths 0,0.2,0.4,0.6,0.8 --samples 4"}
-# Tokens; the long texts for what is meant to hold them.
+# Lengths in tokens; only the systems in LONG read the longer texts.
 LENGTHS = {"repeated": (4096,), "book": (16384,)}
 MORE_LENGTHS = {"repeated": (32768, 131072), "book": (65536,)}
 LONG = ("shipped-2048", "shipped")
-# What the default is said to hold.
+# The longest texts, which only the default reads.
 LONGEST = {"repeated": (1_048_576,), "book": ()}
-# The default, and one whose memory stays below eight million bytes.
+# `shipped-448` is the configuration whose memory stays below eight million bytes.
 PERPLEXITY = {"shipped": "", "shipped-448": "--slots 448", "shipped-2048": "--slots 2048", "carry-0": "--carry 0"}
-# Tokens of a document, and stories a task: each is a document of its own.
+# Tokens of a document: stories per task. Each story is hidden in a separate document.
 BABI = {4096: 20, 16384: 6, 65536: 2}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One `infinimem eval` command; `about` says where its result goes. {data} stands for the data folder."""
+    """One `infinimem eval` command. `about` says where its result goes; {data} stands for the data folder."""
 
     name: str
     arguments: str
@@ -66,7 +66,7 @@ class Measurement:
 
 
 def measurements() -> list[Measurement]:
-    """Everything that is measured, in this order."""
+    """All measurements, in the order in which they run."""
     rows = []
     for system, (options, _, _) in SYSTEMS.items():
         for filler, source in FILLERS.items():
@@ -108,7 +108,7 @@ def measurements() -> list[Measurement]:
 
 
 def measure(measurement: Measurement, data: Path | None, target: Path) -> str | None:
-    """Run the command and keep its result; returns what went wrong, if anything did."""
+    """Run the command and store its result. Returns the error message, or None if the command succeeded."""
     command = shlex.split(measurement.arguments)
     if data is None and any("{data}" in part for part in command):
         return "give --data DIR"
@@ -124,7 +124,7 @@ def measure(measurement: Measurement, data: Path | None, target: Path) -> str | 
 
 
 def keep(measurement: Measurement, result: dict[str, Any], seconds: float, target: Path) -> None:
-    """Write a result to its file, whole or not at all."""
+    """Write a result to its file, completely or not at all."""
     kept = {"command": written(measurement), "seconds": round(seconds, 1), "result": without_answers(result)}
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
@@ -133,12 +133,12 @@ def keep(measurement: Measurement, result: dict[str, Any], seconds: float, targe
 
 
 def written(measurement: Measurement) -> str:
-    """The command as a reader would type it, DIR for the data folder."""
+    """The command as a user would type it, with DIR for the data folder."""
     return " ".join(["infinimem eval", *shlex.split(measurement.arguments.replace("{data}", "DIR"))])
 
 
 def without_answers(value: Any) -> Any:
-    """The result without the single answers, which would make the files large."""
+    """The result without the individual answers, which would make the files large."""
     if isinstance(value, dict):
         return {name: without_answers(inner) for name, inner in value.items() if name != "answers"}
     return [without_answers(inner) for inner in value] if isinstance(value, list) else value
@@ -146,14 +146,14 @@ def without_answers(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Result:
-    """A measurement that has been made."""
+    """A measurement with its result."""
 
     measurement: Measurement
     result: dict[str, Any]
 
     @property
     def system(self) -> str:
-        """What was measured."""
+        """The name of the system that was measured."""
         return str(self.measurement.about["system"])
 
     def __getitem__(self, name: str) -> Any:
@@ -161,7 +161,7 @@ class Result:
 
 
 def load(rows: Iterable[Measurement], results: Path) -> list[Result]:
-    """The results that are there. Exits where one was made by another command than the table has now."""
+    """All existing results. Exits if a result comes from a command that differs from the present one."""
     found = []
     for measurement in rows:
         path = results / f"{measurement.name}.json"
@@ -174,7 +174,7 @@ def load(rows: Iterable[Measurement], results: Path) -> list[Result]:
 
 
 def part(found: Sequence[Result], name: str, **about: str) -> list[Result]:
-    """The results of one part of the page."""
+    """The results for one part of the page."""
     wanted = {"part": name, **about}
     return [one for one in found if wanted.items() <= one.measurement.about.items()]
 
@@ -183,23 +183,23 @@ def part(found: Sequence[Result], name: str, **about: str) -> list[Result]:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; empty without rows."""
+    """A Markdown table; an empty string if there are no rows."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]) if lines else ""
 
 
 def percent(share: float, interval: Sequence[float] | None = None) -> str:
-    """A share, with its interval."""
+    """A share as a percentage, with its interval if there is one."""
     return f"{share:.0%}" + (f" ({interval[0]:.0%} to {interval[1]:.0%})" if interval else "")
 
 
 def megabytes(count: int) -> str:
-    """Bytes in MB."""
+    """A number of bytes, in MB."""
     return f"{count / 1e6:.1f}"
 
 
 def passkey_table(found: Sequence[Result]) -> str:
-    """Needles found, by system, filler and length."""
+    """Needles found, by system, filler and document length."""
     chosen = part(found, "length")
     lengths = sorted({one["tokens"] for one in chosen})
     rows = []
@@ -238,7 +238,7 @@ def compressions_table(found: Sequence[Result]) -> str:
 
 
 def controls_table(found: Sequence[Result]) -> str:
-    """Needles found in the own memory, an emptied one, and another document's."""
+    """Needles found with the document's own memory, an emptied memory, and another document's memory."""
     return table(
         ["values", "memory", "rule", "tokens", "needles", "found", "right in part"],
         (
@@ -257,7 +257,7 @@ def controls_table(found: Sequence[Result]) -> str:
 
 
 def perplexity_table(found: Sequence[Result]) -> str:
-    """Perplexity by rule, and of what could stand in its place."""
+    """Perplexity by rule, and perplexity of the systems that the memory is compared with."""
     systems = ("memory", "window", "sliding", "exact", "recent")
     return table(
         ["rule", "memory, MB", "tokens scored", *systems, "mean change", "worst change"],
@@ -276,7 +276,7 @@ def perplexity_table(found: Sequence[Result]) -> str:
 
 
 def books_table(found: Sequence[Result]) -> str:
-    """Change of perplexity by book and rule."""
+    """Change of perplexity, by book and rule."""
     chosen = part(found, "perplexity")
     titles = list(dict.fromkeys(row["title"] for one in chosen for row in one["documents"]))
     changes = [{row["title"]: row["memory"] / row["window"] - 1 for row in one["documents"]} for one in chosen]
@@ -285,7 +285,7 @@ def books_table(found: Sequence[Result]) -> str:
 
 
 def babi_table(found: Sequence[Result]) -> str:
-    """Questions answered right, by task, length and memory."""
+    """Questions answered correctly, by task, length and memory."""
     rows = []
     for one in part(found, "babi"):
         for task, scores in [*one["tasks"].items(), ("all", one["overall"])]:
@@ -306,7 +306,7 @@ def babi_table(found: Sequence[Result]) -> str:
 
 
 def qa_table(found: Sequence[Result]) -> str:
-    """F1 and exact match by data and mode."""
+    """F1 and exact match, by data and mode."""
     rows = []
     for one in part(found, "qa"):
         for mode, scores in one["modes"].items():
@@ -318,14 +318,17 @@ def qa_table(found: Sequence[Result]) -> str:
             low, high = gain["interval"]
             f1 = f"{gain['f1']:+.3f} ({low:+.3f} to {high:+.3f})"
             rows.append([one.measurement.about["data"], pair.replace("-", " - "), str(one["questions"]), f1, "", ""])
-    return table(["data", "mode", "questions", "F1", "exact match", "says there is none"], rows)
+    return table(["data", "mode", "questions", "F1", "exact match", "says there is no answer"], rows)
 
 
 # Plots
 
 
 def plot(found: Sequence[Result], x: str, label: str, title: str, target: Path) -> bool:
-    """Needles found against `x`, a panel per filler with more than one x and a line per system; False without any."""
+    """Plot needles found against `x`: a panel for each filler with several values of x, a line for each system.
+
+    Returns False, and plots nothing, if no filler has several values of x.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -351,7 +354,7 @@ def plot(found: Sequence[Result], x: str, label: str, title: str, target: Path) 
                 at, share, low, high = (list(column) for column in zip(*points, strict=True))
                 below = [max(0.0, s - edge) for s, edge in zip(share, low, strict=True)]
                 above = [max(0.0, edge - s) for s, edge in zip(share, high, strict=True)]
-                # A little apart, so that intervals do not hide each other.
+                # Shifted a little sideways, so that intervals do not hide each other.
                 beside = [value * 2 ** (0.02 * (place - len(SYSTEMS) / 2)) for value in at]
                 panel.errorbar(
                     beside,
@@ -365,7 +368,7 @@ def plot(found: Sequence[Result], x: str, label: str, title: str, target: Path) 
                 )
         ticks: list[int] = []
         for value in sorted({one[x] for one in found if one.measurement.about["filler"] == filler}):
-            if not ticks or value > 1.3 * ticks[-1]:  # numbers that are closer would be printed over each other
+            if not ticks or value > 1.3 * ticks[-1]:  # closer labels would overlap
                 ticks.append(value)
         panel.set_xscale("log", base=2)
         panel.set_xticks(ticks)
@@ -397,7 +400,7 @@ TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
     "babi": babi_table,
     "qa": qa_table,
 }
-# Part of the page, quantity, axis label, title.
+# Name of the plot: part of the measurements, quantity on the x axis, label of that axis, title.
 PLOTS = {
     "memory-length": ("length", "tokens", "document length (tokens)", "Facts found against document length"),
     "memory-compressions": (
@@ -410,17 +413,17 @@ PLOTS = {
 
 
 def put(page: str, name: str, content: str) -> str:
-    """The page with new content between the markers of that name. Exits where they are missing."""
+    """The page with new content between the markers with this name. Exits if the markers are missing."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     before, found, rest = page.partition(begin)
     _, also, after = rest.partition(end)
     if not found or not also:
-        sys.exit(f"the page has no markers {begin} and {end}; put them where that part belongs")
+        sys.exit(f"the page has no markers {begin} and {end}; put them where this part belongs")
     return f"{before}{begin}\n{content}\n{end}{after}" if content else f"{before}{begin}\n{end}{after}"
 
 
 def write(found: Sequence[Result], docs: Path) -> None:
-    """All tables and plots, from these results."""
+    """Write all tables and plots from these results."""
     page = (docs / "memory.md").read_text(encoding="utf-8")
     for name, make in TABLES.items():
         page = put(page, name, make(found) or "Not measured yet.")
@@ -434,11 +437,11 @@ def main(arguments: Sequence[str] | None = None, rows: Sequence[Measurement] | N
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="DIR", help="the data folder")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="measure those with such names")
-    parser.add_argument("--force", action="append", default=[], metavar="NAME", help="measure this again")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="measure only the names that match")
+    parser.add_argument("--force", action="append", default=[], metavar="NAME", help="measure NAME again")
     parser.add_argument("--list", action="store_true", help="name the measurements and stop")
-    parser.add_argument("--write", action="store_true", help="measure nothing")
-    parser.add_argument("--docs", type=Path, default=DOCS, metavar="DIR", help="where memory.md and results/ are")
+    parser.add_argument("--write", action="store_true", help="measure nothing; write the page from existing results")
+    parser.add_argument("--docs", type=Path, default=DOCS, metavar="DIR", help="folder of memory.md and results/")
     options = parser.parse_args(arguments)
     rows = measurements() if rows is None else rows
     names = [row.name for row in rows]

@@ -1,9 +1,9 @@
-"""Write the tables and the plot of docs/performance.md from what `infinimem bench --json` printed.
+"""Write the tables and the plot of docs/performance.md from the output of `infinimem bench --json`.
 
 infinimem bench --long 200000 --json > docs/results/bench.json
 python docs/make_performance_report.py
 
-Needs the extra `bench`.
+The script needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from infinimem.bench.run import COLUMNS
 
 DOCS = Path(__file__).parent
 PLOT = "performance"
-# Settings that differ from run to run, as options.
+# Settings that can differ from run to run, by the names of their options.
 OPTIONS = ("systems", "tokens", "lengths", "long", "repeats", "model", "adapter")
 
 
 def setting(result: dict[str, Any]) -> str:
-    """What was run on what, and what was read."""
+    """The command, the machine and the text of the measurement."""
     given = [(name, result["settings"][name]) for name in OPTIONS if result["settings"][name] is not None]
     options = [f"--{name} {','.join(map(str, v)) if isinstance(v, list) else v}" for name, v in given]
     text = result["text"]
@@ -41,13 +41,13 @@ def setting(result: dict[str, Any]) -> str:
 
 
 def systems(result: dict[str, Any]) -> str:
-    """All rows; the reason stands in the second cell where nothing was measured."""
+    """All rows. Where nothing was measured, the second cell gives the reason."""
     rows = report.table(result["systems"])
     return table(report.HEAD, ([*row, *[""] * (len(report.HEAD) - len(row))] for row in rows))
 
 
 def ranges(result: dict[str, Any]) -> str:
-    """Least and most of what was measured several times."""
+    """Smallest and largest values of the rows that were measured several times."""
     rows = []
     for name, row in result["systems"].items():
         if row["runs"] > 1 and "range" in row:
@@ -57,7 +57,7 @@ def ranges(result: dict[str, Any]) -> str:
 
 
 def ratios(result: dict[str, Any]) -> str:
-    """What the measurements say in short, as a list."""
+    """A short summary of the measurements, as a list."""
     return "\n".join(f"- {line}" for line in report.in_short(result))
 
 
@@ -72,7 +72,7 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--docs", type=Path, default=DOCS, metavar="DIR", help="where performance.md and results/ are")
+    parser.add_argument("--docs", type=Path, default=DOCS, metavar="DIR", help="folder of performance.md and results/")
     options = parser.parse_args(arguments)
     source, target = options.docs / "results" / "bench.json", options.docs / "performance.md"
     try:
@@ -80,12 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except FileNotFoundError:
         sys.exit(f"there is no {source}; run: infinimem bench --json > {source}")
     except ValueError as error:
-        sys.exit(f"{source} is not what 'infinimem bench --json' printed ({error}); measure again")
+        sys.exit(f"{source} is not the output of 'infinimem bench --json' ({error}); measure again")
     page = target.read_text(encoding="utf-8")
     for name, make in PARTS.items():
         page = put(page, name, make(result) or "Not measured.")
     report.plot(result, options.docs / f"{PLOT}.png")
-    page = put(page, "plot", f"![Reading, memory, files and answers]({PLOT}.png)")
+    page = put(page, "plot", f"![Reading speed, memory, file sizes and answer times]({PLOT}.png)")
     target.write_text(page, encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ from pydoc_data.topics import topics
 from statistics import mean
 
 from infinimem import DocumentMemory
-from infinimem.model import InfiniModel
+from infinimem.model.infini_model import InfiniModel
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     def one_by_one(paths: Sequence[Path]) -> list[DocumentMemory]:
         memories = [DocumentMemory.ingest(path, model=model) for path in paths]
         for memory in memories:
-            memory.addresses()  # what saving would compute
+            memory.term_weights()  # what saving would compute
         return memories
 
     def side_by_side(paths: Sequence[Path]) -> list[DocumentMemory]:

@@ -20,13 +20,13 @@ import torch
 from make_memory_report import table
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from infinimem import native
+from infinimem.attention import native
 from infinimem.attention.cache import InfiniCache
 from infinimem.bench.machine import measure
-from infinimem.bench.plain import matrix_parameters
 from infinimem.bench.task import Task, repeated
-from infinimem.model import InfiniModel
-from infinimem.pretrained import load_base
+from infinimem.bench.transformers_model import matrix_parameters
+from infinimem.model.infini_model import InfiniModel
+from infinimem.model.pretrained import load_base
 
 Read = Callable[[Sequence[int]], None]
 WRITE = "write the memory"

@@ -1,7 +1,7 @@
 """Asks the sample handbook its 30 questions, and counts right pages and right answers.
 
-An answer is right if it holds one of the expected wordings, capitals and punctuation aside; a page is right if a
-passage of it is among those cited.
+An answer is right if it contains one of the expected wordings; capitals and punctuation do not count. A page is right
+if the answer cites a passage of the expected page.
 
 infinimem ingest examples/handbook.pdf -o handbook.safetensors
 python examples/ask_handbook.py handbook.safetensors
@@ -20,13 +20,13 @@ QUESTIONS = Path(__file__).with_name("handbook_questions.jsonl")
 
 
 def words(text: str) -> str:
-    """The words alone, in lower case, one space between them and around them."""
+    """The words of a text in lower case, with one space between words, at the start and at the end."""
     found = re.findall(r"[^\W_]+", text.casefold())
     return f" {' '.join(found)} "
 
 
 def main() -> None:
-    """Ask, print a row a question, then the counts."""
+    """Ask, print one row per question, then the counts."""
     memory = DocumentMemory.load(sys.argv[1])
     rows = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     pages = answers = 0

@@ -1,6 +1,6 @@
-"""The demo: read a handbook (PDF) and Python's own language reference, save, reload in new processes, ask.
+"""The demo: read a handbook (PDF) and Python's language reference, save both, load them in new processes, and ask.
 
-Everything happens through the public doors: the command line for the handbook, the Python API for the reference.
+The handbook is read with the command line, the language reference with the Python API.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REFERENCE_QUESTIONS = ("What does the pass statement do?", "What is a docstring?
 
 
 def read_reference() -> None:
-    """Ingest every topic of CPython's language reference as a source of its own."""
+    """Ingest CPython's language reference, with every topic as a separate source."""
     from pydoc_data.topics import topics
 
     from infinimem import DocumentMemory
@@ -48,7 +48,7 @@ def read_reference() -> None:
 
 
 def run(*command: str) -> None:
-    """Run one step in a process of its own, its command line shown."""
+    """Show the command line of one step, and run it in a separate process."""
     print(f"\n$ {' '.join(repr(part) if ' ' in part else part for part in command)}", flush=True)
     executable = [sys.executable, "-m", "infinimem"] if command[0] == "infinimem" else [sys.executable]
     subprocess.run([*executable, *command[1:]], check=True, cwd=EXAMPLES.parent)

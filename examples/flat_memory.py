@@ -1,6 +1,6 @@
-"""Shows that neither working memory nor file grow with the document.
+"""Shows that neither the working memory nor the file grows with the length of the document.
 
-Reads texts of the given lengths, each in a new process, and prints one row a length.
+Reads texts of the given lengths in tokens, each in a new process, and prints one row per length.
 
 python examples/flat_memory.py 20000 200000
 """
@@ -15,7 +15,7 @@ import tempfile
 from itertools import cycle
 from pathlib import Path
 
-# Of the language reference, under the default model's tokenizer.
+# In Python's language reference, with the tokenizer of the default model.
 CHARACTERS_PER_TOKEN = 4.1
 
 CHILD = """
@@ -33,10 +33,10 @@ print(json.dumps({"tokens": memory.info()["tokens"], "seconds": seconds, "peak":
 
 
 def write_text(path: Path, tokens: int) -> None:
-    """A text file of about `tokens` tokens: Python's language reference, over and over if need be."""
+    """Write a text of about `tokens` tokens: Python's language reference, repeated if it is too short."""
     from pydoc_data.topics import topics
 
-    # In a random order, so that grammar and prose, which differ in tokens per character, come evenly.
+    # Grammar and prose differ in tokens per character; a random order spreads both evenly.
     names = sorted(topics)
     random.Random(0).shuffle(names)
     with path.open("w", encoding="utf-8") as file:
@@ -47,7 +47,7 @@ def write_text(path: Path, tokens: int) -> None:
 
 
 def main() -> None:
-    """Measure and print one row a length."""
+    """Measure, and print one row per length."""
     print(f"{'tokens':>9} {'seconds':>8} {'tokens/s':>9} {'peak RSS MB':>12} {'file bytes':>11}")
     rows = []
     with tempfile.TemporaryDirectory() as directory:

@@ -12,35 +12,64 @@ from typing import TYPE_CHECKING, Any
 from .errors import InfinimemError
 
 if TYPE_CHECKING:
-    from .answer import Answer
-    from .chat import Reply
+    from .answering.answer import Answer
+    from .answering.conversation import Reply, complete, reply
+    from .answering.decoding import Decoding
     from .document_memory import DocumentMemory
-    from .model import InfiniModel
-    from .passages import Passage
-    from .readers import ReaderLimits
-    from .reading import Progress
+    from .ingest.progress import Progress
+    from .ingest.stream import read_passages
+    from .model.infini_model import InfiniModel
+    from .model.settings import MemorySettings
+    from .model.shared import shared_model
+    from .readers import Page, ReaderLimits, Source, find_sources, open_source, read_pages
+    from .search.search import Search
+    from .text.passages import Passage
 
 __version__ = "0.1.0"
 __all__ = [
     "Answer",
+    "Decoding",
     "DocumentMemory",
     "InfiniModel",
     "InfinimemError",
+    "MemorySettings",
+    "Page",
     "Passage",
     "Progress",
     "ReaderLimits",
     "Reply",
+    "Search",
+    "Source",
     "__version__",
+    "complete",
+    "find_sources",
+    "open_source",
+    "read_pages",
+    "read_passages",
+    "reply",
+    "shared_model",
 ]
 
 _HOMES = {
-    "Answer": "answer",
+    "Answer": "answering.answer",
+    "Decoding": "answering.decoding",
     "DocumentMemory": "document_memory",
-    "InfiniModel": "model",
-    "Passage": "passages",
-    "Progress": "reading",
+    "InfiniModel": "model.infini_model",
+    "MemorySettings": "model.settings",
+    "Page": "readers",
+    "Passage": "text.passages",
+    "Progress": "ingest.progress",
     "ReaderLimits": "readers",
-    "Reply": "chat",
+    "Reply": "answering.conversation",
+    "Search": "search.search",
+    "Source": "readers",
+    "complete": "answering.conversation",
+    "find_sources": "readers",
+    "open_source": "readers",
+    "read_pages": "readers",
+    "read_passages": "ingest.stream",
+    "reply": "answering.conversation",
+    "shared_model": "model.shared",
 }
 
 

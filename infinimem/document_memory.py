@@ -11,90 +11,117 @@ A memory file is opened without its model; the model is loaded when something ha
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import threading
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from .addresses import Addresses, split
-from .answering import Answering
-from .asking import checked_question
-from .checkpoint import Checkpoint
+from .answering.answer import Answer
+from .answering.conversation import REPLY, Reply, complete
+from .answering.decoding import Decoding
+from .answering.plan import (
+    ANSWER_FROM,
+    Plan,
+    asked_alone,
+    plan_from_memory,
+    plan_from_search,
+    plan_summary,
+)
+from .answering.prompts import Conversation, History, conversation, told
+from .answering.stream import Continuation, answer_texts, pieces_async, stream_answer, whole_sentences
 from .errors import (
-    AdapterNotFound,
-    DamagedMemoryFile,
     EmptySource,
     FileChanged,
     ForcedModel,
     InvalidSetting,
     MergeMismatch,
     ModelMismatch,
-    ModelNotFound,
     SourceError,
+    warn_renamed,
 )
-from .known import is_known
+from .ingest.batch import ingest_batch, open_each
+from .ingest.checkpoint import Checkpoint
+from .ingest.ingestion import Ingestion
+from .ingest.opening import model_of, opened_under
+from .ingest.progress import ProgressCallback, shown_progress
+from .ingest.record import Record
+from .ingest.stream import PathLike, Sources, found_sources, opened_sources, read_sources
+from .ingest.target import is_there, targets_in, writing
 from .langchain import component
-from .memory_file import MemoryFile, differences, locked, read_memory_file, version_of
-from .passages import Passage
-from .readers import ReaderLimits, Source, find_sources, open_source, unread_source
-from .reading import (
-    ProgressCallback,
-    Reading,
-    Record,
-    SourceRecord,
-    as_unicode,
-    begin_source,
-    check_something,
-    pieces,
-    read_whole,
-    take,
-    take_source,
-    to_file,
-)
-from .search import Search
+from .model.identity import differences
+from .model.settings import MemorySettings
+from .readers import ReaderLimits, Source, name_of
+from .search.central import central_parts
+from .search.search import Search
+from .storage.files import locked, make_directory, version_of
+from .storage.memory_file import MemoryFile, check_memory_target, read_memory_file
+from .text.passages import Passage
+from .text.term_weights import split
+from .text.words import as_unicode, checked_question
 
 if TYPE_CHECKING:
-    from .model import InfiniModel
+    from .attention import InfiniCache
+    from .model.infini_model import InfiniModel
 
-PathLike = str | os.PathLike[str]
+    Model = str | os.PathLike[str] | InfiniModel | None
+
 # How long `save` waits for another writer, who needs a moment only.
 SECONDS_FOR_A_LOCK = 10.0
 # Segments in one forward on a GPU.
 BATCH = 8
+# A part of a summary has at least so many tokens.
+TOKENS_OF_A_PART = 75
+# Longer than an answer, a summary has more room for loops, and no need to quote.
+NO_REPEAT_IN_SUMMARIES = 4
+# Values of `mode` in older releases.
+OLD_ANSWER_MODES = {"recall": "passages"}
+OLD_RANKINGS = {"memory": "learned"}
 
 
-class DocumentMemory(Answering):
+class Speed(NamedTuple):
+    """What the last ingestion took: tokens that were read, and seconds without the loading of the model."""
+
+    tokens: int
+    seconds: float
+
+
+class DocumentMemory:
     """What a model remembers of one or several documents.
 
-    Make one with `ingest`, `from_text`, `load` or `merge`. Asking never changes it; appending does, and a failed
-    append leaves it as it was.
+    Make one with `ingest`, `from_text`, `load` or `merge`. Asking never changes it, and any number of threads may ask
+    at once; appending changes it, and a failed append leaves it as it was.
     """
 
-    def __init__(self, record: Record, *, reading: Reading | None = None, file: MemoryFile | None = None) -> None:
+    def __init__(self, record: Record, *, ingestion: Ingestion | None = None, file: MemoryFile | None = None) -> None:
         self._record = record
-        self._reading = reading
+        # None until the model is loaded.
+        self._ingestion = ingestion
         # What `save` writes, once it is made; None after appending.
         self._file = file
         self._device: str | None = None
         self._adapter: PathLike | None = None
-        self._searched: Search | None = None
+        self._searched: Search[DocumentMemory] | None = None
         self._lock = threading.RLock()
         # The file it was loaded from or saved to, as it was then.
         self._place: tuple[Path, tuple[int, ...] | None] | None = None
         self._force = False
         self._forced: tuple[str, ...] = ()
+        self.speed: Speed | None = None
 
     # Making
 
     @classmethod
     def ingest(
         cls,
-        sources: PathLike | Iterable[PathLike],
+        sources: Sources,
         *,
-        model: str | os.PathLike[str] | InfiniModel | None = None,
+        model: Model = None,
         rule: str | None = None,
         rule_settings: dict[str, Any] | None = None,
         segment_length: int | None = None,
@@ -103,52 +130,62 @@ class DocumentMemory(Answering):
         progress: bool | ProgressCallback = False,
         device: str | None = None,
         adapter: PathLike | None = None,
+        output: PathLike | None = None,
         checkpoint: PathLike | None = None,
         resume: bool = False,
         skip_errors: bool = False,
         limits: ReaderLimits | None = None,
     ) -> DocumentMemory:
-        """Read files (PDF, EPUB, HTML, Markdown, text), directories or glob patterns, once.
+        """Read documents (PDF, EPUB, HTML, Markdown, text) once.
 
-        model: None for the embedded default, a directory, a hub id, or an InfiniModel. rule: "slots" (default),
-        "linear" or "delta"; rule_settings as the rule's constructor takes them. segment_length: tokens per segment,
-        512 by default. carry: last tokens that stay as they are, 256 by default (0 under the paper's rules). passages:
-        also keep the text, for citations and `mode="recall"`. progress: True for a bar on standard error, or a function
-        that takes a `Progress`. adapter: a directory, "none", or None for the one that belongs to the default model;
-        rule and settings are by default those it was trained with. checkpoint: a file that keeps what was read so far,
-        written every 32 segments and never deleted. resume: go on from it, if it is there, to the same memory that
-        reading without a break would give; source files, model and settings must be the same. skip_errors: leave out
-        the files and pages that cannot be read; `info()["sources"]` says which, and why. limits: what parsing a file
-        may use.
+        sources: files, directories, glob patterns, or files that are open already (`open_source`).
+        model: None for the embedded default, a directory, a hub id, or an InfiniModel.
+        rule: "slots" (default), "linear" or "delta". rule_settings: as the rule's constructor takes them.
+        segment_length: tokens per segment, 512 by default.
+        carry: last tokens that stay as they are, 256 by default (0 under the paper's rules).
+        passages: also keep the text, for citations and answers from passages.
+        progress: True for a bar on standard error, or a function that takes a `Progress`.
+        device: such as "cpu" or "cuda:1"; None takes a GPU if there is one.
+        adapter: a directory, "none", or None for the adapter of the default model. Rule and settings are by default
+            those that the adapter was trained with.
+        output: the memory file to write. Until it is complete, FILE.partial beside it keeps what was read so far.
+        checkpoint: a file that keeps what was read so far, without `output`; it is written every 32 segments and never
+            deleted.
+        resume: go on from FILE.partial or the checkpoint, if it is there, to the memory that an ingestion without a
+            break would give; source files, model and settings must be the same.
+        skip_errors: leave out the files and pages that cannot be read; `info()["sources"]` says which, and why.
+        limits: what parsing a file may use.
 
         Raises the SourceError, ModelError, AdapterError or InvalidSetting that names the cause; CheckpointMismatch;
-        TargetNotWritable for the checkpoint.
+        TargetNotWritable; with `output` also FileInUse, and NotReplaced where a document or another interrupted
+        ingestion would be lost.
         """
-        if resume and checkpoint is None:
-            raise InvalidSetting("there is nothing to resume from; name the checkpoint that was written while reading")
-        opened = _opened(sources, skip_errors, limits)
-        memory = cls._empty(
-            passages,
-            model,
-            rule=rule,
-            rule_settings=rule_settings,
-            segment_length=segment_length,
-            carry=carry,
-            device=device,
-            adapter=adapter,
-        )
-        kept = None if checkpoint is None else Checkpoint(Path(checkpoint))
-        resume = resume and kept is not None and kept.path.exists()
-        memory._read(opened, progress, kept, resume=resume, skip=skip_errors, limits=limits)
+        if output is not None and checkpoint is not None:
+            raise InvalidSetting("an ingestion into a file keeps a checkpoint beside it; leave checkpoint out")
+        if resume and output is None and checkpoint is None:
+            raise InvalidSetting("there is nothing to resume from; name the output or the checkpoint of the ingestion")
+        settings = MemorySettings(rule, rule_settings, segment_length, None, carry, device, adapter)
+        found = found_sources(sources)
+        with contextlib.ExitStack() as stack:
+            if output is not None:
+                names = [one.name if isinstance(one, Source) else name_of(one) for one in found]
+                checkpoint = stack.enter_context(writing(Path(output), names, resume))
+            # What cannot be read is said before the model is loaded, which takes a while.
+            opened = opened_sources(found, skip_errors, limits)
+            memory = cls._of(_empty(passages, model, settings))
+            kept = None if checkpoint is None else Checkpoint(Path(checkpoint))
+            memory._read(opened, progress, kept, resume=resume, skip=skip_errors, limits=limits)
+            if output is not None:
+                memory.save(output)
         return memory
 
     @classmethod
     def ingest_many(
         cls,
-        sources: PathLike | Iterable[PathLike],
+        sources: Sources,
         *,
         batch: int | None = None,
-        model: str | os.PathLike[str] | InfiniModel | None = None,
+        model: Model = None,
         rule: str | None = None,
         rule_settings: dict[str, Any] | None = None,
         segment_length: int | None = None,
@@ -157,43 +194,43 @@ class DocumentMemory(Answering):
         progress: bool | ProgressCallback = False,
         device: str | None = None,
         adapter: PathLike | None = None,
+        output: PathLike | None = None,
+        resume: bool = False,
         limits: ReaderLimits | None = None,
         on_error: Callable[[Path, SourceError], None] | None = None,
     ) -> Iterator[DocumentMemory]:
-        """Read files into a memory each, several side by side; gives each memory as soon as it is done.
+        """Read documents into a memory each, several in one batch; gives each memory as soon as it is complete.
 
         batch: most segments in one forward. None for eight on a GPU, which one short text leaves idle, and one on a
-        CPU, where several take longer than one after the other. A memory is the one that `ingest` makes of its file,
-        but for rounding: its bytes may differ.
-        on_error: is called with each file that cannot be read and what is wrong with it, and the others are read on;
-        pages that cannot be read are then left out, and `info()["sources"]` says which. Without it the first error is
-        raised. Other settings as for `ingest`.
+            CPU, where several take longer than one after the other. A memory is the memory that `ingest` makes of its
+            file, but for rounding: its bytes may differ.
+        output: a directory; the memory of book.pdf is saved there as book.pdf.safetensors before it is given.
+        resume: leave out documents whose memory files are in `output` and up to date.
+        on_error: is called with each file that cannot be read and its error, and the others are read on; pages that
+            cannot be read are then left out, and `info()["sources"]` says which. Without it the first error is raised.
+        Other settings, and errors, as for `ingest`.
         """
         if batch is not None and batch < 1:
             raise InvalidSetting(f"batch is {batch}, but at least one segment is read at a time")
-        from .many import open_each, read_many
-
-        # What cannot be read is said before the model is loaded, which takes a while.
-        opened = list(open_each(find_sources(_paths(sources)), limits, on_error))
-        chosen = cls._empty(
-            passages,
-            model,
-            rule=rule,
-            rule_settings=rule_settings,
-            segment_length=segment_length,
-            carry=carry,
-            device=device,
-            adapter=adapter,
-        ).model
-
-        def begin() -> tuple[Reading, Record]:
-            empty = cls._empty(passages, chosen)
-            return empty._open(), empty._record
-
+        if resume and output is None:
+            raise InvalidSetting("there is nothing to resume from; name the output directory")
+        settings = MemorySettings(rule, rule_settings, segment_length, None, carry, device, adapter)
+        found = found_sources(sources)
+        directory = None if output is None else Path(output)
+        targets = {} if directory is None else targets_in(directory, found)
+        opened = list(open_each(found, limits, on_error))
+        if directory is not None:
+            make_directory(directory)
+            for target in targets.values():
+                check_memory_target(target)
+        chosen = _model(model, settings)
+        if resume:
+            skip = on_error is not None
+            opened = [one for one in opened if not is_there(targets[one.name], one, chosen, passages, skip)]
         if batch is None:
             batch = 1 if chosen.device.type == "cpu" else BATCH
-        found = read_many(begin, opened, batch, progress, limits, on_error)
-        return (cls(record, reading=reading) for reading, record in found)
+        done = ingest_batch(lambda: Ingestion.empty(chosen, passages), opened, batch, progress, limits, on_error)
+        return (cls._of(ingestion)._saved_among(targets) for ingestion in done)
 
     @classmethod
     def from_text(
@@ -201,7 +238,7 @@ class DocumentMemory(Answering):
         text: str,
         *,
         name: str = "text",
-        model: str | os.PathLike[str] | InfiniModel | None = None,
+        model: Model = None,
         rule: str | None = None,
         rule_settings: dict[str, Any] | None = None,
         segment_length: int | None = None,
@@ -213,107 +250,19 @@ class DocumentMemory(Answering):
         """Read a string; it is cited as page 1 of `name`. Settings as for `ingest`."""
         if not text.strip():
             raise EmptySource("the text is empty; there is nothing to remember")
-        memory = cls._empty(
-            passages,
-            model,
-            rule=rule,
-            rule_settings=rule_settings,
-            segment_length=segment_length,
-            carry=carry,
-            device=device,
-            adapter=adapter,
-        )
+        settings = MemorySettings(rule, rule_settings, segment_length, None, carry, device, adapter)
+        memory = cls._of(_empty(passages, model, settings))
         memory.append_text(text, name=name)
         return memory
-
-    @classmethod
-    def _empty(
-        cls, passages: bool, model: str | os.PathLike[str] | InfiniModel | None, **settings: Any
-    ) -> DocumentMemory:
-        """A memory of nothing; settings of `shared_model`."""
-        from .model import InfiniModel, shared_model
-
-        if isinstance(model, InfiniModel):
-            if given := [name for name, value in settings.items() if value is not None]:
-                raise InvalidSetting(
-                    f"an InfiniModel has its {', '.join(given)} already; leave out what you gave beside it"
-                )
-            chosen = model
-        else:
-            chosen = shared_model(model, **settings)
-        record = Record(keep_passages=passages)
-        if passages and chosen.addresses is not None:
-            record.addresses = Addresses(chosen.addresses.sha256)
-        return cls(record, reading=Reading.empty(chosen))
-
-    def append(
-        self,
-        sources: PathLike | Iterable[PathLike],
-        *,
-        progress: bool | ProgressCallback = False,
-        skip_errors: bool = False,
-        limits: ReaderLimits | None = None,
-    ) -> None:
-        """Read more documents into this memory; equal to having read all of them in one go.
-
-        Settings as for `ingest`.
-        """
-        self._read(_opened(sources, skip_errors, limits), progress, skip=skip_errors, limits=limits)
-
-    def append_text(self, text: str, *, name: str = "text") -> None:
-        """Read a string into this memory. With the name of the last source, if that was a string too, it goes on
-        where that one stopped, so any split of a text gives the same memory."""
-        text = as_unicode(text)
-        if not name.strip():
-            raise InvalidSetting("the text has no name; answers cite it by its name")
-        with self._lock:
-            record, reading = self._record.copy(), self._open_for_more().copy()
-            last = record.sources[-1] if record.sources else None
-            if last is None or last.kind != "string" or record.cutter.source != name:
-                begin_source(reading, record, SourceRecord(name, "string", pages=1))
-            for piece in pieces(text):
-                take(reading, record, piece)
-                read_whole(reading, record)
-            # Of no text at all, what separates it from the one before may have made a segment whole.
-            read_whole(reading, record)
-            self._record, self._reading, self._file = record, reading, None
-
-    def _read(
-        self,
-        opened: Sequence[Source],
-        progress: bool | ProgressCallback,
-        checkpoint: Checkpoint | None = None,
-        *,
-        resume: bool = False,
-        skip: bool = False,
-        limits: ReaderLimits | None = None,
-    ) -> None:
-        from .progress import reading_progress
-
-        with self._lock, reading_progress(progress) as on_progress:
-            record, reading, begun = self._record.copy(), self._open_for_more().copy(), 0
-            if checkpoint is not None and resume:
-                reading, record = checkpoint.resume(reading, record, opened)
-                begun = len(record.sources)
-            for number, source in enumerate(opened, start=1):
-                if number < begun:
-                    continue
-                resumed = number == begun
-                for _ in take_source(reading, record, source, on_progress, resumed, skip, limits):
-                    read_whole(reading, record)
-                    if checkpoint is not None:
-                        checkpoint.keep(reading, record)
-            check_something(record.sources[-len(opened) :])
-            self._record, self._reading, self._file = record, reading, None
 
     @classmethod
     def merge(cls, memories: Iterable[DocumentMemory]) -> DocumentMemory:
         """One memory of several, made by equal models and settings.
 
-        `linear`: states are added, exactly. `delta`: added too, an approximation (what both store under similar keys
-        counts twice). `slots`: pooled and merged to capacity, an approximation of the same kind as reading. Carried
-        tokens: as if read one after the other. In all cases the documents did not see each other while they were read.
-        Raises MergeMismatch.
+        `linear`: states are added, exactly. `delta`: added too, an approximation: values that both memories store under
+        similar keys count twice. `slots`: pooled and merged to capacity, an approximation of the same kind as a write.
+        Carried tokens: as if the documents had been read one after the other. In all cases the documents did not see
+        each other while they were read. Raises MergeMismatch.
         """
         chosen = list(memories)
         if not chosen:
@@ -327,16 +276,76 @@ class DocumentMemory(Answering):
                 )
             if first._record.keep_passages != other._record.keep_passages:
                 raise MergeMismatch("one memory has passages and another has none; read them with the same setting")
-        model = first.model
-        cache = model.merge_caches([memory._open_for_more().complete() for memory in chosen])
-        record = Record(first._record.keep_passages)
-        found = [memory.addresses() for memory in chosen]
-        for memory in chosen:
-            record.sources += memory._record.copy().sources
-            record.closed += memory._record.passages
-        if model.addresses is not None and None not in found:
-            record.addresses = Addresses(model.addresses.sha256, [one for part in found for one in part or []])
-        return cls(record, reading=Reading(model, cache, place=record.end))
+        parts = [memory._open_for_more() for memory in chosen]
+        return cls._of(Ingestion.merged(parts, [memory.term_weights() for memory in chosen]))
+
+    @classmethod
+    def _of(cls, ingestion: Ingestion) -> DocumentMemory:
+        return cls(ingestion.record, ingestion=ingestion)
+
+    def _saved_among(self, targets: Mapping[str, Path]) -> DocumentMemory:
+        if targets:
+            self.save(targets[self._record.sources[0].name])
+        return self
+
+    # Reading more
+
+    def append(
+        self,
+        sources: Sources,
+        *,
+        progress: bool | ProgressCallback = False,
+        skip_errors: bool = False,
+        limits: ReaderLimits | None = None,
+    ) -> None:
+        """Read more documents into this memory; equal to having read all of them in one go.
+
+        Settings as for `ingest`.
+        """
+        opened = opened_sources(found_sources(sources), skip_errors, limits)
+        self._read(opened, progress, skip=skip_errors, limits=limits)
+
+    def append_text(self, text: str, *, name: str = "text") -> None:
+        """Read a string into this memory. With the name of the last source, if that was a string too, it goes on
+        where that one stopped, so any split of a text gives the same memory."""
+        text = as_unicode(text)
+        if not name.strip():
+            raise InvalidSetting("the text has no name; answers cite it by its name")
+        with self._lock:
+            ingestion = self._open_for_more().copy()
+            ingestion.take_string(text, name)
+            self._replace(ingestion)
+
+    def _read(
+        self,
+        opened: Sequence[Source],
+        progress: bool | ProgressCallback,
+        checkpoint: Checkpoint | None = None,
+        *,
+        resume: bool = False,
+        skip: bool = False,
+        limits: ReaderLimits | None = None,
+    ) -> None:
+        with self._lock, shown_progress(progress) as on_progress:
+            ingestion, begun = self._open_for_more().copy(), 0
+            if checkpoint is not None and resume and checkpoint.path.exists():
+                ingestion = checkpoint.resume(ingestion, opened)
+                begun = len(ingestion.record.sources)
+            before, started = ingestion.tokens, time.perf_counter()
+            read_sources(
+                ingestion,
+                opened,
+                on_progress=on_progress,
+                checkpoint=checkpoint,
+                begun=begun,
+                skip=skip,
+                limits=limits,
+            )
+            self.speed = Speed(ingestion.tokens - before, time.perf_counter() - started)
+            self._replace(ingestion)
+
+    def _replace(self, ingestion: Ingestion) -> None:
+        self._record, self._ingestion, self._file = ingestion.record, ingestion, None
 
     # Files
 
@@ -366,96 +375,50 @@ class DocumentMemory(Answering):
         cls,
         path: PathLike,
         *,
-        model: str | os.PathLike[str] | InfiniModel | None = None,
+        model: Model = None,
         device: str | None = None,
         adapter: PathLike | None = None,
         force: bool = False,
     ) -> DocumentMemory:
         """Open a memory file. The model it names is loaded when it is needed, unless one is given here.
 
-        adapter: where the adapter that the memory was made with is now; None looks where the file says. force: take
-        another model too, as long as the memory's shapes fit it; its answers may mean nothing. It warns (ForcedModel),
-        every answer says how the models differ (`forced`), and such a memory can be asked but not appended to.
+        model, device: as for `ingest`.
+        adapter: where the adapter that the memory was made with is now; None looks where the file says.
+        force: take another model too, as long as the memory's shapes fit it; its answers may mean nothing. It warns
+            (ForcedModel), every answer says how the models differ (`forced`), and such a memory can be asked but not
+            appended to.
 
         Raises MemoryFileNotFound, NotAMemoryFile, DamagedMemoryFile, UnsupportedVersion; ModelMismatch (at once with
         `model`, else when the model is loaded) if the memory was made by another model.
         """
-        from .model import InfiniModel
-
         place = Path(os.path.realpath(path))
         version = version_of(place)
         file = read_memory_file(path)
         memory = cls(Record.from_file(file), file=file)
         memory._device, memory._adapter, memory._force, memory._place = device, adapter, force, (place, version)
-        if isinstance(model, InfiniModel):
-            if adapter is not None or device is not None:
-                raise InvalidSetting("an InfiniModel has its device and adapter already; leave them out")
-            memory._attach(model)
-        elif model is not None:
-            memory._attach(memory._load_model(model))
+        if model is not None:
+            memory._attach(memory._given_model(file, model))
         return memory
+
+    def _given_model(self, file: MemoryFile, model: Model) -> InfiniModel:
+        from .model.infini_model import InfiniModel
+
+        if not isinstance(model, InfiniModel):
+            return model_of(file, model, self._device, self._adapter)
+        if self._adapter is not None or self._device is not None:
+            raise InvalidSetting("an InfiniModel has its device and adapter already; leave them out")
+        return model
 
     def _to_file(self) -> MemoryFile:
         with self._lock:
-            if self._file is not None:
-                return self._file
-            self._file = to_file(self._open(), self._record)
+            if self._file is None:
+                self._file = self._open().to_file()
             return self._file
 
-    def _load_model(self, name: str | os.PathLike[str] | None) -> InfiniModel:
-        from .adapter import adapter_directory
-        from .model import shared_model
-        from .pretrained import model_directory
-
+    def _attach(self, model: InfiniModel) -> Ingestion:
         if self._file is None:
             raise InvalidSetting("this memory has a model already")
-        identity = self._file.identity
-        if name is None and not is_known(model_directory(self._file.model)):
-            raise ModelNotFound(
-                f"the memory file names the model directory '{self._file.model}', which was never named here; give it "
-                "as model= (--model) to allow it"
-            )
-        if self._adapter is None and not is_known(adapter_directory(self._file.adapter)):
-            raise AdapterNotFound(
-                f"the memory file names the adapter directory '{self._file.adapter}', which was never named here; give "
-                "it as adapter= (--adapter) to allow it"
-            )
-        return shared_model(
-            self._file.model if name is None else name,
-            rule=identity["rule"],
-            rule_settings=identity["rule_settings"],
-            segment_length=identity["segment_length"],
-            memory_heads={int(layer): heads for layer, heads in identity["memory_heads"].items()},
-            carry=identity["carry"],
-            device=self._device,
-            # A file from elsewhere must not decide what is fetched from a network.
-            fetch=name is not None,
-            adapter=self._file.adapter if self._adapter is None else self._adapter,
-        )
-
-    def _attach(self, model: InfiniModel) -> Reading:
-        if self._file is None:
-            raise InvalidSetting("this memory has a model already")
-        different = differences(self._file.identity, model.identity())
-        if different and not self._force:
-            raise ModelMismatch(
-                f"this memory was made by another model or with other settings than '{model.name}': "
-                f"{'; '.join(different)}; load it with the model that made it ('{self._file.model}', adapter "
-                f"'{self._file.adapter}')"
-            )
-        try:
-            reading = Reading.from_file(model, self._file, self._record)
-        except DamagedMemoryFile as error:
-            if not different:
-                raise
-            raise ModelMismatch(
-                f"this memory does not fit '{model.name}', which cannot be forced ({error}); load it with the model "
-                f"that made it ('{self._file.model}')"
-            ) from error
-        if self._record.addresses is not None:
-            head = model.addresses
-            if head is None or head.sha256 != self._record.addresses.head:
-                self._record.addresses = None
+        ingestion, different = opened_under(model, self._file, self._record, self._force)
         if different:
             self._forced = tuple(different)
             warnings.warn(
@@ -467,37 +430,41 @@ class DocumentMemory(Answering):
         else:
             # Where both are now, rather than where they were when the file was made.
             self._file = replace(self._file, model=model.name, adapter=model.adapter_name)
-        self._reading = reading
-        return reading
+        self._ingestion = ingestion
+        return ingestion
 
-    def _open_for_more(self) -> Reading:
-        """The reading, to be read on or merged."""
-        reading = self._open()
+    def _open(self) -> Ingestion:
+        """The ingestion, its model loaded."""
+        with self._lock:
+            if self._ingestion is None and self._file is not None:
+                return self._attach(model_of(self._file, None, self._device, self._adapter))
+            if self._ingestion is None:
+                raise InvalidSetting("this memory has neither a model nor a file")
+            return self._ingestion
+
+    def _open_for_more(self) -> Ingestion:
+        """The ingestion, to go on with or to merge."""
+        ingestion = self._open()
         if self._forced:
             raise ModelMismatch(
                 "this memory was loaded by force under another model than it was made by, so it can be asked, but not "
                 f"appended to or merged ({'; '.join(self._forced)}); load it with the model that made it"
             )
-        return reading
-
-    def _open(self) -> Reading:
-        """The reading, its model loaded."""
-        with self._lock:
-            return self._attach(self._load_model(None)) if self._reading is None else self._reading
+        return ingestion
 
     def open(self, *, ready: bool = False) -> None:
         """Load the model now rather than with the first question. Raises ModelMismatch and the ModelErrors.
 
-        ready: also make all else that the first question would wait for: the reader, the index of the passages, and a
-        memory that holds the unfinished segment.
+        ready: also make everything else that the first question would wait for: the answer adapter, the index of the
+            passages, and a memory that holds the unfinished segment.
         """
-        reading = self._open()
+        ingestion = self._open()
         if ready:
             with self._lock:
-                reading.complete()
+                ingestion.complete()
             if self.keeps_passages and self.passages:
                 self._search().prepare()
-                reading.model.reader  # noqa: B018
+                ingestion.model.answering_model  # noqa: B018
 
     # Looking
 
@@ -508,8 +475,8 @@ class DocumentMemory(Answering):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the memory depends on."""
-        if self._reading is None and self._file is not None:
+        """Everything that the memory depends on."""
+        if self._ingestion is None and self._file is not None:
             return self._file.identity
         return self._open().model.identity()
 
@@ -517,6 +484,11 @@ class DocumentMemory(Answering):
     def passages(self) -> list[Passage]:
         """All passages, in reading order."""
         return self._record.passages
+
+    @property
+    def keeps_passages(self) -> bool:
+        """Whether the text is kept, for citations and answers from passages."""
+        return self._record.keep_passages
 
     def info(self) -> dict[str, Any]:
         """What is in this memory, as plain values."""
@@ -540,52 +512,189 @@ class DocumentMemory(Answering):
         names = ", ".join(source.name for source in self._record.sources)
         return f"DocumentMemory({names!r}, passages={len(self.passages)})"
 
-    # Using
+    # Finding passages
 
-    def retrieve(self, query: str, k: int = 4, *, mode: str = "hybrid") -> list[Passage]:
+    def retrieve(self, query: str, k: int = 4, *, rank_by: str = "hybrid", mode: str | None = None) -> list[Passage]:
         """The k passages that fit a query best, best first, with scores; fewer if fewer fit at all. Of passages with
         the same words the first one stands for all.
 
-        mode: "memory" ranks by the addresses that the model gave the passages while it read them, "lexical" by BM25,
-        without the model, "hybrid" by both. Where passages have no addresses, as under models that no head was trained
-        for, "hybrid" is "lexical". Raises EmptyQuestion, NoPassages, NoAddresses, InvalidSetting.
+        rank_by: "learned" ranks by the term weights that the model gave the words of the passages during ingestion,
+            "lexical" by BM25, without the model, "hybrid" by both. Where passages have no term weights, as under models
+            without a term head, "hybrid" is "lexical".
+        mode: the name of `rank_by` in older releases, where "memory" stood for "learned".
+        Raises EmptyQuestion, NoPassages, NoTermWeights, InvalidSetting.
         """
-        search = self._search()
-        return search.scored(search.rank(checked_question(query), k, mode))
+        rank_by = _renamed("rank_by", rank_by, mode, OLD_RANKINGS)
+        return [passage for passage, _ in self._search().find(query, k, rank_by)]
 
-    def _search(self) -> Search:
+    def _search(self) -> Search[DocumentMemory]:
         with self._lock:
             if self._searched is None or not self._searched.is_current:
                 self._searched = Search([self])
             return self._searched
 
-    @property
-    def keeps_passages(self) -> bool:
-        """Whether the text is kept, for citations and `mode="recall"`."""
-        return self._record.keep_passages
-
-    def addresses(self) -> list[bytes] | None:
-        """The addresses of all passages, see the module `addresses`; None where they have none."""
+    def term_weights(self) -> list[bytes] | None:
+        """The term weights of all passages, a byte a word; None where they have none."""
         return self.searchable()[1]()
 
     def searchable(self) -> tuple[list[Passage], Callable[[], list[bytes] | None]]:
-        """The passages as they are now, and what gives their addresses; the memory may grow before it is called."""
+        """The passages as they are now, and a function that gives their term weights; the memory may grow before it is
+        called."""
         with self._lock:
-            record, reading, file = self._record, self._reading, self._file
+            record, ingestion, file = self._record, self._ingestion, self._file
 
-        def addresses() -> list[bytes] | None:
+        def term_weights() -> list[bytes] | None:
             # Without its model, as long as there is nothing that it could do.
-            if record.addresses is None:
+            if record.term_weights is None:
                 return None
             with self._lock:
-                opened = self._open() if reading is None else reading
-                if record.addresses is None:
+                opened = self._open() if ingestion is None else ingestion
+                if record.term_weights is None:
                     return None
-                if file is not None and file.addresses is not None:
-                    return split(file.addresses, file.reading["addresses"]["sizes"])
-                return record.addresses.of_all(record.passages, record.begin, opened.rest())
+                if file is not None and file.term_weights is not None:
+                    return split(file.term_weights, file.reading["addresses"]["sizes"])
+                return opened.term_weights()
 
-        return record.passages, addresses
+        return record.passages, term_weights
+
+    # Asking
+
+    def ask(
+        self,
+        question: str,
+        *,
+        k: int = 4,
+        answer_from: str = "passages",
+        mode: str | None = None,
+        history: History = (),
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Answer:
+        """Answer a question.
+
+        k: passages to search for. A model with an answer adapter is shown the best passage and the best sentences one
+            by one (answering/ensemble.py).
+        answer_from: "passages" shows the model the passages; "memory" shows it the question alone, and every layer
+            reads the compressive memory.
+        mode: the name of `answer_from` in older releases, where "recall" stood for "passages".
+        history: earlier (question, answer) pairs of the conversation.
+        max_new_tokens: most tokens of the answer.
+        temperature: 0 is greedy; above 0, sampling with `top_p`, repeatable with `seed`.
+        Raises EmptyQuestion, NoPassages, InvalidSetting.
+        """
+        answer_from = _renamed("answer_from", answer_from, mode, OLD_ANSWER_MODES)
+        decoding = Decoding(max_new_tokens, temperature, top_p, seed)
+        plan = self._plan(Conversation(checked_question(question), told(history), ""), k, answer_from, decoding)
+        text = "".join(self._stream(plan, decoding)).strip()
+        return Answer(text, plan.answer_from, plan.passages, question, self._forced)
+
+    def stream(
+        self,
+        question: str,
+        *,
+        k: int = 4,
+        answer_from: str = "passages",
+        mode: str | None = None,
+        history: History = (),
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """Like `ask`, piece by piece as the model writes; closing the iterator stops the model.
+
+        The greedy answer of an ensemble comes as soon as it is known which one it is: when it is complete.
+        """
+        answer_from = _renamed("answer_from", answer_from, mode, OLD_ANSWER_MODES)
+        decoding = Decoding(max_new_tokens, temperature, top_p, seed)
+        plan = self._plan(Conversation(checked_question(question), told(history), ""), k, answer_from, decoding)
+        return self._stream(plan, decoding)
+
+    def reply(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        k: int = 4,
+        answer_from: str = "passages",
+        mode: str | None = None,
+        decoding: Decoding = REPLY,
+    ) -> Reply:
+        """Reply to a conversation: messages {"role": "system", "user" or "assistant", "content": text}, the last one
+        the user's. The reply is written while it is iterated. k, answer_from: as for `ask`."""
+        answer_from = _renamed("answer_from", answer_from, mode, OLD_ANSWER_MODES)
+        plan = self._plan(conversation(messages), k, answer_from, decoding)
+        return Reply(plan, plan.answer_from, self._stream(plan, decoding))
+
+    def complete(self, texts: Sequence[str], decoding: Decoding = REPLY) -> list[str]:
+        """How the model goes on after plain texts with the memory in view; see `conversation.complete`."""
+        return complete(self.model, texts, self._view(), decoding)
+
+    def ask_many(
+        self,
+        questions: Sequence[str],
+        *,
+        k: int = 4,
+        answer_from: str = "passages",
+        mode: str | None = None,
+        max_new_tokens: int = 64,
+    ) -> list[Answer]:
+        """Answer several questions, decoded as one batch, greedily. k, answer_from: as for `ask`."""
+        answer_from = _renamed("answer_from", answer_from, mode, OLD_ANSWER_MODES)
+        decoding = Decoding(max_new_tokens)
+        if isinstance(questions, str):
+            raise InvalidSetting("questions is one text; give a list of questions")
+        plans = [self._plan(asked_alone(question), k, answer_from, decoding) for question in questions]
+        texts = answer_texts(self.model, plans, self._view, decoding) if plans else []
+        return [
+            Answer(text, plan.answer_from, plan.passages, question, self._forced)
+            for text, plan, question in zip(texts, plans, questions, strict=True)
+        ]
+
+    async def aask(self, question: str, **settings: Any) -> Answer:
+        """`ask` without blocking the event loop."""
+        return await asyncio.to_thread(self.ask, question, **settings)
+
+    def astream(self, question: str, **settings: Any) -> AsyncIterator[str]:
+        """`stream` without blocking the event loop; leaving the loop stops the model."""
+        return pieces_async(lambda: self.stream(question, **settings))
+
+    def summarize(self, focus: str | None = None, *, max_new_tokens: int = 300, k: int = 6) -> Answer:
+        """Summarize the document, or what it says about `focus`, from k passages in reading order.
+
+        A long document is summarized part by part, as far as max_new_tokens allows, each part from k passages of its
+        own. Without passages, the summary comes from the compressive memory.
+        """
+        if k < 1:
+            raise InvalidSetting(f"k is {k}; a summary needs at least one passage")
+        if not self.keeps_passages:
+            parts: list[list[Passage]] = [[]]
+        elif focus is None:
+            parts = central_parts(self.passages, k, max_new_tokens // TOKENS_OF_A_PART)
+        else:
+            search = self._search()
+            parts = [search.scored(sorted(search.rank(checked_question(focus), k)))]
+        decoding = Decoding(max_new_tokens // len(parts), no_repeat=NO_REPEAT_IN_SUMMARIES)
+        plans = [plan_summary(self.model, part, focus, decoding) for part in parts]
+        text = "\n\n".join(map(whole_sentences, answer_texts(self.model, plans, self._view, decoding)))
+        shown = [passage for plan in plans for passage in plan.passages]
+        return Answer(text, "passages" if shown else "memory", shown, focus, self._forced)
+
+    def _plan(self, asked: Conversation, k: int, answer_from: str, decoding: Decoding) -> Plan:
+        if answer_from not in ANSWER_FROM:
+            raise InvalidSetting(f"there is no answer from {answer_from!r}; choose one of {', '.join(ANSWER_FROM)}")
+        if answer_from == "memory":
+            return plan_from_memory(self.model, asked, decoding)
+        return plan_from_search(self.model, self._search(), asked, k, decoding)
+
+    def _stream(self, plan: Plan, decoding: Decoding) -> Continuation:
+        return stream_answer(self.model, plan, self._view, decoding)
+
+    def _view(self) -> InfiniCache:
+        """The compressive memory, with the unfinished segment in it."""
+        with self._lock:
+            return self._open().complete()
 
     # In LangChain
 
@@ -604,19 +713,26 @@ class DocumentMemory(Answering):
         return component("ChatInfinimem")(memory=self, **settings)
 
 
-def _paths(sources: PathLike | Iterable[PathLike]) -> list[str]:
-    # As texts: an empty one would be the current directory as a path.
-    return [os.fspath(source) for source in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
+def _model(model: Model, settings: MemorySettings) -> InfiniModel:
+    """The model that is given, or the shared one of that name with these settings."""
+    from .model.infini_model import InfiniModel
+    from .model.shared import shared_model
+
+    if not isinstance(model, InfiniModel):
+        return shared_model(model, settings)
+    if given := settings.given():
+        raise InvalidSetting(f"an InfiniModel has its {', '.join(given)} already; leave out what you gave beside it")
+    return model
 
 
-def _opened(sources: PathLike | Iterable[PathLike], skip: bool, limits: ReaderLimits | None) -> list[Source]:
-    """The files that `sources` stand for. skip: one that cannot be opened has its place all the same."""
-    opened = []
-    for path in find_sources(_paths(sources)):
-        try:
-            opened.append(open_source(path, limits))
-        except SourceError as error:
-            if not skip:
-                raise
-            opened.append(unread_source(path, error))
-    return opened
+def _empty(passages: bool, model: Model, settings: MemorySettings) -> Ingestion:
+    return Ingestion.empty(_model(model, settings), passages)
+
+
+def _renamed(name: str, value: str, old: str | None, values: Mapping[str, str]) -> str:
+    """The value of a setting that older releases call `mode`, with other names for some values."""
+    if old is None:
+        return value
+    value = values.get(old, old)
+    warn_renamed(f"mode={old!r}", f"{name}={value!r}", stacklevel=4)
+    return value

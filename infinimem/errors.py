@@ -6,6 +6,10 @@ can print it as it is. Everything derives from `InfinimemError`.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
 
 class InfinimemError(Exception):
     """Base class of all errors that infinimem raises on purpose."""
@@ -16,6 +20,13 @@ class InfinimemError(Exception):
 
 class InvalidSetting(InfinimemError, ValueError):
     """A setting or an argument has a value that cannot work."""
+
+
+def check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise InvalidSetting where no name is given, or one that is not known."""
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise InvalidSetting(f"there is no {kind} {', '.join(unknown) or '(none)'}; choose from {', '.join(known)}")
 
 
 class AnswerTimeout(InfinimemError, TimeoutError):
@@ -213,8 +224,8 @@ class NoPassages(InfinimemError):
     """The memory was made without passages, so there is nothing to cite or search."""
 
 
-class NoAddresses(InfinimemError):
-    """The passages have no addresses, so they cannot be ranked by the memory."""
+class NoTermWeights(InfinimemError):
+    """The passages have no term weights, so they cannot be ranked by them."""
 
 
 class MergeMismatch(InfinimemError):
@@ -243,3 +254,20 @@ class MatplotlibMissing(InfinimemError, ImportError):
 
 class BenchFailed(InfinimemError, RuntimeError):
     """The process of a measurement ended without a result."""
+
+
+# Names of older releases, which are accepted for one release
+
+_RENAMED = {"NoAddresses": "NoTermWeights"}
+
+
+def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
+    """Say that a name of an older release has a new one. stacklevel: as for `warnings.warn`, from this function."""
+    warnings.warn(f"{old} is now called {new}; the old name goes with the next release", DeprecationWarning, stacklevel)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warn_renamed(name, _RENAMED[name])
+    return globals()[_RENAMED[name]]

@@ -11,9 +11,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from infinimem import known
-from infinimem.attention import make_rule
-from infinimem.model import InfiniModel
+from infinimem.attention import InfiniCache
+from infinimem.attention.rules import make_rule
+from infinimem.model import directories
+from infinimem.model.infini_model import InfiniModel
 
 TINY: dict[str, Any] = {
     "vocab_size": 512,
@@ -62,7 +63,7 @@ def tiny_network(family: str, **changes: Any) -> transformers.PreTrainedModel:
 def known_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What tests name is no business of the user's; processes that they start see it too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(known.VARIABLE, str(tmp_path_factory.mktemp("known") / "directories.jsonl"))
+        patch.setenv(directories.VARIABLE, str(tmp_path_factory.mktemp("known") / "directories.jsonl"))
         yield
 
 
@@ -129,7 +130,7 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> 
     directory = tmp_path_factory.mktemp("models") / "tiny-llama"
     tiny_network("Llama").save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    known.remember(directory)
+    directories.trust(directory)
     return directory
 
 
@@ -150,6 +151,20 @@ def ragged(lengths: list[int], segment: int) -> tuple[list[torch.Tensor], torch.
         batch[i, :whole], mask[i, :whole] = row[0, :whole], 1
         batch[i, rest:], mask[i, rest:] = row[0, whole:], 1
     return rows, batch, mask
+
+
+def read(
+    model: InfiniModel, tokens: torch.Tensor, cache: InfiniCache, attention_mask: torch.Tensor | None = None
+) -> None:
+    """Read tokens (B, T) into a memory, in segments of equal length; the last one may be shorter.
+
+    attention_mask: (B, T), 0 for padding: on the left of the last segment, or after the end.
+    """
+    with torch.no_grad():
+        for start in range(0, tokens.shape[1], model.segment_length):
+            part = slice(start, start + model.segment_length)
+            mask = None if attention_mask is None else attention_mask[:, part]
+            model.read_segment(tokens[:, part], cache, mask)
 
 
 def random_tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:

@@ -15,11 +15,12 @@ import torch
 from conftest import TEXT, tiny_network
 from safetensors import safe_open
 
-from infinimem import DocumentMemory, memory_file
-from infinimem.address_head import AddressHead, HeadSettings
-from infinimem.attention import make_rule
-from infinimem.memory_file import PREFIX
-from infinimem.model import InfiniModel
+from infinimem import DocumentMemory
+from infinimem.attention.rules import make_rule
+from infinimem.model.infini_model import InfiniModel
+from infinimem.model.term_head import HeadSettings, TermHead
+from infinimem.storage import memory_file
+from infinimem.storage.layout import PREFIX
 
 DTYPES = {"<f4": "F32", "<f2": "F16", "<f8": "F64", "<i4": "I32", "<i8": "I64", "|i1": "I8", "|u1": "U8", "|b1": "BOOL"}
 TERABYTE = 1 << 40
@@ -109,7 +110,7 @@ def tiny_model(tokenizer: Any, segment_length: int = 32, **changes: Any) -> Infi
         name="tiny",
     )
     torch.manual_seed(0)
-    head = AddressHead(HeadSettings(layer=1, width=64, hidden=4), "head")
+    head = TermHead(HeadSettings(layer=1, width=64, hidden=4), "head")
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     model.put_on(head.requires_grad_(False).eval())

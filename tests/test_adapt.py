@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 from training import ALL, BOOK, QA, table, write_rows, write_training_data
 
 from infinimem.adapt import train as train_module
-from infinimem.adapt.config import AdaptConfig, parse_config
+from infinimem.adapt.config import AdaptConfig
+from infinimem.adapt.config_file import parse_config
 from infinimem.adapt.log import draw_losses
 from infinimem.adapt.recurrence import backward
 from infinimem.adapt.train import Trainer, adapt
-from infinimem.adapter import load_adapter
-from infinimem.cli import main
+from infinimem.cli.main import main
 from infinimem.errors import (
     DamagedCheckpoint,
     InvalidConfig,
@@ -35,7 +35,8 @@ from infinimem.errors import (
     TargetNotWritable,
     TrainingDiverged,
 )
-from infinimem.model import InfiniModel
+from infinimem.model.adapter import load_adapter
+from infinimem.model.infini_model import InfiniModel
 
 
 @pytest.fixture(scope="module")
@@ -481,7 +482,7 @@ def test_an_interrupted_command_says_how_to_go_on(data: Path, small_directory: P
 def test_help_and_configuration_errors_import_no_torch(tmp_path: Path) -> None:
     for arguments in (["adapt", "--help"], ["adapt", str(tmp_path / "none.toml")]):
         code = (
-            "import sys; from infinimem.cli import main\n"
+            "import sys; from infinimem.cli.main import main\n"
             f"try: main({arguments!r}, standalone_mode=False)\n"
             "except Exception as error: assert 'no configuration' in str(error), error\n"
             "sys.exit('torch' in sys.modules)"

@@ -11,10 +11,9 @@ from conftest import MakeModel, random_tokens
 from infinimem.adapt.lora import LoraLayers
 from infinimem.adapt.recurrence import backward, blocks, groups, read_block
 from infinimem.adapt.samples import Sample, Segment
-from infinimem.errors import (
-    InvalidConfig,
-)
-from infinimem.model import InfiniModel
+from infinimem.attention import GatedRule
+from infinimem.errors import InvalidConfig
+from infinimem.model.infini_model import InfiniModel
 
 # As in training: rounding states lets no gradient through, or small ones vanish.
 UNPACKED: dict[str, dict[str, Any]] = {"slots": {"packing": "float32"}, "linear": {}, "delta": {}}
@@ -40,7 +39,7 @@ def trained(model: InfiniModel, rank: int = 4) -> dict[str, torch.nn.Parameter]:
     for path, (a, b) in lora.pairs.items():
         b.data.copy_(torch.randn(b.shape, generator=random) * 0.1)
         found |= {f"{path}.A": a, f"{path}.B": b}
-    if model.rule.gated:
+    if isinstance(model.rule, GatedRule):
         for index in model.memory_heads:
             found[f"gate.{index}"] = model.attachment.modules[index].memory_gate.beta.requires_grad_()
     return found

@@ -11,17 +11,17 @@ import pytest
 from conftest import TEXT, MakeModel
 from training import ALL, PAPER, QA, SINGLE, STORY, TALE, table, write_rows, write_training_data
 
-from infinimem.adapt.config import OBJECTIVES, parse_config, read_config
-from infinimem.adapt.data import Books, read_questions, read_stories, read_summaries
-from infinimem.adapt.facts import FAMILIES, invent
+from infinimem.adapt.books import Books
+from infinimem.adapt.config import OBJECTIVES
+from infinimem.adapt.config_file import parse_config, read_config
+from infinimem.adapt.documents import question_documents, summary_documents
 from infinimem.adapt.objectives import Mixture
 from infinimem.adapt.samples import Bench, Sample
-from infinimem.errors import (
-    InvalidConfig,
-    TrainingDataError,
-)
-from infinimem.model import InfiniModel
-from infinimem.prompts import NOT_SAID, encode_chat, memory_messages, told
+from infinimem.answering.prompts import NOT_SAID, encode_chat, memory_messages, told
+from infinimem.datasets.facts import FAMILIES, invent
+from infinimem.datasets.stories import read_stories
+from infinimem.errors import InvalidConfig, TrainingDataError
+from infinimem.model.infini_model import InfiniModel
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +99,12 @@ def test_the_example_configuration_is_valid() -> None:
 
 def test_every_layout_of_questions_points_at_the_right_paragraph(data: Path) -> None:
     for name, expected in (("squad", [1]), ("tales", [0, 1]), ("papers", [1])):
-        (document,) = read_questions(data / f"{name}.jsonl.gz")
+        (document,) = question_documents(data / f"{name}.jsonl.gz")
         (question,) = document.questions
         assert question.paragraphs == expected
         right = [document.passages()[0][i].text for i in document.right(question)]
         assert right and all(document.paragraphs[expected[0]][:9] in text for text in right)
-    assert len(read_questions(data / "singles.jsonl.gz")) == 12
+    assert len(question_documents(data / "singles.jsonl.gz")) == 12
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_every_layout_of_questions_points_at_the_right_paragraph(data: Path) -> 
 )
 def test_questions_in_no_known_layout_are_refused(tmp_path: Path, rows: list[Any], says: str) -> None:
     with pytest.raises(TrainingDataError, match=says):
-        read_questions(write_rows(tmp_path / "q.jsonl.gz", *rows))
+        question_documents(write_rows(tmp_path / "q.jsonl.gz", *rows))
 
 
 def test_data_files_that_cannot_be_read_are_refused(tmp_path: Path, data: Path) -> None:
@@ -522,7 +522,7 @@ def test_summaries_leave_out_passages_that_the_context_has_no_room_for(make_mode
 )
 def test_summaries_in_no_known_layout_are_refused(tmp_path: Path, rows: list[Any], says: str) -> None:
     with pytest.raises(TrainingDataError, match=says):
-        read_summaries(write_rows(tmp_path / "s.jsonl.gz", *rows))
+        summary_documents(write_rows(tmp_path / "s.jsonl.gz", *rows))
 
 
 def test_samples_depend_on_seed_step_and_index_alone(make_model: MakeModel, data: Path) -> None:

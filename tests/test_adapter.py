@@ -14,9 +14,7 @@ from conftest import TEXT, random_tokens, tiny_network
 from safetensors.torch import load_file, save_file
 
 from infinimem import DocumentMemory
-from infinimem import adapter as adapter_module
-from infinimem.adapter import load_adapter, merge_lora, read_adapter, write_adapter
-from infinimem.cli import main
+from infinimem.cli.main import main
 from infinimem.errors import (
     AdapterMismatch,
     AdapterNotFound,
@@ -25,8 +23,11 @@ from infinimem.errors import (
     TargetNotWritable,
     UnsupportedAdapter,
 )
-from infinimem.model import InfiniModel
-from infinimem.recall import LexicalRanker
+from infinimem.model import adapter as adapter_module
+from infinimem.model.adapter import load_adapter, read_adapter, write_adapter
+from infinimem.model.infini_model import InfiniModel
+from infinimem.model.lora import merge_lora
+from infinimem.search.ranking import LexicalRanker
 
 HEADS = {str(layer): [0, 1] for layer in (1, 2, 3)}
 SHAPES = {"self_attn.q_proj": (64, 64), "self_attn.k_proj": (32, 64), "mlp.down_proj": (64, 96)}
@@ -171,21 +172,21 @@ def with_reader(directory: Path, seed: int = 7) -> Path:
 def test_a_reader_lies_on_top_of_its_adapter_and_shares_the_embeddings(tiny_directory: Path, adapter: Path) -> None:
     model = InfiniModel.from_pretrained(tiny_directory, adapter=with_reader(adapter), dtype=torch.float32)
     found = read_adapter(adapter)
-    assert found.reader is not None
+    assert found.answer is not None
     expected = tiny_network("Llama")
     merge_lora(expected, found)
-    merge_lora(expected, found.reader)
-    weights = model.reader.model.state_dict()
+    merge_lora(expected, found.answer)
+    weights = model.answering_model.model.state_dict()
     for name, other in expected.state_dict().items():
         torch.testing.assert_close(weights[name], other, rtol=0, atol=1e-6, msg=name)
-    assert model.reader is model.reader is not model
-    embeddings = [one.model.get_input_embeddings().weight.data_ptr() for one in (model, model.reader)]
+    assert model.answering_model is model.answering_model is not model
+    embeddings = [one.model.get_input_embeddings().weight.data_ptr() for one in (model, model.answering_model)]
     assert embeddings[0] == embeddings[1]
 
 
 def test_an_adapter_without_a_reader_reads_itself(tiny_directory: Path, adapter: Path) -> None:
     model = InfiniModel.from_pretrained(tiny_directory, adapter=adapter)
-    assert model.reader is model
+    assert model.answering_model is model
 
 
 def test_a_reader_is_no_part_of_what_a_memory_depends_on(tiny_directory: Path, adapter: Path) -> None:
@@ -207,7 +208,7 @@ def test_passages_are_read_by_the_reader_and_memories_by_the_model(tiny_director
     )
     bare = DocumentMemory.from_text(TEXT * 4, model=plain)
     question = "Who counted the ships?"
-    assert memory.ask(question, mode="memory").text == bare.ask(question, mode="memory").text
+    assert memory.ask(question, answer_from="memory").text == bare.ask(question, answer_from="memory").text
     assert memory.ask(question).text != bare.ask(question).text
     assert memory.ask_many([question])[0].text == memory.ask(question).text
 
@@ -233,7 +234,9 @@ def test_a_memory_that_is_ready_leaves_the_first_question_nothing_to_prepare(
         loaded.open(ready=ready)
         prepared = set(calls)
         calls.clear()
-        expected.append([loaded.ask("Who counted the ships?", mode=mode).text for mode in ("recall", "memory")])
+        expected.append(
+            [loaded.ask("Who counted the ships?", answer_from=mode).text for mode in ("passages", "memory")]
+        )
         assert (prepared, set(calls)) == (
             ({"_over", "read_tokens", "__init__"}, set()) if ready else (set(), {"_over", "read_tokens", "__init__"})
         )
@@ -255,7 +258,7 @@ def test_a_reader_for_another_model_is_refused_when_the_adapter_is_loaded(tiny_d
 def test_a_reader_that_leads_to_itself_is_read_once(adapter: Path) -> None:
     (adapter / "reader").symlink_to(".", target_is_directory=True)
     found = read_adapter(adapter)
-    assert found.reader is not None and found.reader.reader is None and found.reader.sha256 == found.sha256
+    assert found.answer is not None and found.answer.reader is None and found.answer.sha256 == found.sha256
 
 
 def edit_config(directory: Path, **changes: Any) -> None:

@@ -33,8 +33,10 @@ from hostile import ESCAPES, TERABYTE, Forged, entry, framed, needs_linux, peak_
 from hostile import unframed as parts_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from infinimem import DocumentMemory, known, memory_file
-from infinimem.cli import main
+from infinimem import DocumentMemory
+from infinimem.answering.decoding import Decoding
+from infinimem.cli.main import main
+from infinimem.cli.report import describe, html_report
 from infinimem.errors import (
     AdapterNotFound,
     DamagedMemoryFile,
@@ -47,11 +49,11 @@ from infinimem.errors import (
     NotAMemoryFile,
     UnsupportedVersion,
 )
-from infinimem.generation import Decoding
-from infinimem.inspect_file import describe, html_report
-from infinimem.memory_file import read_memory_file
-from infinimem.model import InfiniModel
-from infinimem.passages import LIMIT
+from infinimem.model import directories
+from infinimem.model.infini_model import InfiniModel
+from infinimem.storage import memory_file
+from infinimem.storage.memory_file import read_memory_file
+from infinimem.text.passages import LIMIT
 
 ROOT = Path(__file__).parents[1]
 MEGABYTE = 1 << 20
@@ -96,7 +98,7 @@ def test_what_the_attacks_begin_with_is_sound(forged: Forged, file: Path, sound:
     looked_at(forged.write(file))
     assert read_memory_file(file).fingerprint == read_memory_file(sound).fingerprint
     assert {"passages.zlib", "passages.addresses", "layers.1.keys", "layers.0.carried_keys"} <= set(forged.tensors)
-    assert DocumentMemory.load(file, model=model).retrieve("captain", mode="memory")
+    assert DocumentMemory.load(file, model=model).retrieve("captain", rank_by="learned")
 
 
 # The catalogue
@@ -385,7 +387,9 @@ def test_the_largest_values_that_are_read_neither_crash_nor_hang_an_answer(
             tensor[:] = value
     memory = DocumentMemory.load(forged.write(file), model=model)
     for decoding in (Decoding(3), Decoding(3, temperature=1.0, seed=0)):
-        said = memory.reply([{"role": "user", "content": "Who is the captain?"}], mode="memory", decoding=decoding)
+        said = memory.reply(
+            [{"role": "user", "content": "Who is the captain?"}], answer_from="memory", decoding=decoding
+        )
         assert said.text() is not None and said.tokens <= 3
 
 
@@ -590,18 +594,18 @@ def test_a_zlib_bomb_in_the_passages_is_refused_with_flat_memory(
         (("tail",), "abc"),
     ],
 )
-def test_addresses_that_fit_no_passages_are_refused(forged: Forged, file: Path, path: Any, value: Any) -> None:
+def test_term_weights_that_fit_no_passages_are_refused(forged: Forged, file: Path, path: Any, value: Any) -> None:
     with pytest.raises(DamagedMemoryFile):
         load(file, forged.put("reading", "addresses", *path, value=value))
 
 
-def test_addresses_of_other_words_are_refused_when_they_are_ranked(
+def test_term_weights_of_other_words_are_refused_when_they_are_ranked(
     forged: Forged, file: Path, model: InfiniModel
 ) -> None:
     sizes = forged.metadata["reading"]["addresses"]["sizes"]
     forged.put("reading", "addresses", "sizes", value=[sizes[0] - 1, sizes[1] + 1, *sizes[2:]])
     memory = DocumentMemory.load(forged.write(file), model=model)
-    with pytest.raises(DamagedMemoryFile, match="address"):
+    with pytest.raises(DamagedMemoryFile, match="term weights"):
         memory.retrieve("captain")
 
 
@@ -1024,7 +1028,7 @@ def test_a_cached_hub_model_that_a_file_names_is_loaded_without_asking_the_hub(
 
 def copy_of(directory: Path, place: Path, **changes: Any) -> Path:
     """A model directory of the user's own."""
-    known.remember(place)
+    directories.trust(place)
     shutil.copytree(directory, place)
     config = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps({**config, **changes}))
@@ -1157,7 +1161,7 @@ def test_names_of_sources_are_never_opened(named: Path, file: Path, monkeypatch:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
 def test_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    code = "import sys; from infinimem.memory_file import read_memory_file as read; read(sys.argv[1])"
+    code = "import sys; from infinimem.storage.memory_file import read_memory_file as read; read(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "pipe"], capture_output=True, text=True, timeout=5)
     assert "NotAMemoryFile" in done.stderr
 

@@ -6,9 +6,14 @@ import threading
 
 import pytest
 import torch
-from conftest import FAMILIES, MakeModel, ragged, random_tokens, tiny_network
+from conftest import FAMILIES, MakeModel, ragged, random_tokens, read, tiny_network
 
-from infinimem.attention import Attachment, InfiniCache, SlotsRule, make_rule
+from infinimem.answering.rows import generate
+from infinimem.attention import end_segment
+from infinimem.attention.attach import Attachment
+from infinimem.attention.cache import InfiniCache
+from infinimem.attention.rules import make_rule
+from infinimem.attention.rules.slots import SlotsRule
 from infinimem.errors import InvalidSetting, NoRotaryEmbedding
 
 RULES = ["slots", "linear", "delta"]
@@ -63,7 +68,7 @@ def test_a_shut_gate_leaves_the_models_bits_alone(family: str, rule: str) -> Non
     with Attachment(network, chosen):
         cache = InfiniCache(chosen, 4).recording()
         network(input_ids=random_tokens(1, 12, seed=1), past_key_values=cache)
-        cache.end_segment()
+        end_segment(cache)
         got = network(input_ids=tokens, past_key_values=cache).logits
     assert cache.seen is not None and torch.equal(got, expected)
 
@@ -74,7 +79,7 @@ def test_a_full_memory_changes_the_logits(family: str, rule: str, make_model: Ma
     model = make_model(family, rule)
     tokens, cache = random_tokens(1, 10), model.new_cache()
     expected = model.model(input_ids=tokens).logits
-    model.read(random_tokens(1, 32, seed=1), cache)
+    read(model, random_tokens(1, 32, seed=1), cache)
     got = model.model(input_ids=tokens, past_key_values=cache).logits
     assert not torch.allclose(got, expected, atol=1e-4)
 
@@ -89,8 +94,11 @@ def test_a_segment_at_once_equals_token_by_token(family: str, rule: str, make_mo
         logits = model.read_segment(segment, at_once, logits=True)
         one_by_one.recording()
         steps = [model.model(input_ids=t, past_key_values=one_by_one).logits for t in segment.split(1, dim=1)]
-        one_by_one.end_segment()
-        assert torch.allclose(torch.cat(steps, dim=1), logits, atol=2e-4, rtol=1e-4)
+        end_segment(one_by_one)
+        # A step of int8 that was rounded the other way is in the next segment's logits too.
+        assert torch.allclose(
+            torch.cat(steps, dim=1), logits, atol=2e-3 if model.rule.packing == "int8" else 2e-4, rtol=1e-4
+        )
     for index, state in at_once.states().items():
         for name, tensor in state.items():
             other = one_by_one.states()[index][name]
@@ -108,13 +116,13 @@ def test_a_padded_batch_equals_single_runs(family: str, rule: str, make_model: M
     lengths = [32, 29, 20]
     rows, batch, mask = ragged(lengths, 16)
     together = model.new_cache()
-    model.read(batch, together, mask)
+    read(model, batch, together, mask)
     assert together.seen is not None and together.seen.tolist() == lengths
     question = random_tokens(3, 6, seed=7)
     answers = model.model(input_ids=question, past_key_values=together.clone()).logits
     for i, row in enumerate(rows):
         alone = model.new_cache()
-        model.read(row, alone)
+        read(model, row, alone)
         for index, state in alone.states().items():
             for name, tensor in state.items():
                 other = together.states()[index][name][i : i + 1]
@@ -128,7 +136,7 @@ def test_a_row_whose_memory_is_still_empty_reads_nothing(make_model: MakeModel) 
     for rule in RULES:
         model = make_model("Llama", rule)
         cache, tokens = model.new_cache(), random_tokens(2, 16)
-        model.read(tokens, cache, torch.tensor([[1] * 16, [0] * 16]))
+        read(model, tokens, cache, torch.tensor([[1] * 16, [0] * 16]))
         question = random_tokens(2, 6, seed=3)
         got = model.model(input_ids=question, past_key_values=cache).logits
         expected = model.model(input_ids=question).logits
@@ -144,7 +152,7 @@ def test_bfloat16_stays_near_float32(rule: str, make_model: MakeModel) -> None:
     logits = []
     for model in (wide, narrow):
         cache = model.new_cache()
-        model.read(tokens, cache)
+        read(model, tokens, cache)
         kept = {t.dtype for state in cache.states().values() for t in state.values()}
         assert kept == ({torch.int8, torch.float32} if rule == "slots" else {torch.float32})
         logits.append(model.model(input_ids=question, past_key_values=cache).logits.float().log_softmax(-1))
@@ -157,7 +165,7 @@ def test_slots_without_merging_and_distance_see_the_past_exactly(make_model: Mak
     model = make_model("Llama", "slots", slots=64, distance=5, packing="float32", memory_heads=range(4))
     network, past, now = model.model, random_tokens(1, 16), random_tokens(1, 4, seed=1)
     cache = model.new_cache()
-    model.read(past, cache)
+    read(model, past, cache)
     attention = network.model.layers[0].self_attn
     hidden = network.model.layers[0].input_layernorm(network.model.embed_tokens(torch.cat((past, now), 1)))
     q, k, v = (
@@ -261,13 +269,13 @@ def test_positions_that_are_learned_are_refused() -> None:
 def test_generate_of_transformers_works_with_a_memory(family: str, make_model: MakeModel) -> None:
     model = make_model(family)
     cache = model.new_cache()
-    model.read(random_tokens(1, 40), cache)
+    read(model, random_tokens(1, 40), cache)
     prompt = random_tokens(1, 7, seed=2)
     states = {i: {n: t.clone() for n, t in s.items()} for i, s in cache.states().items()}
     theirs = model.model.generate(
         input_ids=prompt, past_key_values=cache.clone(), max_new_tokens=12, do_sample=False, eos_token_id=None
     )[0, 7:]
-    ours = [s[0] for s in model.generate([prompt[0].tolist()], cache, max_new_tokens=12, stop_at_eos=False)]
+    ours = [s[0] for s in generate(model, [prompt[0].tolist()], cache, max_new_tokens=12, stop_at_eos=False)]
     assert theirs.tolist() == ours
     assert all(torch.equal(t, cache.states()[i][n]) for i, s in states.items() for n, t in s.items())
 
@@ -276,7 +284,7 @@ def test_generate_of_transformers_works_with_a_memory(family: str, make_model: M
 def test_beam_search_carries_the_memory_along(make_model: MakeModel) -> None:
     model = make_model()
     cache = model.new_cache()
-    model.read(random_tokens(1, 40), cache)
+    read(model, random_tokens(1, 40), cache)
     wide = cache.clone()
     wide.batch_repeat_interleave(3)
     assert wide.seen is not None and wide.seen.tolist() == [40, 40, 40]
@@ -294,7 +302,7 @@ def test_threads_with_different_memories_do_not_mix(make_model: MakeModel) -> No
     caches = []
     for seed in range(6):
         cache = model.new_cache()
-        model.read(random_tokens(1, 48, seed=seed), cache)
+        read(model, random_tokens(1, 48, seed=seed), cache)
         caches.append(cache)
     expected = [model.model(input_ids=question, past_key_values=c.clone()).logits for c in caches]
     wrong: list[int] = []
@@ -320,7 +328,7 @@ def test_writing_an_unrecorded_segment_is_refused(make_model: MakeModel) -> None
     with torch.no_grad():
         model.model(input_ids=random_tokens(1, 4), past_key_values=cache)
     with pytest.raises(InvalidSetting, match="recording"):
-        cache.end_segment()
+        end_segment(cache)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -369,7 +377,7 @@ def test_heads_without_a_memory_attend_as_if_it_were_not_there(rule: str, make_m
     some, all_heads = make_model("Llama", rule, memory_heads=chosen), make_model("Llama", rule, memory_heads=range(4))
     past, now = random_tokens(2, 32), random_tokens(2, 9, seed=1)
     cache = some.new_cache()
-    some.read(past, cache)
+    read(some, past, cache)
     states = cache.states()
     assert {layer: state[next(iter(state))].shape[1] for layer, state in states.items()} == {1: 1, 2: 1, 3: 2}
     padded = {}
@@ -399,6 +407,6 @@ def test_a_heads_memory_does_not_depend_on_which_others_have_one(rule: str, make
     tokens, caches = random_tokens(1, 16), []
     for model in (one, both):
         caches.append(model.new_cache())
-        model.read(tokens, caches[-1])
+        read(model, tokens, caches[-1])
     alone, beside = (cache.states()[2] for cache in caches)
     assert all(torch.equal(alone[name], beside[name][:, 1:]) for name in alone)

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from conftest import TEXT, MakeModel
 
+from infinimem.datasets.stories import read_stories
 from infinimem.errors import EmptySource, InvalidSetting, SourceNotFound, UnsupportedSource
 from infinimem.evaluate import babi as babi_module
-from infinimem.evaluate.babi import PEOPLE, Story, babi, is_right, load_stories, question_text, story_tokens
+from infinimem.evaluate.babi import PEOPLE, AskedStory, babi, is_right, question_text, story_tokens
 
 ROOMS = ("kitchen", "garden", "office", "hallway", "bathroom")
 STORIES = [
-    Story(
+    AskedStory(
         task,
         (f"Mary went to the {room}.", f"Mary took the {thing}.", f"Sandra moved to the {other}.")[: 2 + i % 2],
         "Where is Mary?",
@@ -29,7 +30,7 @@ STORIES = [
 ]
 
 
-def row(story: Story) -> dict[str, Any]:
+def row(story: AskedStory) -> dict[str, Any]:
     after = len(story.facts)
     late = {"question": story.question, "answer": story.answer, "after": after, "supporting": [0]}
     early = {"question": "Early?", "answer": "no", "after": 1, "supporting": [0]}
@@ -41,12 +42,16 @@ def write(path: Path, rows: list[Any]) -> Path:
     return path
 
 
+def asked(path: Path, tasks: list[str] | None = None) -> list[AskedStory]:
+    return [AskedStory.of(story) for story in read_stories(path, tasks)]
+
+
 def test_the_last_question_and_what_was_told_before_it_are_loaded(tmp_path: Path) -> None:
     path = write(tmp_path / "stories.jsonl", [row(story) for story in STORIES])
-    assert load_stories(path) == STORIES
-    assert {story.task for story in load_stories(path, ["qa2"])} == {"qa2"}
+    assert asked(path) == STORIES
+    assert {story.task for story in asked(path, ["qa2"])} == {"qa2"}
     with pytest.raises(InvalidSetting, match="qa9"):
-        load_stories(path, ["qa9"])
+        asked(path, ["qa9"])
 
 
 @pytest.mark.parametrize(
@@ -61,10 +66,10 @@ def test_the_last_question_and_what_was_told_before_it_are_loaded(tmp_path: Path
     ],
 )
 def test_other_layouts_are_refused_by_row(tmp_path: Path, bad: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedSource, match="row 2"):
-        load_stories(write(tmp_path / "stories.jsonl", [row(STORIES[0]), bad]))
+    with pytest.raises(UnsupportedSource, match="line 2"):
+        asked(write(tmp_path / "stories.jsonl", [row(STORIES[0]), bad]))
     with pytest.raises(SourceNotFound):
-        load_stories(tmp_path / "missing.jsonl.gz")
+        asked(tmp_path / "missing.jsonl.gz")
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -72,7 +77,7 @@ def test_facts_stand_in_order_among_whole_sentences_of_noise(make_model: MakeMod
     model = make_model()
     noise = [f"Noise number {i} is here." for i in range(90)]
     facts = tuple(f"Fact {name} was told." for name in ("one", "two", "three", "four"))
-    story = Story("qa1", facts, "?", "!")
+    story = AskedStory("qa1", facts, "?", "!")
     ids = story_tokens(model, story, noise, 700, random.Random(seed))
     assert len(ids) == 700
     text = model.tokenizer.decode(ids)
@@ -125,7 +130,7 @@ def test_an_answer_is_right_by_its_first_words(said: str, answer: str, right: bo
 def test_steps_of_a_path_are_right_in_their_order_alone(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(babi_module, "_ask", lambda *_: "east, south")
     for task, share in (("qa8", 1.0), ("qa19", 0.0)):
-        stories = [Story(task, (f"Place {i} is here.",), "How?", "south,east") for i in range(3)]
+        stories = [AskedStory(task, (f"Place {i} is here.",), "How?", "south,east") for i in range(3)]
         found = babi(make_model(), stories, TEXT, 200, shots=0)
         assert found["tasks"][task]["own"] == found["overall"]["own"] == share
     assert is_right(" south, east", "south,east", "qa19")
@@ -135,12 +140,12 @@ def test_three_memories_answer_and_the_other_one_is_another_document(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model()
-    documents: list[Story] = []
-    told: dict[int, Story] = {}
-    asked: list[tuple[Story, Story | None]] = []
+    documents: list[AskedStory] = []
+    told: dict[int, AskedStory] = {}
+    asked: list[tuple[AskedStory, AskedStory | None]] = []
     original, read = babi_module.story_tokens, model.read_tokens
 
-    def tell(model: Any, story: Story, *rest: Any) -> list[int]:
+    def tell(model: Any, story: AskedStory, *rest: Any) -> list[int]:
         documents.append(story)
         return original(model, story, *rest)
 
@@ -149,7 +154,7 @@ def test_three_memories_answer_and_the_other_one_is_another_document(
         assert int(cache.seen[0]) == 200
         told[id(cache)] = documents[-1]
 
-    def answer(model: Any, story: Story, examples: list[Story], cache: Any) -> str:
+    def answer(model: Any, story: AskedStory, examples: list[AskedStory], cache: Any) -> str:
         assert story not in examples and len(examples) == 2
         memory = None if cache.seen is None else told[id(cache)]
         asked.append((story, memory))

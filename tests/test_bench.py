@@ -23,14 +23,14 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from infinimem.bench import child, report, run, task
+from infinimem.bench.document_memory import text_of_tokens
 from infinimem.bench.full_attention import load_cache, save_cache
-from infinimem.bench.memory import text_of_tokens
-from infinimem.bench.plain import encode_prompt, greedy, matrix_parameters
 from infinimem.bench.task import Task
-from infinimem.cli import main
+from infinimem.bench.transformers_model import encode_prompt, greedy, matrix_parameters
+from infinimem.cli.main import main
+from infinimem.datasets.documents import text_of
 from infinimem.errors import BenchFailed, InvalidSetting, ModelNotFound
-from infinimem.evaluate.data import text_of
-from infinimem.search import Search
+from infinimem.search.search import Search
 
 MACHINE = {"matmul_flops": 1e9}
 

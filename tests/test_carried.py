@@ -6,12 +6,14 @@ import sys
 
 import pytest
 import torch
-from conftest import FAMILIES, MakeModel, ragged, random_tokens
+from conftest import FAMILIES, MakeModel, ragged, random_tokens, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infinimem.attention import RULES, RecentRule, make_rule
+from infinimem.attention import GatedRule, end_segment
 from infinimem.attention.carried import SINKS, carry_over, too_far
+from infinimem.attention.rules import RULES, make_rule
+from infinimem.attention.rules.recent import RecentRule
 from infinimem.errors import InvalidSetting
 
 
@@ -72,16 +74,16 @@ def test_a_text_that_is_carried_whole_is_read_as_the_plain_model_reads_it(family
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_padded_batch_equals_single_runs(family: str, rule: str, make_model: MakeModel) -> None:
-    settings = {} if make_rule(rule).gated else {"packing": "float32"}
+    settings = {} if isinstance(make_rule(rule), GatedRule) else {"packing": "float32"}
     model = make_model(family, rule, carry=10, **settings)
     rows, batch, mask = ragged([48, 43, 37], 16)
     together = model.new_cache()
-    model.read(batch, together, mask)
+    read(model, batch, together, mask)
     question = random_tokens(3, 6, seed=7)
     answers = model.model(input_ids=question, past_key_values=together).logits
     for i, row in enumerate(rows):
         alone = model.new_cache()
-        model.read(row, alone)
+        read(model, row, alone)
         expected = model.model(input_ids=question[i : i + 1], past_key_values=alone).logits
         assert torch.allclose(answers[i : i + 1], expected, atol=2e-4, rtol=1e-4)
 
@@ -91,7 +93,7 @@ def test_a_padded_batch_equals_single_runs(family: str, rule: str, make_model: M
 def test_a_row_that_has_read_nothing_carries_nothing(rule: str, make_model: MakeModel) -> None:
     model = make_model("Llama", rule, carry=6)
     cache, tokens = model.new_cache(), random_tokens(2, 16)
-    model.read(tokens, cache, torch.tensor([[1] * 16, [0] * 16]))
+    read(model, tokens, cache, torch.tensor([[1] * 16, [0] * 16]))
     question = random_tokens(2, 6, seed=3)
     got = model.model(input_ids=question, past_key_values=cache).logits
     assert torch.allclose(got[1], model.model(input_ids=question).logits[1], atol=1e-5)
@@ -101,7 +103,7 @@ def test_a_row_that_has_read_nothing_carries_nothing(rule: str, make_model: Make
 @pytest.mark.parametrize("rule", RULES)
 def test_a_segment_at_once_equals_token_by_token(rule: str, make_model: MakeModel) -> None:
     # Rounding to int8 would make a step of the last bit in which the two differ.
-    settings = {} if make_rule(rule).gated else {"packing": "float32"}
+    settings = {} if isinstance(make_rule(rule), GatedRule) else {"packing": "float32"}
     model = make_model("Gemma3", rule, carry=10, **settings)
     model.prefix = []
     at_once, one_by_one = model.new_cache(), model.new_cache()
@@ -109,7 +111,7 @@ def test_a_segment_at_once_equals_token_by_token(rule: str, make_model: MakeMode
         logits = model.read_segment(segment, at_once, logits=True)
         one_by_one.recording()
         steps = [model.model(input_ids=t, past_key_values=one_by_one).logits for t in segment.split(1, dim=1)]
-        one_by_one.end_segment()
+        end_segment(one_by_one)
         assert torch.allclose(torch.cat(steps, dim=1), logits, atol=2e-4, rtol=1e-4)
 
 
@@ -117,7 +119,7 @@ def test_a_segment_at_once_equals_token_by_token(rule: str, make_model: MakeMode
 def test_only_what_is_no_longer_carried_is_in_the_memory(make_model: MakeModel) -> None:
     model = make_model(carry=10, slots=64, packing="float32", memory_heads={1: [0], 3: [0, 1]})
     cache = model.new_cache()
-    model.read(random_tokens(1, 40), cache)
+    read(model, random_tokens(1, 40), cache)
     assert cache.seen is not None and cache.seen.tolist() == [40]
     for index, state in cache.states().items():
         assert state["carried_keys"].shape == (1, 2, 10, 16) and (state["carried_counts"] == 1).all()
@@ -129,7 +131,7 @@ def test_only_what_is_no_longer_carried_is_in_the_memory(make_model: MakeModel) 
 def test_layers_without_a_memory_carry_too(make_model: MakeModel) -> None:
     model = make_model(carry=64, memory_heads=[3], packing="float32")
     cache, past, now = model.new_cache(), random_tokens(1, 32), random_tokens(1, 8, seed=1)
-    model.read(past, cache)
+    read(model, past, cache)
     got = model.model(input_ids=now, past_key_values=cache).logits
     model.close()
     assert torch.allclose(
@@ -169,7 +171,7 @@ def test_a_token_that_begins_every_text_sees_no_past(rule: str, make_model: Make
     model = make_model("Gemma2", rule, carry=10)
     model.prefix = [1]
     cache = model.new_cache()
-    model.read(random_tokens(1, 40), cache)
+    read(model, random_tokens(1, 40), cache)
     seen = []
     model.model.get_decoder().layers[-1].register_forward_hook(lambda m, a, out: seen.append(out))
     model.read_segment(random_tokens(1, 12, seed=1), cache, hidden=True)
@@ -192,7 +194,7 @@ def test_attention_can_be_computed_in_bfloat16(
         )
         model = make_model("Llama", rule, carry=10)
         cache = model.new_cache()
-        model.read(random_tokens(1, 40), cache)
+        read(model, random_tokens(1, 40), cache)
         found.append(model.read_segment(random_tokens(1, 12, seed=1), cache, logits=True).log_softmax(-1))
     assert (found[0] - found[1]).abs().mean() < 0.25
 
@@ -207,7 +209,7 @@ def test_more_is_carried_the_better_the_past_is_read(make_model: MakeModel) -> N
     for carry in (0, 12, 32):
         model = make_model(carry=carry).with_rule(RecentRule(tokens=64, distance=0, packing="float32"))
         cache = model.new_cache()
-        model.read(tokens[:, :32], cache)
+        read(model, tokens[:, :32], cache)
         errors.append((model.read_segment(tokens[:, 32:], cache, logits=True) - expected).abs().mean())
     assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-3
 

@@ -12,9 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infinimem import DocumentMemory, InfiniModel
-from infinimem.chat import complete, conversation, reply
+from infinimem.answering import rows
+from infinimem.answering.conversation import complete, reply
+from infinimem.answering.decoding import Decoding
+from infinimem.answering.plan import SinglePrompt
+from infinimem.answering.prompts import conversation
+from infinimem.answering.rows import generate
+from infinimem.answering.stream import Continuation, PieceDecoder, whole_sentences
 from infinimem.errors import AnswerTimeout, EmptyQuestion, InvalidSetting, LangChainMissing
-from infinimem.generation import Continuation, Decoding, PieceDecoder, whole_sentences
 
 
 def user(content: str) -> dict[str, str]:
@@ -71,23 +76,23 @@ def test_conversations_without_a_question_are_refused(messages: Any, error: type
 def shown(memory: DocumentMemory, messages: list[dict[str, str]], **settings: Any) -> str:
     said = memory.reply(messages, decoding=Decoding(2), **settings)
     said.close()
-    return str(memory.model.tokenizer.decode(said.prompt.tokens))
+    return str(memory.model.tokenizer.decode(said.plan.prompts[0]))
 
 
 def test_a_reply_sees_system_words_history_and_passages_of_the_last_message(memory: DocumentMemory) -> None:
     chat = [system("Speak plainly."), user("Hello there"), assistant("Yes"), user("How many ships passed on Monday?")]
-    recalled, remembered = shown(memory, chat, k=2), shown(memory, chat, mode="memory")
+    recalled, remembered = shown(memory, chat, k=2), shown(memory, chat, answer_from="memory")
     for prompt in (recalled, remembered):
         places = [prompt.index(words) for words in ("Speak plainly.", "Hello there", "Yes", "How many ships")]
         assert places == sorted(places)
     assert "(page 1) The lighthouse keeper" in recalled and "Excerpts" not in remembered
-    assert len(memory.reply(chat, k=2).passages) == 2 and memory.reply(chat, mode="memory").passages == []
+    assert len(memory.reply(chat, k=2).passages) == 2 and memory.reply(chat, answer_from="memory").passages == []
 
 
 def test_one_question_is_replied_to_as_it_is_answered(memory: DocumentMemory) -> None:
-    for mode in ("recall", "memory"):
-        answer = memory.ask("What passed on Monday?", mode=mode, max_new_tokens=12)
-        said = memory.reply([user("What passed on Monday?")], mode=mode, decoding=Decoding(12))
+    for mode in ("passages", "memory"):
+        answer = memory.ask("What passed on Monday?", answer_from=mode, max_new_tokens=12)
+        said = memory.reply([user("What passed on Monday?")], answer_from=mode, decoding=Decoding(12))
         assert said.text() == answer.text and said.passages == answer.passages and said.mode == mode
 
 
@@ -98,14 +103,14 @@ def test_a_reply_counts_its_tokens_and_says_why_it_ended(
     assert said.finish is None and said.tokens == 0
     text = said.text()
     assert said.tokens == 5 and said.finish == "length" and text
-    first = next(iter(model.generate([said.prompt.tokens], max_new_tokens=1)))[0]
+    first = next(iter(generate(model, [said.plan.prompts[0]], max_new_tokens=1)))[0]
     monkeypatch.setattr(model.model.generation_config, "eos_token_id", first)
     ended = memory.reply([user("What passed on Monday?")], decoding=Decoding(5))
     assert ended.text() == "" and ended.tokens == 0 and ended.finish == "stop"
 
 
-class Spelling:
-    """Stands where a model would, and says one character a token."""
+class Spelled:
+    """Stands where the decoding of a model would, and gives one character a token."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -122,17 +127,18 @@ class Spelling:
 @settings(deadline=None)
 @given(st.text("ab", max_size=20), st.lists(st.text("ab", max_size=4), max_size=3))
 def test_a_reply_ends_before_the_first_stop_text_and_no_piece_of_it_is_shown(text: str, stops: list[str]) -> None:
-    model: Any = Spelling(text)
+    spelled: Any = Spelled(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PieceDecoder, "__init__", lambda *_: None)
         patch.setattr(PieceDecoder, "step", lambda _, token: token)
-        continuation = Continuation(model, [1], None, Decoding(99, stop=stops))
+        patch.setattr(rows, "generate", spelled.generate)
+        continuation = Continuation(spelled, SinglePrompt([1]), None, Decoding(99, stop=stops))
         said = list(continuation)
     # Not a token is computed beyond the one that completes the first stop text to be complete.
     complete = min((text.index(stop) + len(stop) for stop in stops if stop and stop in text), default=len(text))
     begins = [text[:complete].index(stop) for stop in stops if stop and stop in text[:complete]]
     assert "".join(said) == text[: min(begins, default=complete)] and "" not in said
-    assert continuation.finish == ("stop" if begins else "length") and model.closed
+    assert continuation.finish == ("stop" if begins else "length") and spelled.closed
     assert continuation.tokens == complete
 
 
@@ -141,7 +147,7 @@ def test_no_so_many_tokens_in_a_row_come_twice_in_an_answer(model: InfiniModel, 
     prompts = [[5, 6, 7] * 4, [9, 10] * 3]
 
     def answers(no_repeat: int) -> list[list[int | None]]:
-        steps = model.generate(prompts, max_new_tokens=40, stop_at_eos=False, no_repeat=no_repeat)
+        steps = generate(model, prompts, max_new_tokens=40, stop_at_eos=False, no_repeat=no_repeat)
         return [list(row) for row in zip(*steps, strict=True)]
 
     def windows(row: list[int | None]) -> list[tuple[int | None, ...]]:
@@ -156,9 +162,9 @@ def test_no_so_many_tokens_in_a_row_come_twice_in_an_answer(model: InfiniModel, 
 
 
 def test_an_answer_may_repeat_its_prompt(model: InfiniModel) -> None:
-    (said,) = zip(*model.generate([[5, 6, 7]], max_new_tokens=20, stop_at_eos=False, no_repeat=4), strict=True)
+    (said,) = zip(*generate(model, [[5, 6, 7]], max_new_tokens=20, stop_at_eos=False, no_repeat=4), strict=True)
     prompt = [5, 6, 7, *(token for token in said if token is not None)]
-    copied, free = (list(model.generate([prompt], max_new_tokens=20, stop_at_eos=False, no_repeat=n)) for n in (1, 0))
+    copied, free = (list(generate(model, [prompt], max_new_tokens=20, stop_at_eos=False, no_repeat=n)) for n in (1, 0))
     assert copied[0] == free[0] and free[0][0] in prompt
 
 
@@ -174,7 +180,7 @@ def test_an_answer_that_takes_too_long_is_given_up(memory: DocumentMemory) -> No
 def test_without_a_memory_the_model_replies_by_itself(model: InfiniModel) -> None:
     chat = [system("Be brief."), user("Hello there")]
     said = reply(model, chat, decoding=Decoding(6))
-    prompt = str(model.tokenizer.decode(said.prompt.tokens))
+    prompt = str(model.tokenizer.decode(said.plan.prompts[0]))
     assert said.mode is None and said.passages == [] and "Be brief." in prompt and "document" not in prompt
     assert said.text() == reply(model, chat, decoding=Decoding(6)).text()
 

@@ -14,12 +14,13 @@ import pytest
 from click.testing import CliRunner
 from conftest import TEXT, MakeModel
 
-from infinimem import DocumentMemory, InfiniModel, Progress, reading
+from infinimem import DocumentMemory, InfiniModel, Progress
 from infinimem import document_memory as module
-from infinimem.checkpoint import Checkpoint
-from infinimem.cli import main
+from infinimem.cli.main import main
 from infinimem.errors import CheckpointMismatch, DamagedMemoryFile, InvalidSetting, TargetNotWritable
-from infinimem.memory_file import read_memory_file
+from infinimem.ingest.checkpoint import Checkpoint
+from infinimem.ingest.ingestion import Ingestion
+from infinimem.storage.memory_file import read_memory_file
 
 
 class Stopped(Exception):
@@ -46,7 +47,9 @@ def sources(tmp_path: Path) -> list[Path]:
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints after every piece that ends a segment, several to a page."""
     monkeypatch.setattr(module, "Checkpoint", lambda path: Checkpoint(path, segments=1))
-    monkeypatch.setattr(reading, "pieces", lambda text: (text[i : i + 1500] for i in range(0, len(text), 1500)))
+    monkeypatch.setattr(
+        "infinimem.ingest.stream.pieces", lambda text: (text[i : i + 1500] for i in range(0, len(text), 1500))
+    )
 
 
 def read_until(
@@ -135,12 +138,12 @@ def test_a_checkpoint_is_written_every_so_many_segments(
     checkpoint = Checkpoint(tmp_path / "partial", segments=8)
     original = checkpoint.keep
 
-    def keep(read: Any, record: Any) -> None:
+    def keep(ingestion: Ingestion) -> None:
         before = checkpoint._kept
-        original(read, record)
+        original(ingestion)
         if checkpoint._kept != before:
-            assert read_memory_file(checkpoint.path).reading["seen"] == read.seen
-            written.append(read.seen - before)
+            assert read_memory_file(checkpoint.path).reading["seen"] == ingestion.seen
+            written.append(ingestion.seen - before)
 
     monkeypatch.setattr(checkpoint, "keep", keep)
     monkeypatch.setattr(module, "Checkpoint", lambda path: checkpoint)
@@ -233,7 +236,9 @@ def start() -> Callable[[list[str]], Any]:
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["infinimem.model", "transformers.models.llama.modeling_llama", "pytest"])
+        context.set_forkserver_preload(
+            ["infinimem.model.infini_model", "transformers.models.llama.modeling_llama", "pytest"]
+        )
 
     def begin(arguments: list[str]) -> Any:
         process = context.Process(target=ingest_silently, args=(arguments,))

@@ -16,9 +16,10 @@ from click.testing import CliRunner, Result
 from conftest import TEXT
 
 from infinimem import DocumentMemory
-from infinimem.cli import main
+from infinimem.cli.main import main
 from infinimem.evaluate.qa import MODES
-from infinimem.readers import Page, Source
+from infinimem.readers.page import Page
+from infinimem.readers.source import Source
 
 STORY = TEXT * 3 + "The captain of the Heron was called Odile Marchetti. " + TEXT * 2
 
@@ -307,7 +308,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 def test_help_and_inspect_import_no_torch(command: list[str], file: Path) -> None:
     arguments = [part.format(file=file) for part in command]
     code = (
-        "import sys; from infinimem.cli import main\n"
+        "import sys; from infinimem.cli.main import main\n"
         f"main({arguments!r}, standalone_mode=False)\n"
         "loaded = {'torch', 'transformers', 'bm25s', 'rich'} & set(sys.modules)\n"
         "sys.exit(f'imported {loaded}' if loaded else 0)"
@@ -371,7 +372,7 @@ def test_ingest_many_says_which_pages_are_left_out_and_leaves_them_out_again(
         failed(2, "it is torn")
 
     (tmp_path / "half.md").write_text(TEXT)
-    monkeypatch.setattr("infinimem.readers._pages", torn)
+    monkeypatch.setattr("infinimem.readers.source._pages", torn)
     many = ["ingest-many", tmp_path / "half.md", "-o", tmp_path / "out", "-m", tiny_directory, "--skip-errors"]
     assert "left out page 2 of half.md: it is torn" in infinimem(*many).stderr
     assert as_json(*many)["skipped"] == [{"source": "half.md", "page": 2, "reason": "it is torn"}]

@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from infinimem import DocumentMemory
-from infinimem.attention import make_rule
-from infinimem.attention.attend import FAMILIES
-from infinimem.model import InfiniModel
-from infinimem.prompts import encode_chat, recall_messages, summary_messages, told
-from infinimem.tokens import TextEncoder, TokenStream
+from infinimem.answering.prompts import encode_chat, passage_messages, summary_messages, told
+from infinimem.attention.attach import FAMILIES
+from infinimem.attention.rules import make_rule
+from infinimem.model.infini_model import InfiniModel
+from infinimem.text.tokens import TextEncoder, TokenStream
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
@@ -435,7 +435,7 @@ def test_halves_of_control_tokens_do_not_grow_together_with_the_template(name: s
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_passages_titles_focus_questions_and_history_add_no_control_tokens(name: str, data: Any) -> None:
-    from infinimem.passages import Passage
+    from infinimem.text.passages import Passage
 
     model, control = model_of(name), control_ids(name)
 
@@ -446,8 +446,8 @@ def test_passages_titles_focus_questions_and_history_add_no_control_tokens(name:
     passages = [Passage(evil[0], evil[1], 1, 0, 1, evil[2]), Passage(evil[3], evil[4], 2, 0, 1, evil[5])]
     benign = [Passage("a", "b", 1, 0, 1, "c"), Passage("d", "e", 2, 0, 1, "f")]
     history = told([(evil[6], evil[7])])
-    assert of(recall_messages(evil[6], passages, history, evil[7])) == of(
-        recall_messages("a", benign, told([("b", "c")]), "d")
+    assert of(passage_messages(evil[6], passages, history, evil[7])) == of(
+        passage_messages("a", benign, told([("b", "c")]), "d")
     )
     assert of(summary_messages(passages, evil[6] or "a")) == of(summary_messages(benign, "a"))
 
@@ -462,7 +462,7 @@ def test_a_whole_document_of_control_tokens_reaches_the_model_as_text(name: str)
     evil = "\n".join(f"The {token}lighthouse{token}" for token in family.control)
     try:
         memory = DocumentMemory.from_text(evil, name=f"light{family.control[0]}", model=model)
-        memory.ask("lighthouse", mode="memory", max_new_tokens=1)
+        memory.ask("lighthouse", answer_from="memory", max_new_tokens=1)
     finally:
         hook.remove()
     # Shorter segments are padded with 0, which nothing sees.
@@ -473,7 +473,7 @@ def test_a_whole_document_of_control_tokens_reaches_the_model_as_text(name: str)
         roles = ("system", "user", "assistant", "user")
         reply = memory.reply([{"role": role, "content": f"{words} lighthouse"} for role in roles])
         assert len(reply.passages) == 1
-        return [token for token in reply.prompt.tokens if token in control]
+        return [token for token in reply.plan.prompts[0] if token in control]
 
     assert prompted(evil, memory) == prompted("Who keeps the", DocumentMemory.from_text("The lighthouse.", model=model))
 

@@ -16,15 +16,16 @@ from conftest import TEXT, MakeModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infinimem import Answer, DocumentMemory, InfinimemError, Progress
-from infinimem import recall as recall_module
-from infinimem.answering import TOKENS_OF_A_PART
+from infinimem import Answer, DocumentMemory, Progress
+from infinimem.answering.prompts import NOT_SAID
+from infinimem.document_memory import TOKENS_OF_A_PART
 from infinimem.errors import (
     DamagedMemoryFile,
     EmptyQuestion,
     EmptySource,
     FileChanged,
     ForcedModel,
+    InfinimemError,
     InvalidSetting,
     MergeMismatch,
     ModelMismatch,
@@ -32,10 +33,10 @@ from infinimem.errors import (
     SourceNotFound,
     TargetNotWritable,
 )
-from infinimem.memory_file import read_memory_file
-from infinimem.model import InfiniModel
-from infinimem.prompts import NOT_SAID
-from infinimem.tokens import MAX_BLOCK
+from infinimem.model.infini_model import InfiniModel
+from infinimem.search import central
+from infinimem.storage.memory_file import read_memory_file
+from infinimem.text.tokens import MAX_BLOCK
 
 RULES = ["slots", "linear", "delta"]
 STORY = (
@@ -70,8 +71,8 @@ def test_saved_and_loaded_is_the_same_memory_and_answers_alike(
     first = content(memory, tmp_path / "a")
     loaded = DocumentMemory.load(tmp_path / "a", model=model)
     assert content(loaded, tmp_path / "b") == first
-    for mode in ("recall", "memory"):
-        asked = [m.ask("Who is the captain?", mode=mode, max_new_tokens=12) for m in (memory, loaded)]
+    for mode in ("passages", "memory"):
+        asked = [m.ask("Who is the captain?", answer_from=mode, max_new_tokens=12) for m in (memory, loaded)]
         assert asked[0].text and asked[0].to_dict() == asked[1].to_dict()
 
 
@@ -307,7 +308,7 @@ def test_an_answer_says_whether_it_is_one(text: str, found: bool) -> None:
 def test_memory_mode_shows_no_passages_but_depends_on_the_document(make_model: MakeModel) -> None:
     model = make_model()
     answers = {
-        DocumentMemory.from_text(text, model=model).ask("What happened?", mode="memory", max_new_tokens=16).text
+        DocumentMemory.from_text(text, model=model).ask("What happened?", answer_from="memory", max_new_tokens=16).text
         for text in (TEXT * 3, STORY * 2, "Numbers: 1 2 3 4 5 6 7 8 9. " * 12)
     }
     assert len(answers) == 3
@@ -324,9 +325,11 @@ def test_streaming_gives_the_text_of_ask(model: InfiniModel) -> None:
 def test_asking_many_equals_asking_one_by_one(model: InfiniModel) -> None:
     memory = DocumentMemory.from_text(STORY, model=model)
     questions = ["Who is the captain of the Heron?", "bell?", "What did the parrot speak, and to whom did it?"]
-    for mode in ("recall", "memory"):
-        many = memory.ask_many(questions, mode=mode, max_new_tokens=10)
-        assert [a.to_dict() for a in many] == [memory.ask(q, mode=mode, max_new_tokens=10).to_dict() for q in questions]
+    for mode in ("passages", "memory"):
+        many = memory.ask_many(questions, answer_from=mode, max_new_tokens=10)
+        assert [a.to_dict() for a in many] == [
+            memory.ask(q, answer_from=mode, max_new_tokens=10).to_dict() for q in questions
+        ]
     assert memory.ask_many([]) == []
 
 
@@ -370,8 +373,8 @@ def test_a_text_appended_to_a_merged_memory_is_a_source_of_its_own(model: Infini
 
 def test_history_changes_the_answer(model: InfiniModel) -> None:
     memory = DocumentMemory.from_text(STORY, model=model)
-    plain = memory.ask("And then?", mode="memory", max_new_tokens=16)
-    assert plain != memory.ask("And then?", mode="memory", history=[("Who?", "Odile.")], max_new_tokens=16)
+    plain = memory.ask("And then?", answer_from="memory", max_new_tokens=16)
+    assert plain != memory.ask("And then?", answer_from="memory", history=[("Who?", "Odile.")], max_new_tokens=16)
 
 
 def test_asking_leaves_the_memory_as_it_is(model: InfiniModel, tmp_path: Path) -> None:
@@ -392,7 +395,7 @@ def test_summaries_use_central_or_fitting_passages_in_order(model: InfiniModel, 
 
 
 def test_a_long_document_is_summarized_part_by_part(model: InfiniModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recall_module, "STRETCH", 3)
+    monkeypatch.setattr(central, "STRETCH", 3)
     memory = DocumentMemory.from_text("\n\n".join(f"{STORY} {n}." for n in range(9)), model=model)
     count = len(memory.passages) // 3
     assert count > 1
@@ -437,7 +440,7 @@ def test_a_memory_cannot_be_pickled_or_copied_and_says_what_to_do(model: InfiniM
     "settings_",
     [
         {"k": 0},
-        {"mode": "magic"},
+        {"answer_from": "magic"},
         {"temperature": -1.0},
         {"top_p": 0.0},
         {"max_new_tokens": 0},
@@ -453,9 +456,9 @@ def test_without_passages_only_memory_mode_answers(model: InfiniModel, tmp_path:
     memory = DocumentMemory.from_text(STORY, model=model, passages=False)
     memory.save(tmp_path / "m")
     for one in (memory, DocumentMemory.load(tmp_path / "m", model=model)):
-        with pytest.raises(NoPassages, match="mode='memory'"):
+        with pytest.raises(NoPassages, match="answer_from='memory'"):
             one.ask("Who?")
-        assert one.ask("Who?", mode="memory", max_new_tokens=4).passages == []
+        assert one.ask("Who?", answer_from="memory", max_new_tokens=4).passages == []
         assert one.summarize(max_new_tokens=4).mode == "memory"
     assert b"Marchetti" not in (tmp_path / "m").read_bytes()
 
@@ -536,7 +539,7 @@ def test_a_memory_file_names_its_model_and_loads_it_when_needed(tiny_directory: 
     memory = DocumentMemory.from_text(STORY, model=tiny_directory, segment_length=16, rule_settings={"slots": 24})
     memory.save(tmp_path / "m")
     loaded = DocumentMemory.load(tmp_path / "m")
-    assert loaded.retrieve("captain Odile", 1) and loaded._reading is None
+    assert loaded.retrieve("captain Odile", 1) and loaded._ingestion is None
     assert loaded.ask("Who?", max_new_tokens=4).text == memory.ask("Who?", max_new_tokens=4).text
     assert loaded.model is memory.model
 

@@ -11,7 +11,7 @@ import pytest
 
 from infinimem import DocumentMemory
 from infinimem.evaluate.passkey import passkey
-from infinimem.model import InfiniModel
+from infinimem.model.infini_model import InfiniModel
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -46,7 +46,7 @@ def test_a_new_process_answers_from_the_file_with_the_right_page(handbook: Path)
 def test_the_reloaded_memory_continues_with_the_same_tokens(handbook: Path, embedded: InfiniModel) -> None:
     first = DocumentMemory.load(handbook, model=embedded)
     again = DocumentMemory.load(handbook, model=embedded)
-    texts = {m.ask("Where is the tide gauge?", mode="memory", max_new_tokens=12).text for m in (first, again)}
+    texts = {m.ask("Where is the tide gauge?", answer_from="memory", max_new_tokens=12).text for m in (first, again)}
     assert len(texts) == 1 and texts != {""}
 
 

@@ -13,8 +13,8 @@ import torch
 from conftest import TEXT, MakeModel, tiny_network
 from torch.nn import functional as F
 
+from infinimem.datasets.documents import books
 from infinimem.errors import EmptySource, InvalidSetting, SourceNotFound, UnsupportedSource
-from infinimem.evaluate.data import books
 from infinimem.evaluate.intervals import bootstrap, wilson
 from infinimem.evaluate.perplexity import SYSTEMS, perplexity, recent_tokens
 

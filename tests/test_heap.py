@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 from conftest import MakeModel, random_tokens
 
-from infinimem import heap
-from infinimem.cli import main
-from infinimem.model import SEGMENTS_BETWEEN_TRIMS
+from infinimem.cli.main import main
+from infinimem.model import infini_model as heap
+from infinimem.model.infini_model import SEGMENTS_BETWEEN_TRIMS
 
 
 def resident() -> int:

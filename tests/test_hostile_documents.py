@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from reading_costs import Cost, cost_of
 
 from infinimem.errors import SourceError
-from infinimem.readers import open_source, read_pages
+from infinimem.readers.source import open_source, read_pages
 
 # Those that take more than a second or two.
 SLOW = {

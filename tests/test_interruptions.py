@@ -20,9 +20,9 @@ import pytest
 from click.testing import CliRunner
 from conftest import TEXT
 
-from infinimem.checkpoint import Checkpoint
-from infinimem.cli import main
-from infinimem.memory_file import read_memory_file
+from infinimem.cli.main import main
+from infinimem.ingest.checkpoint import Checkpoint
+from infinimem.storage.memory_file import read_memory_file
 
 needs_posix = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and limits of POSIX")
 # Runs the command line; after the first checkpoint, `then` happens.
@@ -31,9 +31,8 @@ INGEST = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import sys
-from infinimem import checkpoint
-from infinimem.checkpoint import Checkpoint
-from infinimem.cli import main
+from infinimem.ingest import checkpoint
+from infinimem.cli.main import main
 keep, kept = checkpoint.Checkpoint.keep, []
 def keep_then(self, *arguments):
     keep(self, *arguments)

@@ -24,7 +24,9 @@ from infinimem.errors import (
     SourceTooSlow,
     UnsupportedSource,
 )
-from infinimem.readers import ReaderLimits, isolated, open_source, read_pages
+from infinimem.readers.process import parent
+from infinimem.readers.process.limits import ReaderLimits
+from infinimem.readers.source import open_source, read_pages
 
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="needs the signals of POSIX")
 
@@ -46,12 +48,12 @@ def children(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Every process that was started to parse; none is left at the end."""
     started: list[Any] = []
 
-    class Seen(isolated._Process):
+    class Seen(parent._Process):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             started.append(self)
 
-    monkeypatch.setattr(isolated, "_Process", Seen)
+    monkeypatch.setattr(parent, "_Process", Seen)
     yield started
     assert all(child._child.poll() is not None for child in started)
 
@@ -99,7 +101,7 @@ def test_a_process_that_is_killed_is_an_error_that_names_the_page(slow: Path, ch
 
 @needs_signals
 def test_a_process_that_is_killed_before_any_page_names_the_file(slow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolated, "_START", "import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(parent, "_START", "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(ReaderCrashed, match=r"^'paper\.pdf' was given up"):
         open_source(slow)
 
@@ -122,11 +124,12 @@ def test_a_program_that_does_not_know_where_python_is_is_told_what_to_do(
 def test_a_parser_does_not_outlive_whoever_asked(slow: Path) -> None:
     script = (
         "import sys, threading, time\n"
-        "from infinimem.readers import ReaderLimits, isolated, open_source, read_pages\n"
-        "def tell(self, *arguments, begin=isolated._Process.__init__):\n"
+        "from infinimem.readers import ReaderLimits, open_source, read_pages\n"
+        "from infinimem.readers.process import parent\n"
+        "def tell(self, *arguments, begin=parent._Process.__init__):\n"
         "    begin(self, *arguments)\n"
         "    print(self._child.pid, flush=True)\n"
-        "isolated._Process.__init__ = tell\n"
+        "parent._Process.__init__ = tell\n"
         "list(read_pages(open_source(sys.argv[1]), limits=ReaderLimits(page_seconds=1)))\n"
     )
     asking = subprocess.Popen([sys.executable, "-c", script, str(slow)], stdout=subprocess.PIPE, text=True)
@@ -143,11 +146,12 @@ def test_ctrl_c_ends_both_processes_at_once(slow: Path) -> None:
     script = (
         "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from infinimem.readers import isolated, open_source, read_pages\n"
-        "def tell(self, number, begun=isolated._Waits.begun):\n"
+        "from infinimem.readers import open_source, read_pages\n"
+        "from infinimem.readers.process import parent\n"
+        "def tell(self, number, begun=parent._Waits.begun):\n"
         "    print(number, flush=True)\n"
         "    begun(self, number)\n"
-        "isolated._Waits.begun = tell\n"
+        "parent._Waits.begun = tell\n"
         "try:\n"
         "    list(read_pages(open_source(sys.argv[1])))\n"
         "except KeyboardInterrupt:\n"
@@ -189,7 +193,7 @@ def test_what_a_parser_prints_is_no_message(path: Path, monkeypatch: pytest.Monk
     prints = (
         "import pypdf\ninit = pypdf.PdfReader.__init__\npypdf.PdfReader.__init__ = lambda *a: print('{}') or init(*a)"
     )
-    monkeypatch.setattr(isolated, "_START", isolated._START.replace("main(task)", f"{prints}\nmain(task)"))
+    monkeypatch.setattr(parent, "_START", parent._START.replace("main(task)", f"{prints}\nmain(task)"))
     assert len(list(read_pages(open_source(path)))) == 1
 
 

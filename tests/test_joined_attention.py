@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from infinimem.attention import local
-from infinimem.attention.local import Part, joined_attention
+from infinimem.attention import softmax as local
+from infinimem.attention.rules.state import Part
+from infinimem.attention.softmax import joined_attention
 
 BATCH, GROUPS, GROUP, WIDTH = 2, 2, 3, 8
 

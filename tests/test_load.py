@@ -19,11 +19,12 @@ import torch
 from conftest import TEXT
 from hostile import tiny_model
 
-from infinimem import DocumentMemory, heap
-from infinimem import model as model_module
+from infinimem import DocumentMemory
 from infinimem.errors import FileChanged
-from infinimem.model import InfiniModel
-from infinimem.search import Search
+from infinimem.model import infini_model as heap
+from infinimem.model import infini_model as model_module
+from infinimem.model.infini_model import InfiniModel
+from infinimem.search.search import Search
 
 THREADS = 32
 MEMORIES = 8
@@ -122,8 +123,8 @@ def test_answers_of_thirty_two_threads_are_those_of_one(memories: list[DocumentM
 
 def test_streams_that_are_read_by_turns_do_not_mix(memories: list[DocumentMemory]) -> None:
     asked = [Asked(n, "memory", f"What of the {NAMES[n]}?") for n in range(MEMORIES)]
-    expected = [memories[one.memory].ask(one.question, mode="memory", max_new_tokens=8).text for one in asked]
-    streams = [memories[one.memory].stream(one.question, mode="memory", max_new_tokens=8) for one in asked]
+    expected = [memories[one.memory].ask(one.question, answer_from="memory", max_new_tokens=8).text for one in asked]
+    streams = [memories[one.memory].stream(one.question, answer_from="memory", max_new_tokens=8) for one in asked]
     said = [""] * len(streams)
     running = dict(enumerate(streams))
     while running:
@@ -157,7 +158,7 @@ def test_asking_other_memories_while_one_is_appended_to(
     for addition in ["", *additions]:
         if addition:
             alone.append_text(addition, name="growing")
-        versions.append((answer(alone, look), alone.ask(look.question, mode="memory", max_new_tokens=4).text))
+        versions.append((answer(alone, look), alone.ask(look.question, answer_from="memory", max_new_tokens=4).text))
     assert len({str(found) for found, _ in versions}) > 3, "appending must change what is found"
     asked = [one for one in questions(96) if one.memory]
     expected = expected_of(memories, asked)
@@ -167,7 +168,7 @@ def test_asking_other_memories_while_one_is_appended_to(
             growing.append_text(addition, name="growing")
 
     def ask_growing() -> tuple[Any, str]:
-        return answer(growing, look), growing.ask(look.question, mode="memory", max_new_tokens=4).text
+        return answer(growing, look), growing.ask(look.question, answer_from="memory", max_new_tokens=4).text
 
     work: list[Callable[[], Any]] = [append, *(lambda one=one: answer(memories[one.memory], one) for one in asked)]
     work[1::6] = [ask_growing] * len(work[1::6])

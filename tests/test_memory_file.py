@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from infinimem import DocumentMemory, memory_file
+from infinimem import DocumentMemory
 from infinimem.errors import (
     DamagedMemoryFile,
     FileInUse,
@@ -29,8 +29,12 @@ from infinimem.errors import (
     TargetNotWritable,
     UnsupportedVersion,
 )
-from infinimem.memory_file import MemoryFile, check_writable, differences, locked, read_memory_file
-from infinimem.passages import Passage, pack, unpack
+from infinimem.model.identity import differences
+from infinimem.storage import memory_file
+from infinimem.storage.files import check_writable, locked
+from infinimem.storage.memory_file import MemoryFile, read_memory_file
+from infinimem.storage.passage_table import pack, unpack
+from infinimem.text.passages import Passage
 
 GOLDEN = Path(__file__).parent / "golden"
 SCHEMA = Path(__file__).parents[1] / "docs" / "memory-file.schema.json"
@@ -78,7 +82,7 @@ def sample() -> MemoryFile:
         states=states,
         tail=np.array([3, 4], np.int32),
         passages=pack([Passage("a", "book", 1, 0, 1)]),
-        addresses=np.array([32], np.uint8),
+        term_weights=np.array([32], np.uint8),
     )
 
 
@@ -139,7 +143,7 @@ def test_every_older_version_has_a_golden_file_that_is_read() -> None:
 def test_a_file_of_version_3_is_read_as_one_of_which_nothing_was_left_out() -> None:
     file = read_memory_file(GOLDEN / "memory-3.safetensors")
     assert [source["skipped"] for source in file.sources] == [[]]
-    assert (file.fingerprint, file.addresses.tolist()) == (sample().fingerprint, [32])
+    assert (file.fingerprint, file.term_weights.tolist()) == (sample().fingerprint, [32])
 
 
 @pytest.mark.parametrize("version", [1, 2, 3, 4])
@@ -155,7 +159,7 @@ def test_the_header_fits_its_schema(version: int, written: Path) -> None:
 
 def test_a_file_of_version_2_is_read_as_one_whose_words_were_not_weighed() -> None:
     file = read_memory_file(GOLDEN / "memory-2.safetensors")
-    assert file.addresses is None and file.reading["addresses"] is None and file.identity["carry"] == 2
+    assert file.term_weights is None and file.reading["addresses"] is None and file.identity["carry"] == 2
     assert file.states[3]["carried_keys"].shape == (2, 2, 4)
     assert file.passages is not None and [passage.text for passage in unpack(file.passages, [("book", 1)])] == ["a"]
 
@@ -168,7 +172,7 @@ def test_what_was_read_by_an_older_version_is_asked_and_grows(
     assert read_memory_file(path).format == version and read_memory_file(path).states[1]["carried_keys"].size
     memory = DocumentMemory.load(path, model=make_model(slots=8, memory_heads=[1], carry=2))
     assert [passage.source for passage in memory.retrieve("ships on Friday")] == ["more.txt", "harbour.txt"]
-    assert memory.ask("How many ships?", mode="memory", max_new_tokens=3).text is not None
+    assert memory.ask("How many ships?", answer_from="memory", max_new_tokens=3).text is not None
     memory.append_text(" The bell rang.", name="more.txt")
     memory.save(tmp_path / "memory.safetensors")
     assert DocumentMemory.load(tmp_path / "memory.safetensors").passages[-1].text.endswith("The bell rang.")
@@ -357,7 +361,7 @@ def test_mode_bits_follow_the_umask_and_then_the_old_file(tmp_path: Path) -> Non
 def hold(path: Path) -> subprocess.Popen[str]:
     """Another process that holds the lock until its input ends."""
     code = (
-        "import sys; from infinimem.memory_file import locked\n"
+        "import sys; from infinimem.storage.files import locked\n"
         f"with locked({str(path)!r}): print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -387,7 +391,7 @@ def test_a_writer_that_is_killed_leaves_no_lock(written: Path) -> None:
 
 def test_many_writers_write_one_after_the_other(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from infinimem.memory_file import locked\n"
+        "import sys; from pathlib import Path; from infinimem.storage.files import locked\n"
         "place = Path(sys.argv[1])\n"
         "for _ in range(20):\n"
         "    with locked(place, wait=60): place.write_text(str(int(place.read_text()) + 1))\n"
@@ -413,7 +417,7 @@ def test_differences_name_the_fields_down_to_the_leaf() -> None:
 
 def test_reading_a_memory_file_imports_no_torch(written: Path) -> None:
     code = (
-        "import sys; from infinimem.memory_file import read_memory_file; "
+        "import sys; from infinimem.storage.memory_file import read_memory_file; "
         f"read_memory_file({str(written)!r}); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

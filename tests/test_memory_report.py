@@ -150,7 +150,7 @@ def test_the_page_has_all_markers_and_the_table_different_names(
 
 
 def test_every_command_in_the_table_is_one_that_the_program_takes(report: ModuleType, data: Path) -> None:
-    from infinimem.cli_eval import evaluate
+    from infinimem.cli.evaluate import evaluate
 
     for row in report.measurements():
         name, *arguments = report.shlex.split(row.arguments.replace("{data}", "DIR"))

@@ -23,9 +23,9 @@ from hostile import Forged, tiny_memory, tiny_model
 from hostile import unframed as parts_of
 
 from infinimem import DocumentMemory
+from infinimem.cli.report import describe
 from infinimem.errors import MemoryFileError
-from infinimem.inspect_file import describe
-from infinimem.memory_file import MemoryFile, read_memory_file
+from infinimem.storage.memory_file import MemoryFile, read_memory_file
 
 CASES = int(os.environ.get("INFINIMEM_FUZZ_CASES", "1000000"))
 MEGABYTE = 1 << 20
@@ -66,7 +66,7 @@ def content(file: MemoryFile) -> dict[str, Any]:
         "states": {i: {name: exact(t) for name, t in state.items()} for i, state in file.states.items()},
         "tail": exact(file.tail),
         "passages": exact(file.passages),
-        "addresses": exact(file.addresses),
+        "addresses": exact(file.term_weights),
         "sources": file.sources,
         "reading": file.reading,
         "identity": file.identity,

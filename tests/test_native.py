@@ -16,15 +16,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import MakeModel, random_tokens
+from conftest import read as read_masked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infinimem import native
-from infinimem.attention import InfiniCache, SlotsRule
-from infinimem.attention.local import Part, joined_attention
-from infinimem.attention.packing import in_a_row, pack, singles, unpack
+from infinimem.attention import end_segment, native
+from infinimem.attention.cache import InfiniCache
 from infinimem.attention.rotary import rotate
-from infinimem.attention.slots import shuffled
+from infinimem.attention.rules.packing import in_a_row, pack, singles, unpack
+from infinimem.attention.rules.slots import SlotsRule, shuffled
+from infinimem.attention.rules.state import Part
+from infinimem.attention.softmax import joined_attention
 
 needs_library = pytest.mark.skipif(
     native.library() is None, reason="the C library is not built, or this processor has no AVX-512 BF16"
@@ -295,7 +297,8 @@ def test_read_outs_of_both_memories_agree() -> None:
         state = pooled([new] if state is None else [state, new], 128)
         expected = by_torch([new] if expected is None else [expected, new], 128)
     queries = torch.randn(1, 2, 64, 64, generator=torch.Generator().manual_seed(9))
-    found, wanted = (rule.read(rule.prepare(x, torch.float32), queries, 0.125).values for x in (state, expected))
+    prepared = (rule.prepare(x, torch.float32) for x in (state, expected))
+    found, wanted = (joined_attention([rule.part(x, queries)], 0.125) for x in prepared)
     assert torch.cosine_similarity(found, wanted, dim=-1).mean() > 0.99
 
 
@@ -319,7 +322,7 @@ def test_padding_is_left_to_torch(make_model: MakeModel, monkeypatch: pytest.Mon
     model = make_model(dtype=torch.bfloat16, carry=8)
     cache = model.new_cache()
     with torch.no_grad():
-        model.read(random_tokens(2, 16), cache, torch.tensor([[1] * 16, [0] * 4 + [1] * 12]))
+        read_masked(model, random_tokens(2, 16), cache, torch.tensor([[1] * 16, [0] * 4 + [1] * 12]))
     assert cache.seen is not None and cache.seen.tolist() == [16, 12]
 
 
@@ -494,7 +497,7 @@ def test_torchs_defaults_change_nothing(default: Any, make_model: MakeModel) -> 
             for segment in segments:
                 model.model.get_decoder()(input_ids=segment, past_key_values=cache.recording(), use_cache=True)
                 change(value)
-                cache.end_segment()
+                end_segment(cache)
                 change(before)
     for index, state in caches[0].states().items():
         assert all(torch.equal(x, caches[1].states()[index][name]) for name, x in state.items())

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infinimem import DocumentMemory
-from infinimem.attention import SlotsRule, make_rule
-from infinimem.attention.packing import PACKINGS, pack, packed_layout, unpack
+from infinimem.attention.rules import make_rule
+from infinimem.attention.rules.packing import PACKINGS, pack, packed_layout, unpack
+from infinimem.attention.rules.slots import SlotsRule
+from infinimem.cli.report import describe
 from infinimem.errors import InvalidSetting
-from infinimem.inspect_file import describe
 
 
 def state(seed: int, size: float = 1.0, slots: int = 9) -> dict[str, torch.Tensor]:

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infinimem.errors import DamagedMemoryFile
-from infinimem.passages import LIMIT, Passage, PassageCutter, pack, unpack
-from infinimem.recall import STRETCH, LexicalRanker, central_parts, central_passages
+from infinimem.search.central import STRETCH, central_parts, central_passages
+from infinimem.search.ranking import LexicalRanker
+from infinimem.storage.passage_table import pack, unpack
+from infinimem.text.passages import LIMIT, Passage, PassageCutter
 
 texts = st.lists(
     st.sampled_from(["Short one. ", TEXT, "word ", "\n\n", "x" * 900 + " ", "Wie geht es? ", "中文。"]), max_size=40
@@ -93,7 +95,7 @@ def test_broken_passage_tables_are_refused(data: bytes) -> None:
 
 def test_a_passage_table_that_explodes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = pack([Passage(f"{i:0800}", "s", 1, 800 * i, 800 * (i + 1)) for i in range(200)])
-    monkeypatch.setattr("infinimem.passages.MAX_PASSAGE_BYTES", 100_000)
+    monkeypatch.setattr("infinimem.storage.passage_table.MAX_PASSAGE_BYTES", 100_000)
     with pytest.raises(DamagedMemoryFile, match="too large"):
         unpack(packed, [("s", 1_000_000)])
 
@@ -122,14 +124,14 @@ def test_passages_of_something_that_was_not_read_are_refused(
 
 def test_titles_of_more_room_than_any_reading_gives_them_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Passage("a", "s", 1, i, i + 1, f"{i:09}" * 60_000) for i in range(3)]
-    monkeypatch.setattr("infinimem.passages.MAX_TITLES", 1_000_000)
+    monkeypatch.setattr("infinimem.storage.passage_table.MAX_TITLES", 1_000_000)
     with pytest.raises(DamagedMemoryFile, match="too long titles"):
         unpack(pack(rows), [("s", 100)])
 
 
 def test_more_passages_than_any_reading_makes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Passage("a", "s", 1, i, i + 1) for i in range(101)]
-    monkeypatch.setattr("infinimem.passages.MAX_PASSAGES", 100)
+    monkeypatch.setattr("infinimem.storage.passage_table.MAX_PASSAGES", 100)
     assert unpack(pack(rows[:100]), [("s", 1000)]) == rows[:100]
     with pytest.raises(DamagedMemoryFile, match="too many"):
         unpack(pack(rows), [("s", 1000)])

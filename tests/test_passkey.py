@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from conftest import TEXT, MakeModel
 
+from infinimem.datasets.needles import NAMES, QUESTION, WORDS, Needle, draw_needles
 from infinimem.errors import EmptySource, InvalidSetting
 from infinimem.evaluate import passkey as passkey_module
 from infinimem.evaluate.continuations import continuations
-from infinimem.evaluate.needles import NAMES, QUESTION, WORDS, Needle, draw_needles
 from infinimem.evaluate.passkey import FILLER, INTRODUCTION, passkey
-from infinimem.model import InfiniModel
+from infinimem.model.infini_model import InfiniModel
 
 
 def document(model: InfiniModel, needles: list[Needle], tokens: int, depths: list[float], **settings: Any) -> list[int]:

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import tiny_network
+from conftest import read, tiny_network
 
-from infinimem import pretrained
+from infinimem.answering.rows import generate
 from infinimem.errors import DefaultModelMissing, ModelCacheDamaged, ModelNotFound, NoRotaryEmbedding, NotACausalLM
-from infinimem.model import InfiniModel
-from infinimem.pretrained import embedded_model_directory, find_embedded_gguf, load_base
+from infinimem.model import pretrained
+from infinimem.model.embedded import embedded_model_directory, find_embedded_gguf
+from infinimem.model.infini_model import InfiniModel
+from infinimem.model.pretrained import load_base
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_the_embedded_model_is_llama_with_its_chat_template(embedded: InfiniMode
 
 def test_the_embedded_model_continues_english(embedded: InfiniModel) -> None:
     prompt = embedded.encoder.encode("The capital of France is")
-    steps = list(embedded.generate([prompt], max_new_tokens=3))
+    steps = list(generate(embedded, [prompt], max_new_tokens=3))
     assert "Paris" in embedded.tokenizer.decode([token for (token,) in steps if token is not None])
 
 
@@ -201,7 +203,7 @@ def test_bfloat16_weights_have_one_identity_in_both_dtypes(embedded: InfiniModel
 
 
 def test_a_model_that_begins_texts_with_a_token_gets_it_in_every_segment(tokenizer: Any) -> None:
-    from infinimem.attention import make_rule
+    from infinimem.attention.rules import make_rule
 
     class Beginning:
         def __init__(self) -> None:
@@ -222,14 +224,14 @@ def test_a_model_that_begins_texts_with_a_token_gets_it_in_every_segment(tokeniz
     seen: list[torch.Tensor] = []
     model.model.get_input_embeddings().register_forward_hook(lambda m, args, out: seen.append(args[0]))
     cache = model.new_cache()
-    model.read(torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]]), cache)
+    read(model, torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]]), cache)
     assert [s[0].tolist() for s in seen] == [[1, 5, 6, 7, 8, 9, 10, 11, 12], [1, 13, 14]]
     assert cache.seen is not None and cache.seen.tolist() == [10]
     assert next(iter(cache.states().values()))["counts"].shape[-1] == 10
 
 
 def test_wrong_segment_lengths_and_layers_are_refused(tokenizer: Any) -> None:
-    from infinimem.attention import make_rule
+    from infinimem.attention.rules import make_rule
     from infinimem.errors import InvalidSetting
 
     for settings in (

@@ -11,19 +11,14 @@ import pytest
 from conftest import TEXT, MakeModel
 
 from infinimem import DocumentMemory
+from infinimem.answering.prompts import NOT_SAID, encode_chat, memory_messages
+from infinimem.datasets.documents import Document
+from infinimem.datasets.questions import Question, read_questions
 from infinimem.errors import InvalidSetting, SourceNotFound, UnsupportedSource
 from infinimem.evaluate import qa as qa_module
-from infinimem.evaluate.data import Document, choose_questions
 from infinimem.evaluate.intervals import wilson
-from infinimem.evaluate.qa import (
-    ELSEWHERE,
-    Question,
-    exact_match,
-    f1,
-    load_documents,
-    qa,
-)
-from infinimem.prompts import NOT_SAID, encode_chat, memory_messages
+from infinimem.evaluate.qa import ANSWER_FROM, ELSEWHERE, exact_match, f1, qa
+from infinimem.evaluate.sampling import choose_questions
 
 SQUAD = {
     "title": "Ships",
@@ -72,7 +67,7 @@ def told(document: Document, question: Question) -> str:
 
 
 def test_all_layouts_are_loaded_with_the_text_that_holds_the_answer(tmp_path: Path) -> None:
-    ships, tale, paper, tower = load_documents(write(tmp_path / "d.jsonl", SQUAD, FAIRY, PAPER, PASSAGE))
+    ships, tale, paper, tower = read_questions(write(tmp_path / "d.jsonl", SQUAD, FAIRY, PAPER, PASSAGE))
     assert ships.text == "The Heron sails on Monday.\n\nOdile Marchetti is the captain of the Heron."
     assert [told(ships, q) for q in ships.questions] == [SQUAD["paragraphs"][1], SQUAD["paragraphs"][0]]
     assert ships.questions[0].answers == ("Odile Marchetti", "Marchetti")
@@ -98,13 +93,13 @@ def test_all_layouts_are_loaded_with_the_text_that_holds_the_answer(tmp_path: Pa
     ],
 )
 def test_other_layouts_are_refused_by_row(tmp_path: Path, bad: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedSource, match="row 2"):
-        load_documents(write(tmp_path / "d.jsonl", SQUAD, bad))
+    with pytest.raises(UnsupportedSource, match="line 2"):
+        read_questions(write(tmp_path / "d.jsonl", SQUAD, bad))
 
 
 def test_a_document_without_a_title_is_called_by_its_number(tmp_path: Path) -> None:
     rows = [{**PASSAGE, "title": "  "}, {**PASSAGE, "title": None}, {**PASSAGE, "title": "", "id": "x7"}]
-    assert [document.title for document in load_documents(write(tmp_path / "d.jsonl", *rows))] == ["1", "2", "x7"]
+    assert [document.title for document in read_questions(write(tmp_path / "d.jsonl", *rows))] == ["1", "2", "x7"]
 
 
 def test_a_limit_that_leaves_one_document_is_named(make_model: MakeModel) -> None:
@@ -116,9 +111,9 @@ def test_a_limit_that_leaves_one_document_is_named(make_model: MakeModel) -> Non
 
 def test_files_without_questions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedSource, match="no questions"):
-        load_documents(write(tmp_path / "d.jsonl", {"paragraphs": ["A."], "qas": []}))
+        read_questions(write(tmp_path / "d.jsonl", {"paragraphs": ["A."], "qas": []}))
     with pytest.raises(SourceNotFound):
-        load_documents(tmp_path / "missing.jsonl.gz")
+        read_questions(tmp_path / "missing.jsonl.gz")
 
 
 @pytest.mark.parametrize(
@@ -167,18 +162,19 @@ def test_each_mode_asks_what_it_says(make_model: MakeModel, monkeypatch: pytest.
 
     def ask_many(self: DocumentMemory, questions: list[str], **settings: Any) -> list[Any]:
         name = self.info()["sources"][0]["name"]
-        asked.extend((question, settings["mode"], name) for question in questions)
-        return [_Said(f"{settings['mode']} N{name[1:]}") for _ in questions]
+        mode = "recall" if settings["answer_from"] == "passages" else settings["answer_from"]
+        asked.extend((question, mode, name) for question in questions)
+        return [_Said(f"{mode} N{name[1:]}") for _ in questions]
 
     within: list[str] = []
 
-    def ask_within(self: DocumentMemory, questions: list[Any], **settings: Any) -> list[Any]:
-        name = self.info()["sources"][0]["name"]
-        for question, spans in questions:
+    def ask_within(memory: DocumentMemory, search: Any, questions: list[Question], *settings: Any) -> list[str]:
+        name = memory.info()["sources"][0]["name"]
+        for question in questions:
             text = next(document.text for document in docs if document.title == name)
-            assert question.endswith(f"of {name[1:]}?")
-            within.extend(text[start:end] for start, end in spans)
-        return [_Said("N0") for _ in questions]
+            assert question.text.endswith(f"of {name[1:]}?")
+            within.extend(text[start:end] for start, end in question.spans)
+        return ["N0" for _ in questions]
 
     prompts: list[list[dict[str, str]]] = []
 
@@ -188,7 +184,7 @@ def test_each_mode_asks_what_it_says(make_model: MakeModel, monkeypatch: pytest.
 
     monkeypatch.setattr(DocumentMemory, "from_text", classmethod(from_text))
     monkeypatch.setattr(DocumentMemory, "ask_many", ask_many)
-    monkeypatch.setattr(DocumentMemory, "ask_within", ask_within)
+    monkeypatch.setattr(qa_module, "_ask_within", ask_within)
     monkeypatch.setattr(qa_module, "_from_prompts", from_prompts)
     result = qa(model, docs)
     assert read == ["D0", "D1", "D2"] and result["questions"] == 6 and result["documents"] == 3
@@ -226,7 +222,7 @@ def test_answers_are_those_of_the_public_api(make_model: MakeModel) -> None:
     for mode, which in (("memory", (0, 1)), ("other", (1, 0)), ("recall", (0, 1)), ("absent", (1, 0))):
         said = [row["answer"] for row in result["answers"][mode]]
         expected = [
-            memories[which[i]].ask(q.text, mode=ELSEWHERE.get(mode, mode), max_new_tokens=6).text
+            memories[which[i]].ask(q.text, answer_from=ANSWER_FROM[ELSEWHERE.get(mode, mode)], max_new_tokens=6).text
             for i, document in enumerate(chosen)
             for q in document.questions
         ]
@@ -247,7 +243,10 @@ def test_the_share_of_answers_that_say_there_is_none_is_reported(
 
 def test_none_asks_as_memory_does_and_gold_from_the_right_paragraph_alone(make_model: MakeModel) -> None:
     from infinimem import DocumentMemory
-    from infinimem.generation import Decoding, continue_texts
+    from infinimem.answering.decoding import Decoding
+    from infinimem.answering.plan import asked_alone, plan_from_passages
+    from infinimem.answering.stream import continue_texts, stream_answer
+    from infinimem.search.search import Search
 
     model, gold_text = make_model(), "The name is N0."
     text = TEXT * 8
@@ -257,9 +256,11 @@ def test_none_asks_as_memory_does_and_gold_from_the_right_paragraph_alone(make_m
     (none,) = continue_texts(model, [encode_chat(model, memory_messages(question.text))], None, Decoding(5))
     assert said["none"][0]["answer"] == none.strip()
     memory = DocumentMemory.from_text(docs[0].text, name=docs[0].title, model=model)
-    (gold,) = memory.ask_within([(question.text, question.spans)], max_new_tokens=5)
-    assert said["gold"][0]["answer"] == gold.text
-    assert len(memory.passages) > 1 and [p.text for p in gold.passages] == [memory.passages[-1].text]
+    search = Search([memory])
+    ranked = search.within(question.text, question.spans, 4)
+    plan = plan_from_passages(model, search, ranked, asked_alone(question.text), Decoding(5))
+    assert said["gold"][0]["answer"] == "".join(stream_answer(model, plan, lambda: None, Decoding(5))).strip()
+    assert len(memory.passages) > 1 and [p.text for p in plan.passages] == [memory.passages[-1].text]
 
 
 @pytest.mark.parametrize(

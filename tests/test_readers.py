@@ -21,7 +21,8 @@ from infinimem.errors import (
     SourceUnreadable,
     UnsupportedSource,
 )
-from infinimem.readers import find_sources, open_source, read_pages
+from infinimem.readers.find import find_sources
+from infinimem.readers.source import open_source, read_pages
 
 quick = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

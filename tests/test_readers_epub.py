@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from infinimem.errors import DamagedSource, EncryptedSource, NoTextInSource
-from infinimem.readers import Page, open_source, read_pages
+from infinimem.readers.page import Page
+from infinimem.readers.source import open_source, read_pages
 
 CONTAINER = """<?xml version="1.0"?>
 <container xmlns="urn:oasis:names:tc:opendocument:xmlns:container" version="1.0">

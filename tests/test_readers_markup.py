@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infinimem.readers import Page, open_source, read_pages
+from infinimem.readers.page import Page
+from infinimem.readers.source import open_source, read_pages
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_a_long_section_is_cut_and_keeps_its_title(md: Path) -> None:
     assert max(len(page.text) for page in pages) <= 6_000
 
 
-def test_links_keep_their_text_and_lose_their_address(md: Path) -> None:
+def test_links_keep_their_text_and_lose_their_term_weights(md: Path) -> None:
     text = text_of(md, "See [the *manual*](https://example.com/x) and ![a cat](cat.png), `code` and **bold**.")
     assert text == "See the manual and a cat, code and bold."
 

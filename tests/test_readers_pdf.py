@@ -14,9 +14,10 @@ from reportlab.lib.pagesizes import A4
 from reportlab.pdfgen.canvas import Canvas
 
 from infinimem.errors import DamagedSource, EncryptedSource, NoTextInSource
-from infinimem.readers import Page, open_source, read_pages
-from infinimem.readers.hyphens import Words
-from infinimem.readers.pdf import _letters
+from infinimem.readers.page import Page
+from infinimem.readers.pdf.hyphens import Words
+from infinimem.readers.pdf.pages import _letters
+from infinimem.readers.source import open_source, read_pages
 
 LEFT = """Dynamic languages are more dif-
 ficult to compile than others, and

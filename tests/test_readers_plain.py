@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infinimem.readers import Page, open_source, read_pages
-from infinimem.readers.prose import PAGE_LIMIT, cut, sentences, tidy
+from infinimem.readers.page import Page
+from infinimem.readers.prose import PAGE_LIMIT, cut, tidy
+from infinimem.readers.source import open_source, read_pages
+from infinimem.text.sentences import sentences
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infinimem import DocumentMemory
-from infinimem.address_head import AddressHead, HeadSettings
+from infinimem.datasets.documents import Document
+from infinimem.datasets.questions import Question, read_questions
 from infinimem.errors import InvalidSetting, MiniLmMissing
 from infinimem.evaluate import retrieval as module
-from infinimem.evaluate.data import Document
-from infinimem.evaluate.qa import Question, load_documents
-from infinimem.evaluate.retrieval import retrieval
-from infinimem.model import InfiniModel
-from infinimem.passages import Passage, cut, holding
-from infinimem.recall import LexicalRanker
+from infinimem.evaluate.retrieval import RANK_BY, retrieval
+from infinimem.model.infini_model import InfiniModel
+from infinimem.model.term_head import HeadSettings, TermHead
+from infinimem.search.ranking import LexicalRanker
+from infinimem.text.passages import Passage, cut, holding
 
 if TYPE_CHECKING:
     from conftest import MakeModel
@@ -75,14 +75,14 @@ def test_stemming_is_what_the_two_differ_in() -> None:
 
 
 def test_our_systems_find_what_retrieve_finds(model: InfiniModel) -> None:
-    model.put_on(AddressHead(HeadSettings(layer=2, width=64)).requires_grad_(False))
+    model.use_term_head(TermHead(HeadSettings(layer=2, width=64)).requires_grad_(False))
     result = retrieval(model, [ships()], systems=["hybrid", "memory", "lexical"])
     memory = DocumentMemory.from_text(ships().text, name="Ships", model=model)
     passages = cut(ships().text, "Ships")
     for mode, ranks in result["ranks"].items():
         for question, rank in zip(ships().questions, ranks, strict=True):
             right = {passages[i].start for i in holding(passages, question.spans, question.answers)}
-            found = memory.retrieve(question.text, len(passages), mode=mode)
+            found = memory.retrieve(question.text, len(passages), rank_by=RANK_BY[mode])
             assert rank == next(place for place, passage in enumerate(found, 1) if passage.start in right)
 
 
@@ -137,7 +137,7 @@ def test_spans_of_every_layout_hold_the_gold_text(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     golds = [
         "\n\n".join(document.text[start:end] for start, end in question.spans).strip()
-        for document in load_documents(path)
+        for document in read_questions(path)
         for question in document.questions
     ]
     assert golds == ["One.\n\nThree.", "Two.", "The fog came.", "The dose was 5 mg."]

@@ -9,7 +9,10 @@ import torch
 from conftest import tiny_network
 from torch import Tensor
 
-from infinimem.attention import Attachment, DeltaRule, InfiniCache, LinearRule
+from infinimem.attention import end_segment
+from infinimem.attention.attach import Attachment
+from infinimem.attention.cache import InfiniCache
+from infinimem.attention.rules.linear import DeltaRule, LinearRule
 
 HEADS, KV_HEADS, WIDTH, SEGMENT, SEGMENTS = 4, 2, 16, 6, 4
 EPSILON = 1e-6
@@ -90,7 +93,7 @@ def both(request: pytest.FixtureRequest) -> dict[str, dict[str, Tensor]]:
             tables = network.model.rotary_emb(segment[None], position)
             out, _ = layer(segment[None], position_embeddings=tables, attention_mask=None, past_key_values=cache)
             outputs.append(out[0])
-            cache.end_segment()
+            end_segment(cache)
         ours_output = torch.cat(outputs)
         (ours_output * direction).sum().backward()
         state = cache.states()[0]
@@ -142,7 +145,7 @@ def test_first_segments_keys_get_a_gradient_through_a_later_read(rule: LinearRul
     state = rule.write(None, keys, values)
     state = rule.write(state, torch.randn(1, 2, 5, 8, generator=generator), values)
     queries = torch.randn(1, 4, 3, 8, generator=generator)
-    rule.read(state, queries, 1.0).values.square().sum().backward()
+    rule.retrieve(state, queries).square().sum().backward()
     assert (keys.grad.abs().amax(-1) > 0).all()
 
 

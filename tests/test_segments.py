@@ -8,7 +8,7 @@ from conftest import TEXT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infinimem.segments import Segmenter
+from infinimem.text.segments import Segmenter
 
 tokens = st.lists(st.integers(3, 511), max_size=200)
 

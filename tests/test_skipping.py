@@ -11,11 +11,14 @@ import nasty_texts
 import pytest
 from click.testing import CliRunner, Result
 
-from infinimem import DocumentMemory, InfiniModel, checkpoint, reading
+from infinimem import DocumentMemory, InfiniModel
 from infinimem import document_memory as module
-from infinimem.cli import main
+from infinimem.cli.main import main
 from infinimem.errors import CheckpointMismatch, DamagedSource, EmptySource, SourceNotFound
-from infinimem.readers import ReaderLimits, isolated, open_source, read_pages
+from infinimem.ingest import checkpoint
+from infinimem.readers.process import parent
+from infinimem.readers.process.limits import ReaderLimits
+from infinimem.readers.source import open_source, read_pages
 
 if TYPE_CHECKING:
     from conftest import MakeModel
@@ -94,7 +97,7 @@ def test_a_page_that_is_too_long_is_left_out(path: Path) -> None:
 
 def test_a_file_on_which_too_many_pages_are_lost_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(with_slow_page(6, 2))
-    monkeypatch.setattr(isolated, "MOST_LOST", 1)
+    monkeypatch.setattr(parent, "MOST_LOST", 1)
     lost: list[Any] = []
     pages = list(read_pages(open_source(path), limits=IMPATIENT, failed=lambda *what: lost.append(what)))
     assert [number for number, _ in lost] == [2, None] and "the rest of 'paper.pdf' is left out" in lost[1][1]
@@ -123,15 +126,14 @@ def test_a_file_that_vanishes_meanwhile_is_left_out_and_nothing_tells_its_direct
 ) -> None:
     (tmp_path / "a.txt").write_text("Some words here.")
     (tmp_path / "b.txt").write_text("Some more words.")
-    original = module.open_source
 
-    def vanishing(path: Path, limits: Any) -> Any:
-        source = original(path, limits)
+    def vanishing(path: Path, limits: Any, **settings: Any) -> Any:
+        source = open_source(path, limits, **settings)
         if path.name == "b.txt":
             path.unlink()
         return source
 
-    monkeypatch.setattr(module, "open_source", vanishing)
+    monkeypatch.setattr("infinimem.ingest.stream.open_source", vanishing)
     memory = DocumentMemory.ingest(tmp_path, model=model, skip_errors=True)
     assert skipped(memory) == [("b.txt", None)]
     assert "no file at 'b.txt'" in json.dumps(memory.info()) and str(tmp_path) not in json.dumps(memory.info())
@@ -162,7 +164,9 @@ def test_a_failed_append_leaves_the_memory_as_it_was(path: Path, model: InfiniMo
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after every piece of text."""
     monkeypatch.setattr(module, "Checkpoint", lambda path: checkpoint.Checkpoint(path, segments=1))
-    monkeypatch.setattr(reading, "pieces", lambda text: (text[i : i + 120] for i in range(0, len(text), 120)))
+    monkeypatch.setattr(
+        "infinimem.ingest.stream.pieces", lambda text: (text[i : i + 120] for i in range(0, len(text), 120))
+    )
 
 
 class Stopped(Exception):

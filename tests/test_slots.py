@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from infinimem.attention.local import attention_with_mass
-from infinimem.attention.slots import SlotsRule, cheapest_partner, ward_merge
+from infinimem.attention.rules.slots import SlotsRule, cheapest_partner, ward_merge
+from infinimem.attention.softmax import flash_attention, joined_attention
 
 PRECISIONS = [torch.float32, torch.bfloat16]
 
@@ -139,12 +139,11 @@ def test_a_read_is_exact_attention_while_nothing_is_merged(dtype: torch.dtype) -
     keys, values = segment(2, 20)
     queries = torch.randn(1, 4, 5, 8, generator=torch.Generator().manual_seed(9))
     state = rule.prepare(rule.write(None, keys, values), dtype)
-    got, mass = rule.read(state, queries.to(dtype), 0.3)
+    got = joined_attention([rule.part(state, queries.to(dtype))], 0.3)
     logits = queries.double() @ keys.double().repeat_interleave(2, 1).mT * 0.3
     expected = logits.softmax(-1) @ values.double().repeat_interleave(2, 1)
     tolerance = 1e-5 if dtype == torch.float32 else 4e-2
     assert torch.allclose(got.double(), expected, atol=tolerance)
-    assert torch.allclose(mass.double(), logits.logsumexp(-1), atol=tolerance)
 
 
 @settings(max_examples=25, deadline=None)
@@ -155,13 +154,11 @@ def test_a_slot_weighs_as_its_count_to_the_power_of_mass(mass: float, sizes: lis
     keys, values = segment(3, len(sizes))
     queries = torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(1))
     counts = torch.tensor(sizes, dtype=torch.float32).expand(1, 2, -1)
-    got, share = rule.read(
-        rule.prepare({"keys": keys, "values": values, "counts": counts}, torch.float32), queries, 0.5
-    )
+    state = rule.prepare({"keys": keys, "values": values, "counts": counts}, torch.float32)
+    got = joined_attention([rule.part(state, queries)], 0.5)
     weights = (queries.double() @ keys.double().mT * 0.5).exp() * counts.double()[:, :, None] ** mass
     expected = weights @ values.double() / weights.sum(-1, keepdim=True)
     assert torch.allclose(got.double(), expected, atol=1e-5)
-    assert torch.allclose(share.double(), weights.sum(-1).log(), atol=1e-5)
 
 
 def test_with_mass_one_a_slot_is_as_many_equal_tokens() -> None:
@@ -172,51 +169,27 @@ def test_with_mass_one_a_slot_is_as_many_equal_tokens() -> None:
     rule = SlotsRule(slots=2, mass=1.0)
     counts = torch.tensor([7.0, 2.0]).expand(1, 2, 2)
     state = rule.prepare({"keys": keys, "values": values, "counts": counts}, torch.float32)
-    got, _ = rule.read(state, queries, 0.5)
+    got = joined_attention([rule.part(state, queries)], 0.5)
     expected = (queries @ many_keys.mT * 0.5).softmax(-1) @ many_values
     assert torch.allclose(got, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("causal", [True, False])
-def test_fused_and_plain_attention_agree(softcap: float | None, causal: bool) -> None:
+def test_flash_attention_and_its_mass_agree_with_float64(causal: bool) -> None:
     generator = torch.Generator().manual_seed(7)
     q, k, v = torch.randn(3, 2, 3, 9, 16, generator=generator)
     bias = None if causal else torch.randn(2, 3, 9, 9, generator=generator)
-    plain, mass = attention_with_mass(q.clone().requires_grad_(), k, v, bias, 0.25, softcap, causal)
-    fused, fused_mass = attention_with_mass(q, k, v, bias, 0.25, softcap, causal)
-    assert torch.allclose(plain.detach(), fused, atol=1e-5)
-    assert torch.allclose(mass.detach(), fused_mass, atol=1e-5)
+    logits = q.double() @ k.double().mT * 0.25
+    logits = logits + torch.full((9, 9), float("-inf")).triu(1) if bias is None else logits + bias
+    values, mass = flash_attention(q, k, v, bias, 0.25, causal)
+    assert torch.allclose(values.double(), logits.softmax(-1) @ v.double(), atol=1e-5)
+    assert torch.allclose(mass.double(), logits.logsumexp(-1), atol=1e-5)
 
 
-@pytest.mark.parametrize("grad", [True, False])
-def test_a_query_that_sees_nothing_gets_zeros_and_no_mass(grad: bool) -> None:
+def test_a_query_that_sees_nothing_gets_zeros_and_no_mass() -> None:
     q, k, v = torch.randn(3, 1, 1, 4, 8)
     bias = torch.zeros(1, 1, 4, 4)
     bias[:, :, 1] = float("-inf")
-    values, mass = attention_with_mass(q.requires_grad_(grad), k, v, bias, 1.0)
+    values, mass = flash_attention(q, k, v, bias, 1.0)
     assert (values[0, 0, 1] == 0).all() and mass[0, 0, 1] == float("-inf")
     assert torch.isfinite(values).all()
-
-
-def test_a_query_that_sees_nothing_leaves_the_gradients_of_the_others_alone() -> None:
-    q, k, v = torch.randn(3, 1, 1, 4, 8, generator=torch.Generator().manual_seed(3))
-    blind = torch.zeros(1, 1, 4, 4)
-    blind[:, :, 1] = float("-inf")
-    seeing = [0, 2, 3]
-    gradients = []
-    for queries, bias in ((q, blind), (q[:, :, seeing], blind[:, :, seeing])):
-        k_leaf = k.clone().requires_grad_()
-        values, mass = attention_with_mass(queries, k_leaf, v, bias, 1.0)
-        # As in the joint softmax with a memory: the share of a query that sees nothing locally is 1.
-        (values * torch.sigmoid(-mass).unsqueeze(-1)).sum().backward()
-        gradients.append(k_leaf.grad)
-    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
-
-
-def test_gradients_reach_the_counts() -> None:
-    q, k, v = torch.randn(3, 1, 1, 4, 8, generator=torch.Generator().manual_seed(4))
-    counts = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
-    values, mass = attention_with_mass(q, k, v, counts.log()[None, None, None], 1.0)
-    (values.sum() + mass.sum()).backward()
-    assert counts.grad is not None and (counts.grad != 0).all()

@@ -13,11 +13,13 @@ from conftest import TEXT
 from rouge_score.rouge_scorer import RougeScorer
 
 from infinimem import DocumentMemory
-from infinimem.cli import main
+from infinimem.answering.rows import generate
+from infinimem.cli.main import main
+from infinimem.datasets.documents import Document
+from infinimem.datasets.summaries import Request, read_summaries
 from infinimem.errors import InvalidSetting, RougeMissing, SourceNotFound, UnsupportedSource
 from infinimem.evaluate import summary as module
-from infinimem.evaluate.data import Document
-from infinimem.evaluate.summary import ROUGE, Request, load_documents, summary
+from infinimem.evaluate.summary import ROUGE, summary
 
 if TYPE_CHECKING:
     from conftest import MakeModel
@@ -43,7 +45,7 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def test_both_layouts_are_read(tmp_path: Path) -> None:
-    story, meeting = load_documents(write(tmp_path / "d.jsonl", STORY, MEETING))
+    story, meeting = read_summaries(write(tmp_path / "d.jsonl", STORY, MEETING))
     assert story.title == "s1" and [request.focus for request in story.questions] == [None, "What about the fog?"]
     assert story.questions[0].summaries == ("A keeper counts ships.", "Fog comes.")
     assert [(r.focus, r.summaries) for r in meeting.questions] == [
@@ -64,15 +66,15 @@ def test_both_layouts_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_other_layouts_are_refused(tmp_path: Path, row: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedSource, match="row 1"):
-        load_documents(write(tmp_path / "d.jsonl", row))
+    with pytest.raises(UnsupportedSource, match="line 1"):
+        read_summaries(write(tmp_path / "d.jsonl", row))
     with pytest.raises(SourceNotFound):
-        load_documents(tmp_path / "nowhere.jsonl")
+        read_summaries(tmp_path / "nowhere.jsonl")
 
 
 def test_every_system_writes_what_it_says(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model(segment_length=64)
-    documents = load_documents(write(tmp_path / "d.jsonl", STORY))
+    documents = read_summaries(write(tmp_path / "d.jsonl", STORY))
     result = summary(model, documents, max_new_tokens=12)
     assert result["documents"] == 1 and result["summaries"] == 2
     texts = {(row["system"], row["focus"]): row["summary"] for row in result["written"]}
@@ -95,13 +97,12 @@ def test_every_system_writes_what_it_says(make_model: MakeModel, tmp_path: Path)
 def test_a_long_document_is_truncated_to_the_context(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     seen: list[int] = []
-    generate = type(model).generate
 
-    def watch(self: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+    def watch(model: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
         seen.extend(map(len, prompts))
-        return generate(self, prompts, *args, **kwargs)
+        return generate(model, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(type(model), "generate", watch)
+    monkeypatch.setattr("infinimem.answering.rows.generate", watch)
     documents = [Document("long", TEXT * 200, (Request(None, ("Ships.",)),))]
     summary(model, documents, systems=["truncated"], max_new_tokens=8)
     assert len(seen) == 1 and model.context_length - 8 - 80 <= seen[0] <= model.context_length - 8
@@ -110,7 +111,7 @@ def test_a_long_document_is_truncated_to_the_context(make_model: MakeModel, monk
 def test_the_bare_model_is_the_base_without_its_adapter(tiny_directory: Path, tmp_path: Path) -> None:
     from test_adapter import make_adapter
 
-    from infinimem.model import InfiniModel
+    from infinimem.model.infini_model import InfiniModel
 
     worn = InfiniModel.from_pretrained(tiny_directory, adapter=make_adapter(tmp_path / "a"))
     bare = module._bare(worn)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from infinimem.tokens import MAX_BLOCK, TextEncoder, TokenStream, split_blocks
+from infinimem.text.tokens import MAX_BLOCK, TextEncoder, TokenStream, split_blocks
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Checkpoints: parameters, optimizer state and place of a run in one safetensors file, written atomically.
 
-Samples are pure functions of seed, step and index, so no state of a random generator is needed to go on.
+Samples are pure functions of seed, step and index, so a run goes on without the state of a random generator.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DamagedCheckpoint, NothingToResume, RunChanged, TrainingDataError
-from ..memory_file import PREFIX, differences, write_atomically
+from ..model.identity import differences
+from ..storage.files import write_atomically
+from ..storage.layout import PREFIX
 
 NAME = "checkpoint.safetensors"
 FORMAT = 1
@@ -28,7 +30,12 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass
 class Place:
-    """Where a run stands. setup: configuration, data and model that it must go on with, FREE settings aside."""
+    """The place that a run has come to.
+
+    step: steps done.
+    tokens, seconds: of these steps.
+    setup: configuration, data files and model, which must be the same on resume, except for the FREE settings.
+    """
 
     step: int
     tokens: int
@@ -37,7 +44,7 @@ class Place:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a data file. Raises TrainingDataError."""
+    """SHA-256 of a data file. Raises TrainingDataError where the file cannot be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -65,7 +72,7 @@ def save_checkpoint(
 
 
 def _fixed(setup: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a setup that must stay as it was."""
+    """The setup without the FREE settings: it must stay the same."""
     train = {key: value for key, value in setup["config"]["train"].items() if key not in FREE}
     return {**setup, "config": {**setup["config"], "train": train}}
 
@@ -73,9 +80,10 @@ def _fixed(setup: Mapping[str, Any]) -> dict[str, Any]:
 def load_checkpoint(
     directory: Path, setup: Mapping[str, Any], parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> Place:
-    """Put a run back where its checkpoint was written.
+    """Restore parameters and optimizer from the checkpoint in `directory`; returns the place of the run.
 
-    Raises NothingToResume, DamagedCheckpoint; RunChanged, naming the field, where `setup` is not the run's own.
+    Raises NothingToResume without a checkpoint, DamagedCheckpoint where it cannot be used, and RunChanged, which names
+    the field, where `setup` differs from the setup of the checkpoint.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -86,7 +94,7 @@ def load_checkpoint(
     except FileNotFoundError as error:
         raise NothingToResume(f"there is no checkpoint at '{path}'; start without --resume") from error
     except OSError as error:
-        raise DamagedCheckpoint(f"'{path}' cannot be read ({error.strerror}); check its rights") from error
+        raise DamagedCheckpoint(f"'{path}' cannot be read ({error.strerror}); check its permissions") from error
     damaged = f"'{path}' is damaged; start again in another output directory"
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -97,11 +105,11 @@ def load_checkpoint(
         different = differences(_fixed(place.setup), _fixed(setup))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"{damaged} ({error})") from error
-    # Before the tensors: those of a run with other layers would only seem damaged.
+    # Checked before the tensors, because the tensors of a run with other layers would look damaged.
     if different:
         raise RunChanged(
-            f"the run in '{directory}' was started with another setup: {'; '.join(different)}; put it back, or train "
-            "into another output directory"
+            f"the run in '{directory}' was started with another setup: {'; '.join(different)}; restore that setup, or "
+            "train into another output directory"
         )
     try:
         tensors = load(data)

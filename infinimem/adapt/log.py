@@ -1,34 +1,25 @@
-"""What a run shows and leaves behind beside the adapter: progress, log.jsonl, loss.png, and the adapter's card."""
+"""What a run shows and leaves behind beside the adapter: its progress, log.jsonl and loss.png."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-from ..attention import make_rule
-from ..memory_file import write_atomically
-from .config import AdaptConfig
-
-if TYPE_CHECKING:
-    from ..model import InfiniModel
+from ..storage.files import write_atomically
 
 OnStep = Callable[[dict[str, Any], int], None]
-LAST = 20  # steps that the final losses are means over
+LAST = 20  # number of steps that the final losses are means of
 
 
 class Log:
-    """log.jsonl of a run, one object a step. `rows` is what is in it."""
+    """log.jsonl of a run, one object a step. `rows`: these objects."""
 
     def __init__(self, path: Path, steps: int) -> None:
-        """steps: rows to keep of an older log; later ones were computed after the checkpoint and will be again."""
+        """steps: steps to keep of an older log; later steps come after the checkpoint, and are computed again."""
         self._path = path
         self.rows: list[dict[str, Any]] = []
         if steps and path.is_file():
@@ -56,13 +47,13 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except ValueError:
-            # A line that a crash cut off; it is later than any checkpoint.
+            # A crash has cut this line off; its step is later than any checkpoint.
             break
     return rows
 
 
 def draw_losses(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
-    """A plot of the losses, if there are any and matplotlib is installed; whether it was written."""
+    """Write a plot of the losses, if there are any and matplotlib is installed; returns whether it was written."""
     if not rows:
         return False
     try:
@@ -85,84 +76,9 @@ def draw_losses(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
     return True
 
 
-def hardware(device: torch.device) -> str:
-    """The processor that computed, in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cores = f"{os.cpu_count()} cores"
-    return f"CPU ({platform.machine()}, {cores}, {torch.get_num_threads()} used)"
-
-
-def card(config: AdaptConfig, model: InfiniModel, run: dict[str, Any]) -> str:
-    """The adapter's README.md. run: the result of `adapt`."""
-    losses = "\n".join(f"| {kind} | {loss} |" for kind, loss in run["losses"].items())
-    settings = _named(config.to_dict())
-    files = "\n".join(f"- {Path(name).name}" for name in config.data_files())
-    state = "" if run["finished"] else " (stopped early)"
-    # A place on this machine is nobody's business.
-    base = Path(model.name).name if Path(model.name).is_dir() else model.name
-    settings["model"]["name"] = base
-    if config.lora.over is None:
-        rule = make_rule(config.model.rule, **config.model.rule_settings)
-        what = f"""# Adapter for {base}
-
-An adapter of infinimem: LoRA in PEFT's layout, and what belongs to the memory in `memory.safetensors`.
-
-    infinimem ingest book.pdf -o book.safetensors --adapter THIS_DIRECTORY
-
-- base model: {base}
-- memory: rule `{rule.name}`, settings `{json.dumps(rule.settings())}`, {model.segment_length} tokens a segment,
-  {model.carry} carried over, {len(model.memory_heads)} of {model.num_layers} layers"""
-    else:
-        what = f"""# Reader for {base}
-
-LoRA in PEFT's layout for {base} with the adapter in the directory above merged into it: infinimem answers with both
-where passages stand in the prompt.
-
-- base model: {base}, adapter {Path(model.adapter_name).name}"""
-    return f"""{what}
-- trained: {run["steps"]} of {config.steps} steps{state}, {run["tokens"]:,} tokens, {run["seconds"] / 60:,.1f} minutes
-- hardware: {run["hardware"]}, base weights in {run["dtype"]}
-
-## Data
-
-{files}
-
-## Final losses
-
-Means over the last {LAST} steps, nats a token.
-
-| objective | loss |
-|---|---|
-{losses}
-
-## Configuration
-
-```json
-{json.dumps(settings, indent=1)}
-```
-"""
-
-
-def _named(value: Any) -> Any:
-    """The same settings with the names of files instead of their places."""
-    if isinstance(value, dict):
-        return {
-            key: _base_name(item) if key in ("books", "data", "start", "over") else _named(item)
-            for key, item in value.items()
-        }
-    return value
-
-
-def _base_name(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_base_name(item) for item in value]
-    return Path(value).name if isinstance(value, str) else value
-
-
 @contextlib.contextmanager
 def training_progress() -> Iterator[OnStep | None]:
-    """A bar on standard error; None where no one watches."""
+    """A function that shows each step in a bar on standard error; None where standard error is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return

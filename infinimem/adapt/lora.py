@@ -1,7 +1,7 @@
 """Low-rank layers (LoRA, arXiv 2106.09685) beside the frozen linear layers of a decoder.
 
-A linear layer's output becomes W x + scale * B A x. The sum is made by a forward hook, so the model's own modules stay
-as they are, and `remove` takes everything back.
+A linear layer's output becomes W x + scale * B A x. A forward hook computes the sum, so the model's own modules stay as
+they are, and `remove` restores the model.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..adapter import Adapter
 from ..errors import AdapterMismatch, InvalidConfig
+from ..model.adapter import Adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class LoraLayers:
     """LoRA on every linear layer of the decoder whose name is one of `targets`.
 
-    `pairs`: module path to parameters (A (rank, in), B (out, rank)), float32 on the module's device whatever the base
-    computes in; A is Kaiming-uniform from `seed`, B zero, so at first the model is unchanged. scale: alpha / rank.
+    `pairs`: module path to parameters (A (rank, in), B (out, rank)), float32 on the module's device, whatever the dtype
+        of the base. A is Kaiming-uniform from `seed`, B is zero, so at first the model is unchanged.
+    `scale`: alpha / rank.
     Raises InvalidConfig where a target is not the name of any layer.
     """
 
@@ -59,16 +60,19 @@ class LoraLayers:
 
     @torch.no_grad()
     def start_from(self, adapter: Adapter) -> None:
-        """Take over the weights of an adapter of the same layers, rank and scale. Raises AdapterMismatch."""
+        """Copy the weights of an adapter. Raises AdapterMismatch where it has other layers, rank or scale."""
         if set(adapter.lora) != set(self.pairs) or not math.isclose(adapter.scale, self.scale):
             raise AdapterMismatch(
-                f"the adapter '{adapter.name}' has other layers or another alpha / rank; give lora.targets, rank and "
-                "alpha as it was trained with"
+                f"the adapter '{adapter.name}' has other layers or another alpha / rank; set lora.targets, lora.rank "
+                "and lora.alpha to the values that it was trained with"
             )
         for path, pair in self.pairs.items():
             for mine, given in zip(pair, adapter.lora[path], strict=True):
                 if mine.shape != given.shape:
-                    raise AdapterMismatch(f"the adapter '{adapter.name}' has another rank or width at '{path}'")
+                    raise AdapterMismatch(
+                        f"the adapter '{adapter.name}' has another rank or width at '{path}'; use the lora.rank and "
+                        "the model that it was trained with"
+                    )
                 mine.copy_(given)
 
     def remove(self) -> None:
@@ -86,6 +90,6 @@ class _Sum:
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]
-        # The products in the dtype of the model; the parameters and their gradients in float32.
+        # The products are computed in the dtype of the model; the parameters and their gradients stay float32.
         low = F.linear(x, self.a.to(x.dtype)) * self.scale  # (B, T, rank)
         return output + F.linear(low, self.b.to(x.dtype))

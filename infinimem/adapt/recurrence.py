@@ -1,10 +1,10 @@
 """A batch of samples forward and backward, segment by segment, through the memory.
 
 - the memory's states are functional, so gradients flow from a question back to the segments that it needs
-- with `checkpointing` nothing of a segment's forward is kept but the states it starts from; backward computes it again
-- with `bptt` = n, states are cut off every n segments, counted from the end, and each stretch is backpropagated as
-  soon as it is read; stretches without loss are read without gradients
-- the head is computed at positions with loss alone
+- with `checkpointing`, only the states at the start of a segment are kept; backward computes its forward again
+- with `bptt` = n, gradients end every n segments, counted from the end, and each stretch is backpropagated as soon as
+  it is read; stretches without loss are read without gradients
+- the language-model head is computed only at positions with loss
 """
 
 from __future__ import annotations
@@ -18,18 +18,23 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..attention import State
+from ..attention.rules.state import State
 from .samples import Sample
 
 if TYPE_CHECKING:
-    from ..model import InfiniModel
+    from ..model.infini_model import InfiniModel
 
 
 @dataclass(frozen=True)
 class Block:
-    """One segment of all rows, padded on the right. mask: (B, T) bool, None without padding.
+    """One segment of all rows, padded on the right.
 
-    rows, places: (N,) int64, the positions with loss; targets: (N,) what they shall be; weights: (N,) float32.
+    mask: (B, T) bool, False for padding; None without padding.
+    rows, places: (N,) int64, the positions with loss.
+    targets: (N,), the tokens at these positions.
+    weights: (N,) float32, of the losses.
+    prompt: whether the segment is a prompt.
+    written: whether the segment is written into the memory.
     """
 
     tokens: Tensor  # (B, T)
@@ -47,8 +52,10 @@ Result = tuple[Tensor | None, States, Tensor | None]
 
 
 def groups(samples: Sequence[Sample], rows: int) -> list[list[int]]:
-    """Indexes of samples that can be computed side by side, at most `rows` each: equal numbers of segments of equal
-    kinds, similar lengths together."""
+    """Indexes of samples that can be computed together, at most `rows` a group.
+
+    The samples of a group have equal numbers of segments of equal kinds, and similar lengths.
+    """
     shapes: dict[tuple[bool, ...], list[int]] = {}
     for index, sample in enumerate(samples):
         shapes.setdefault(tuple(segment.prompt for segment in sample.segments), []).append(index)
@@ -60,7 +67,7 @@ def groups(samples: Sequence[Sample], rows: int) -> list[list[int]]:
 
 
 def blocks(model: InfiniModel, samples: Sequence[Sample]) -> list[Block]:
-    """The segments of samples of one shape. A sample's weights add up to 1, however many positions have loss."""
+    """The segments of samples of one group. A sample's weights add up to 1, however many positions have loss."""
     shares = [1 / max(1, sum(sum(segment.mask) for segment in sample.segments)) for sample in samples]
     pad = model.tokenizer.pad_token_id or 0
     device = model.device
@@ -91,7 +98,11 @@ def blocks(model: InfiniModel, samples: Sequence[Sample]) -> list[Block]:
 
 
 def read_block(model: InfiniModel, block: Block, states: States, seen: Tensor | None) -> Result:
-    """Loss of each row, (B,) float32, weighted (None where no position has loss), and the memory afterwards."""
+    """Read one segment of all rows.
+
+    states, seen: the memory so far, as `InfiniCache.set_states` takes it.
+    Returns the weighted loss of each row, (B,) float32 (None where no position has loss), and the memory afterwards.
+    """
     cache = model.new_cache()
     cache.set_states(states, seen)
     if block.written:
@@ -119,10 +130,13 @@ def backward(
     scales: Sequence[float] | None = None,
     stop: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Add the gradients of the samples' losses, each times its scale (1); returns each sample's loss, unscaled.
+    """Add the gradients of the samples' losses to the parameters; returns each sample's loss, unscaled.
 
-    samples: of one shape, as `groups` makes them. bptt: segments that gradients flow back through, 0 for all. stop: is
-    called before every segment and may raise.
+    samples: of one group, as `groups` makes them.
+    bptt: segments that gradients flow back through; 0 for all.
+    checkpointing: compute each segment again in the backward pass.
+    scales: factor of each sample's loss in the gradients; None for 1.
+    stop: is called before every segment and may raise.
     """
     made = blocks(model, samples)
     losses = torch.zeros(len(samples), device=model.device)

@@ -1,4 +1,4 @@
-"""What is trained on: samples, which are lists of segments, and how to build them from text."""
+"""Training samples, which are lists of segments, and how to build them from text."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..prompts import Message, encode_chat
-from ..tokens import split_blocks
+from ..answering.prompts import Message, encode_chat
+from ..text.tokens import split_blocks
 
 if TYPE_CHECKING:
-    from ..model import InfiniModel
+    from ..model.infini_model import InfiniModel
 
 ATTEMPTS = 20
 
@@ -20,8 +20,9 @@ ATTEMPTS = 20
 class Segment:
     """Tokens that are read together.
 
-    mask: True where the model shall predict this token from those before it; never at the first. prompt: a prompt with
-    its own special tokens, which reads the memory and is not written; always the last of a sample.
+    mask: True where the model shall predict this token from the tokens before it; never at the first token.
+    prompt: whether this is a prompt. A prompt has its own special tokens, reads the memory, is not written into it, and
+        is the last segment of its sample.
     """
 
     tokens: list[int]
@@ -31,7 +32,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Sample:
-    """Segments that are read one after the other, from an empty memory. kind: what the log calls its loss."""
+    """Segments that are read one after the other, from an empty memory. kind: the name of its loss in the log."""
 
     kind: str
     segments: list[Segment]
@@ -43,9 +44,9 @@ class Sample:
 
 
 class Bench:
-    """What builds samples for one model: its tokens, its segments, its prompts.
+    """Builds samples for one model, with its tokens, segments and prompts.
 
-    cuts: "sentences" ends document segments as reading does, "fixed" at equal lengths.
+    cuts: where document segments end: "sentences" as in ingestion, "fixed" at equal lengths.
     """
 
     def __init__(self, model: InfiniModel, cuts: str = "sentences") -> None:
@@ -54,7 +55,7 @@ class Bench:
         self._cuts = cuts
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text, as reading a document makes them."""
+        """Tokens of a text, as ingestion makes them."""
         blocks, rest = split_blocks(text)
         return self.model.encoder.encode_blocks([*blocks, rest] if rest else blocks)
 
@@ -78,8 +79,8 @@ class Bench:
     ) -> Sample:
         """Document segments without loss, then a chat prompt as `DocumentMemory.ask` makes it, and its answer.
 
-        more: further questions and answers of the same conversation, while the model's context holds them; none where
-        the template writes what was said before in another way than it was said.
+        more: further questions and answers of the same conversation. They are added until the model's context is full,
+            or until the chat template writes the earlier part of the conversation differently than before.
         """
         chat = list(messages)
         prompt, reply = encode_chat(self.model, chat), self._reply(answer)
@@ -95,13 +96,13 @@ class Bench:
 
     def _reply(self, answer: str) -> list[int]:
         """An answer and the token that ends it."""
-        # After a template comes the answer itself, after plain "Answer:" a space.
+        # After a chat template the answer follows directly, after the plain "Answer:" a space comes first.
         said = answer if self.model.tokenizer.chat_template else f" {answer}"
         end = self.model.tokenizer.eos_token_id
         return [*self.model.encoder.encode(said), *([] if end is None else [int(end)])]
 
     def complete(self, kind: str, document: Sequence[Sequence[int]], text: str, answer: str) -> Sample:
-        """Document segments without loss, then plain text to go on from, and how it goes on."""
+        """Document segments without loss, then a plain text without loss, and the answer that continues it."""
         prompt = [*self.model.prefix, *self.model.encoder.encode(text)]
         reply = self.model.encoder.encode(f" {answer}")
         return self._asked(kind, document, [*prompt, *reply], [False] * len(prompt) + [True] * len(reply))
@@ -115,10 +116,10 @@ class Bench:
     def hide(
         self, segments: Sequence[Sequence[int]], pieces: Sequence[Sequence[int]], rng: random.Random
     ) -> list[list[int]] | None:
-        """Pieces at random sentence ends of the segments, in their order, none of them torn or lost.
+        """Insert all pieces, whole and in their order, at random sentence ends of the segments.
 
-        Lengths stay as they are: what a piece pushes out at the end of its segment is dropped. None if there is no
-        room.
+        The segments keep their lengths: tokens that a piece pushes over the end of its segment are dropped. Returns
+        None if there is no room for the pieces.
         """
         room = [len(segment) for segment in segments]
         sizes = [len(piece) for piece in pieces]
@@ -145,7 +146,7 @@ class Bench:
 
 
 def _packed(room: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    """Places of pieces packed from the front; fewer than there are pieces if they do not fit."""
+    """The index of the segment of each piece, packed from the front; fewer indexes than pieces if they do not fit."""
     places: list[int] = []
     at = used = 0
     for size in sizes:
@@ -159,4 +160,4 @@ def _packed(room: Sequence[int], sizes: Sequence[int]) -> list[int]:
 
 
 Generator = Callable[[random.Random, int], Sample]
-"""From a random source and a number of document segments to a sample, a pure function of both."""
+"""Makes a sample from a random source and a number of document segments; a pure function of both."""

@@ -1,4 +1,4 @@
-"""The training loop: samples in, an adapter out; it can be stopped at any time and resumed to the step."""
+"""The training loop: samples in, an adapter out; it can be stopped at any time, and goes on with the next step."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapter import (
+from ..attention import GatedRule, MemoryRule, make_rule
+from ..errors import InvalidSetting, RunExists, TargetNotWritable, TrainingDiverged
+from ..model.adapter import (
+    ANSWER,
     CONFIG_FILE,
     LORA_FILE,
     MEMORY_FILE,
     NO_ADAPTER,
-    READER,
     copy_adapter,
     load_adapter,
-    set_gates,
     write_adapter,
 )
-from ..attention import MemoryRule, make_rule
-from ..errors import InvalidSetting, RunExists, TargetNotWritable, TrainingDiverged
-from ..memory_file import check_writable, make_directory, write_atomically
-from ..model import InfiniModel
-from ..pretrained import DEFAULT_HUB_ID, DEFAULT_MODEL
+from ..model.embedded import DEFAULT_HUB_ID, DEFAULT_MODEL
+from ..model.infini_model import InfiniModel
+from ..model.lora import set_gates
+from ..storage.files import check_writable, make_directory, write_atomically
+from .card import card, hardware
 from .checkpoint import NAME as CHECKPOINT
 from .checkpoint import Place, hash_file, load_checkpoint, save_checkpoint
 from .config import AdaptConfig
-from .log import Log, OnStep, card, draw_losses, hardware
+from .log import Log, OnStep, draw_losses
 from .lora import LoraLayers
 from .objectives import Mixture
 from .recurrence import backward, groups
@@ -43,20 +44,21 @@ LOG, PLOT, CARD = "log.jsonl", "loss.png", "README.md"
 
 
 class Stopped(Exception):
-    """The run was asked to stop; what the unfinished step has computed is dropped."""
+    """The run was asked to stop; the results of the unfinished step are dropped."""
 
 
 class Trainer:
-    """A run of a configuration on one model, which is changed while the trainer lives; `close` takes it back.
+    """A run of a configuration on one model. The model is changed until `close` takes LoRA off again.
 
-    `parameters`: name to what is trained, float32: `lora.{module}.A`, `.B`, and `gates.{layer}`.
+    `parameters`: the trained parameters by name, float32: `lora.{module}.A`, `.B`, and `gates.{layer}`.
+    Raises InvalidSetting where the model has an adapter and lora.over names none, or the other way round.
     """
 
     def __init__(self, config: AdaptConfig, model: InfiniModel) -> None:
         if (model.adapter_hash != NO_ADAPTER) != (config.lora.over is not None):
             raise InvalidSetting(
-                "a model wears an adapter while it is trained if lora.over names it, and only then; to go on from an "
-                "adapter, train the bare base and name the adapter in lora.start"
+                "the model that is trained must have an adapter if lora.over names one, and no adapter otherwise; to "
+                "go on from an adapter, train the base model without it and name the adapter in lora.start"
             )
         self.config = config
         self.model = model
@@ -66,11 +68,11 @@ class Trainer:
         lora = config.lora
         self.lora = LoraLayers(model.model, lora.targets, rank=lora.rank, alpha=lora.alpha, seed=config.seed)
         self.gates: dict[int, nn.Parameter] = {}
-        if model.rule.gated and config.lora.over is None:
+        if isinstance(model.rule, GatedRule) and config.lora.over is None:
             for index in model.memory_heads:
                 self.gates[index] = model.attachment.modules[index].memory_gate.beta.requires_grad_()
         if lora.start is not None:
-            adapter = load_adapter(config.path(lora.start))
+            adapter = load_adapter(config.start())
             if adapter is not None:
                 self.lora.start_from(adapter)
                 set_gates(model.attachment.modules, adapter)
@@ -78,28 +80,30 @@ class Trainer:
         self.parameters = {**halves, **{f"gates.{index}": beta for index, beta in self.gates.items()}}
         plans = [{"params": list(halves.values()), "lr": lora.lr, "weight_decay": lora.weight_decay}]
         if self.gates:
-            # Weight decay would pull every gate to a half.
+            # Weight decay would pull the share of every gate to a half.
             plans.append({"params": list(self.gates.values()), "lr": config.gates.lr, "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(plans)
         self._rates = [lora.lr, config.gates.lr][: len(plans)]
 
     def close(self) -> None:
-        """Take LoRA off the model and let it be trained again; the trained gates stay."""
+        """Take LoRA off the model and make its weights trainable again; the trained gates stay."""
         self.lora.remove()
         for parameter in self._frozen:
             parameter.requires_grad_(True)
 
     def rate(self, step: int) -> float:
-        """Share of the learning rates at a step (from 0): linear warm-up, then cosine to zero."""
+        """Factor of the learning rates at a step (from 0): linear warm-up, then a cosine to zero."""
         warmup = self.config.train.warmup
         if step < warmup:
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.config.steps - warmup)))
 
     def step(self, step: int, stop: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """One step (from 0): its row for the log. `stop` may raise at any segment; then nothing has changed.
+        """Do one step; returns its row for the log.
 
-        Raises TrainingDiverged.
+        step: from 0.
+        stop: is called before every segment and may raise; then no parameter has changed.
+        Raises TrainingDiverged where the loss or the gradient is not a finite number.
         """
         started = time.perf_counter()
         train = self.config.train
@@ -152,7 +156,7 @@ class Trainer:
         }
 
     def setup(self) -> dict[str, Any]:
-        """What a resumed run must have in common with this one."""
+        """The configuration, data and model that a resumed run must have in common with this one."""
         data = {name: hash_file(self.config.path(name)) for name in self.config.data_files()}
         return {"config": self.config.to_dict(), "data": data, "model": self.model.identity()}
 
@@ -169,7 +173,7 @@ class Trainer:
             }
         else:
             copy_adapter(over, directory)
-            directory, memory = directory / READER, {}
+            directory, memory = directory / ANSWER, {}
         write_adapter(
             directory,
             lora=self.lora.pairs,
@@ -188,7 +192,7 @@ def used_rule(config: AdaptConfig) -> MemoryRule:
 
 
 def trained_settings(config: AdaptConfig) -> dict[str, Any]:
-    """Settings of the rule while it is trained: of `used_rule`, but with states that are never packed.
+    """Settings of the rule during training: those of `used_rule`, but states are never packed.
 
     Rounding to int8 lets no gradient through, and small gradients vanish in float16.
     """
@@ -197,7 +201,7 @@ def trained_settings(config: AdaptConfig) -> dict[str, Any]:
 
 
 def load_model(config: AdaptConfig, device: str | None = None) -> InfiniModel:
-    """The base model of a configuration, with its memory, and with the adapter that a reader is trained for alone."""
+    """The base model of a configuration with its memory; for an answer adapter, also with the adapter in lora.over."""
     wanted = config.model
     name: str | Path | None = wanted.name
     if wanted.name is not None and config.path(wanted.name).is_dir():
@@ -228,8 +232,12 @@ def adapt(
     """Train an adapter; returns what was done.
 
     Writes into `config.output`: `adapter/`, `log.jsonl`, `checkpoint.safetensors`, and `loss.png` with matplotlib.
-    SIGINT, SIGTERM and the limit of `minutes` end the run between two segments; the last whole step is kept. model:
-    use this one instead of loading the configuration's. on_step: gets each row of the log and the number of steps.
+    SIGINT, SIGTERM and the limit of `minutes` end the run between two segments; all whole steps are kept.
+
+    resume: go on from the checkpoint in the output.
+    minutes: time limit of this call; None for no limit.
+    model: train this model instead of loading the model of the configuration.
+    on_step: is called with each row of the log and the number of all steps.
     Raises the TrainingErrors, ModelErrors and AdapterErrors, and TargetNotWritable before anything is loaded.
     """
     limit = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -237,7 +245,7 @@ def adapt(
     begun = _is_there(output / CHECKPOINT)
     if begun and not resume:
         raise RunExists(f"'{output}' holds a run already; go on with --resume, or name another output")
-    # A run that cannot be resumed leaves nothing behind; load_checkpoint says why.
+    # Where there is nothing to resume, no directory is made; load_checkpoint then raises the error.
     if begun or not resume:
         _prepare(output)
     with _signals() as asked_to_stop:
@@ -319,7 +327,7 @@ def _train(
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGINT or SIGTERM came; a second one ends the process as usual."""
+    """A function that tells whether SIGINT or SIGTERM has come; a second such signal ends the process as usual."""
     came: list[int] = []
     before: dict[int, Any] = {}
     watched: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)

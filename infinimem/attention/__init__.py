@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ..errors import InvalidSetting
-from .attend import Attachment, MemoryGate, attention_modules
+from .attach import Attachment, attention_modules
+from .attend import MemoryGate
 from .cache import InfiniCache, InfiniLayer
-from .recent import RecentRule
-from .rules import DeltaRule, LinearRule, MemoryRule, Reading, State
-from .slots import SlotsRule
-
-RULES: dict[str, type[MemoryRule]] = {rule.name: rule for rule in (SlotsRule, LinearRule, DeltaRule, RecentRule)}
-
-
-def make_rule(name: str, **settings: Any) -> MemoryRule:
-    """The memory rule of that name; settings as its constructor takes them.
-
-    Raises InvalidSetting for a name or a setting that does not exist.
-    """
-    if name not in RULES:
-        raise InvalidSetting(f"there is no memory rule {name!r}; choose one of {', '.join(RULES)}")
-    known = RULES[name]().settings()
-    unknown = [setting for setting in settings if setting not in known]
-    if unknown:
-        raise InvalidSetting(f"rule {name!r} takes the settings {', '.join(known)}, not {', '.join(unknown)}")
-    try:
-        return RULES[name](**settings)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidSetting(f"rule {name!r} cannot work with {settings}: {error}") from error
-
+from .end_segment import end_segment
+from .rules import RULES, make_rule
+from .rules.base import GatedRule, MemoryRule, SoftmaxRule
+from .rules.linear import DeltaRule, LinearRule
+from .rules.recent import RecentRule
+from .rules.slots import SlotsRule
+from .rules.state import State
 
 __all__ = [
     "RULES",
     "Attachment",
     "DeltaRule",
+    "GatedRule",
     "InfiniCache",
     "InfiniLayer",
     "LinearRule",
     "MemoryGate",
     "MemoryRule",
-    "Reading",
     "RecentRule",
     "SlotsRule",
+    "SoftmaxRule",
     "State",
     "attention_modules",
+    "end_segment",
     "make_rule",
 ]

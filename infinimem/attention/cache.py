@@ -1,11 +1,11 @@
 """`InfiniCache`: a transformers `Cache` whose layers hold a segment, carried tokens, and a compressive memory.
 
 - the segment (rotated keys, values) grows with every forward, like a `DynamicCache`
-- `end_segment()` carries its last tokens over to the next one, writes what they push out into the memory, and empties
-  it; nothing else ever writes
+- at its end, end_segment.py carries its last tokens over to the next segment, writes the tokens that leave into the
+  memory, and empties the segment; nothing else writes while a document is read
 - `get_seq_length` counts the segment alone, so `model.generate(..., past_key_values=cache)` treats the prompt as the
   start of the text while every layer also reads what came before
-- states are never changed in place: `clone()` shares them, costs nothing, and protects the original
+- states are never changed in place, so `clone()` shares them at no cost, and the original stays as it is
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ..errors import InvalidSetting
-from . import fused
-from .carried import Leaving, bias_of, carry_over
-from .packing import unpack
-from .rules import MemoryRule, State
+from .carried import bias_of, carry_over
+from .rules.base import MemoryRule
+from .rules.packing import unpack
+from .rules.state import State
 
-# Begins the names of the carried tokens' tensors, beside those of the memory.
+# Prefix of the names of the carried tokens' tensors in `InfiniCache.states`, beside the tensors of the memory.
 CARRIED = "carried_"
-# Layers that are written in one call on a CPU: what they need stays in its caches.
-FEW_LAYERS = 6
 
 
 class InfiniLayer(DynamicLayer):
     """Segment, carried tokens and memory of one attention layer.
 
-    heads: the KV heads that have a memory; None for all of them, empty for a layer without one. carry: most tokens of
-    the past that all heads keep as they are. prefix: tokens before every segment and prompt that see no past. `exact`:
-    whether what is computed with nothing of the past is the unmodified model's, bit by bit.
+    rule: how the memory is written and read.
+    heads: the KV heads that have a memory; None for all heads, empty for a layer without memory.
+    carry: the largest number of tokens of the past that all heads keep as they are.
+    prefix: number of tokens before every segment and prompt; they see no past.
+
+    `exact`: whether forwards without a past give the bits of the unmodified model.
     """
 
     is_croppable = False
@@ -67,13 +68,13 @@ class InfiniLayer(DynamicLayer):
         return self.remembers or self.carry > 0
 
     def of_heads(self, x: Tensor, group: int = 1) -> Tensor:
-        """The part of x (B, G * group, ...) that belongs to the remembering heads: (B, R * group, ...)."""
+        """The part of x (B, G * group, ...) that belongs to the R heads with a memory: (B, R * group, ...)."""
         if self.heads is None or len(self.heads) * group == x.shape[1]:
             return x
         return x[:, self._places(group)]
 
     def put_heads(self, x: Tensor, part: Tensor, group: int = 1) -> Tensor:
-        """x with `part`, as `of_heads` gives it, in the place of the remembering heads."""
+        """x (B, G * group, ...) with the heads that have a memory replaced by `part` (B, R * group, ...)."""
         if part.shape == x.shape:
             return part
         places = torch.tensor(self._places(group), device=x.device)
@@ -100,13 +101,13 @@ class InfiniLayer(DynamicLayer):
         self.content_keys.append(content_keys)
 
     def prepared(self, dtype: torch.dtype) -> State:
-        """The state as `rule.read` wants it; made once per state and dtype. The layer must have a state."""
+        """The state as `rule.prepare` makes it, once per state and dtype. The layer must have a state."""
         if self._prepared is None or self._prepared[0] != dtype:
             self._prepared = (dtype, self.rule.prepare(self.state or {}, dtype))
         return self._prepared[1]
 
     def near(self, dtype: torch.dtype, rotate: Callable[[Tensor], Tensor]) -> State:
-        """The carried tokens unpacked, their keys turned by `rotate`; made once per state and dtype."""
+        """The carried tokens, unpacked, with keys rotated by `rotate`; made once per state and dtype."""
         if self._near is None or self._near[0] != dtype:
             state = unpack(self.carried or {})
             near = {"keys": rotate(state["keys"]).to(dtype), "values": state["values"].to(dtype)}
@@ -116,7 +117,7 @@ class InfiniLayer(DynamicLayer):
         return self._near[1]
 
     def set_past(self, state: State | None, carried: State | None, seen: Tensor | None) -> None:
-        """Replace memory and carried tokens, which hold `seen` (B,) tokens."""
+        """Replace memory and carried tokens. seen: (B,) tokens that were read into them."""
         self.state, self.carried, self.seen = state, carried, seen
         self._prepared = self._near = None
 
@@ -155,7 +156,7 @@ class InfiniLayer(DynamicLayer):
         self._rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def clone(self) -> InfiniLayer:
-        """Same past (shared, never changed in place), own segment."""
+        """A layer with the same past (shared, never changed in place) and its own segment."""
         other = InfiniLayer(self.rule, self.heads, self.carry, self.prefix)
         other.recording, other.exact = self.recording, self.exact
         other.set_past(self.state, self.carried, self.seen)
@@ -169,9 +170,11 @@ class InfiniLayer(DynamicLayer):
 class InfiniCache(Cache):
     """One `InfiniLayer` per decoder layer.
 
-    rule: how the memory is written and read. num_layers: layers of the model. memory_heads: layer to the KV heads that
-    have a memory; None for all heads of all layers. carry: most tokens that are kept as they are. prefix: tokens
-    before every segment and prompt that see no past.
+    rule: how the memory is written and read.
+    num_layers: number of layers of the model.
+    memory_heads: layer index to the KV heads that have a memory; None for all heads of all layers.
+    carry: the largest number of tokens that are kept as they are.
+    prefix: number of tokens before every segment and prompt; they see no past.
     """
 
     layers: list[InfiniLayer]  # type: ignore[assignment]
@@ -187,15 +190,26 @@ class InfiniCache(Cache):
         chosen = [None if memory_heads is None else memory_heads.get(index, ()) for index in range(num_layers)]
         super().__init__(layers=[InfiniLayer(rule, heads, carry, prefix) for heads in chosen])
         self.rule = rule
-        # The layer whose attention input the next forward notes, (B, T, E); with `enough`, that forward ends there.
+        # Index of the layer whose attention input the next forward keeps in `noted`, (B, T, E); with `enough`, the
+        # forward ends at this layer.
         self.watched: int | None = None
         self.enough = False
         self.noted: Tensor | None = None
 
     @property
     def seen(self) -> Tensor | None:
-        """Tokens read in ended segments, (B,) int64; None before the first has ended."""
+        """Tokens read in ended segments, (B,) int64; None before the first segment has ended."""
         return next((layer.seen for layer in self.layers if layer.keeps), None)
+
+    def watched_inputs(self) -> Tensor:
+        """Input of the watched layer's attention in the last forward, (B, T, E), without the prefix.
+
+        It is returned once. Raises InvalidSetting where no forward has come to the watched layer since.
+        """
+        noted, self.noted = self.noted, None
+        if noted is None:
+            raise InvalidSetting(f"the model has no layer {self.watched}, which its term head looks at")
+        return noted[:, self.layers[0].prefix :]
 
     def recording(self, on: bool = True) -> InfiniCache:
         """Keep position-free keys from now on, so that `end_segment` can write; returns the cache itself."""
@@ -204,15 +218,15 @@ class InfiniCache(Cache):
         return self
 
     def inexact(self) -> InfiniCache:
-        """Let what is computed with nothing of the past differ from the unmodified model's by rounding, where that is
-        faster; returns the cache itself."""
+        """Let forwards without a past differ from the unmodified model by rounding, where that is faster; returns the
+        cache itself."""
         for layer in self.layers:
             layer.exact = False
         return self
 
     def states(self) -> dict[int, State]:
-        """The past: layer index to the memory's tensors and, with "carried_" before their names, those of the
-        carried tokens; empty before the first write."""
+        """The past: layer index to the tensors of the memory and of the carried tokens, whose names begin with
+        "carried_"; empty before the first segment has ended."""
         return {
             index: {**(layer.state or {}), **{CARRIED + name: t for name, t in (layer.carried or {}).items()}}
             for index, layer in enumerate(self.layers)
@@ -220,36 +234,16 @@ class InfiniCache(Cache):
         }
 
     def set_states(self, states: Mapping[int, State], seen: Tensor | None) -> None:
-        """Replace the past; layers that are not named become empty. seen: (B,) int64."""
+        """Replace the past; layers that are not in `states` become empty. seen: (B,) int64, tokens read."""
         for index, layer in enumerate(self.layers):
             given = states.get(index, {})
             carried = {name.removeprefix(CARRIED): t for name, t in given.items() if name.startswith(CARRIED)}
             state = {name: t for name, t in given.items() if not name.startswith(CARRIED)}
             layer.set_past(state or None, carried or None, seen if given else None)
 
-    def end_segment(self, mask: Tensor | None = None, *, written: slice = slice(None)) -> None:
-        """Carry the end of every layer's segment over, write what that pushes out into its memory, empty the segment.
-
-        written: the part of the segment that stays at all. mask: (B, T) bool over that part, False for padding. Several
-        layers are written in one call.
-        """
-        layers = [layer for layer in self.layers if layer.keeps]
-        if layers and layers[0].get_seq_length() > 0:
-            length = layers[0].get_seq_length()
-            if any(sum(k.shape[-2] for k in layer.content_keys) != length for layer in layers):
-                raise InvalidSetting("this segment was read without recording; call cache.recording() before reading")
-            for group in _equal_shapes(layers):
-                if mask is None and fused.fits(group):
-                    fused.end(group, written)
-                    continue
-                few = FEW_LAYERS if group[0].keys.device.type == "cpu" else len(group)
-                for start in range(0, len(group), few):
-                    _end(group[start : start + few], mask, written)
-        for layer in self.layers:
-            layer.empty_segment()
-
     def merged(self, other: InfiniCache) -> InfiniCache:
-        """The past of both, as if `other` had been read after this one: what this one carries goes into the memory."""
+        """A cache with the past of both, as if `other` had been read after this one: carried tokens that no longer fit
+        go into the memory."""
         result = InfiniCache(self.rule, 0)
         result.layers = [
             _merged(first, second) if first.keeps else first.clone()
@@ -258,79 +252,14 @@ class InfiniCache(Cache):
         return result
 
     def clone(self) -> InfiniCache:
-        """A cache with the same past and a segment of its own; generation on it leaves this one as it is."""
+        """A cache with the same past and its own segment; generation on it does not change this cache."""
         other = InfiniCache(self.rule, 0)
         other.layers = [layer.clone() for layer in self.layers]
         return other
 
 
-def _equal_shapes(layers: Sequence[InfiniLayer]) -> list[list[InfiniLayer]]:
-    """Layers that can be written together: equal widths of keys and values on one device."""
-    groups: dict[object, list[InfiniLayer]] = {}
-    for layer in layers:
-        groups.setdefault((layer.keys.shape[-1], layer.values.shape[-1], layer.keys.device), []).append(layer)
-    return list(groups.values())
-
-
-def _end(layers: Sequence[InfiniLayer], mask: Tensor | None, written: slice) -> None:
-    """End the segments of several layers in one call, their heads side by side."""
-    batch, size = layers[0].keys.shape[0], layers[0].carry
-    keys = torch.cat([_one(layer.content_keys, dim=-2)[:, :, written] for layer in layers], dim=1)
-    values = torch.cat([layer.values[:, :, written] for layer in layers], dim=1)  # (B, sum of G, T, Dv)
-    if mask is None:
-        added = torch.full((batch,), keys.shape[-2], dtype=torch.int64, device=keys.device)
-    else:
-        added = mask.sum(dim=-1)
-    seen = added if layers[0].seen is None else layers[0].seen + added
-    leaving: Leaving | None = Leaving(keys, values, mask)
-    if size:
-        before = _side_by_side([layer.carried for layer in layers])
-        carried, leaving = carry_over(before, keys, values, mask, size, layers[0].rule.packing)
-        parts = _apart(carried, [layer.keys.shape[1] for layer in layers])
-        for layer, part in zip(layers, parts, strict=True):
-            layer.set_past(layer.state, part, seen)
-    if leaving is not None:
-        _write(layers, leaving, seen)
-
-
-def _write(layers: Sequence[InfiniLayer], leaving: Leaving, seen: Tensor) -> None:
-    """Write tokens (of all heads of all these layers) into the memories of those that remember."""
-    chosen = [layer for layer in layers if layer.remembers]
-    if not chosen:
-        return
-    keys, values = leaving.keys, leaving.values  # (B, sum of G, T, D) and (B, sum of G, T, Dv)
-    sizes = [layer.keys.shape[1] for layer in layers]
-    remembering = [size if layer.heads is None else len(layer.heads) for layer, size in zip(layers, sizes, strict=True)]
-    if remembering != sizes:
-        keys, values = (
-            torch.cat([layer.of_heads(x) for layer, x in zip(layers, all_of.split(sizes, dim=1), strict=True)], dim=1)
-            for all_of in (keys, values)
-        )
-    before = _side_by_side([layer.state for layer in chosen])
-    state = chosen[0].rule.write(before, keys, values, leaving.mask, layers[0].values.dtype)
-    for layer, part in zip(chosen, _apart(state, [size for size in remembering if size]), strict=True):
-        layer.set_past(part, layer.carried, seen)
-
-
-def _one(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """Tensors one after the other; where there is one, nothing is copied."""
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=dim)
-
-
-def _side_by_side(states: Sequence[State | None]) -> State | None:
-    """The states of several layers as one, their heads side by side; None where they have none yet."""
-    found = [state for state in states if state is not None]
-    return {name: torch.cat([state[name] for state in found], dim=1) for name in found[0]} if found else None
-
-
-def _apart(state: State, sizes: Sequence[int]) -> list[State]:
-    """The states of layers with so many heads each."""
-    parts = {name: tensor.split(list(sizes), dim=1) for name, tensor in state.items()}
-    return [{name: tensors[index] for name, tensors in parts.items()} for index in range(len(sizes))]
-
-
 def _merged(first: InfiniLayer, second: InfiniLayer) -> InfiniLayer:
-    """Memories merged by the rule; carried tokens as if those of the second had been read after the first's."""
+    """Memories merged by the rule; carried tokens as if the second layer's had been read after the first layer's."""
     if first.seen is None or second.seen is None:
         return (second if first.seen is None else first).clone()
     result, rule, carried, state = first.clone(), first.rule, first.carried, first.state

@@ -2,9 +2,9 @@
 
 - transformers rotates queries and keys before the attention function sees them; a rotation is undone exactly by the
   same rotation with its sine negated, so position-free vectors are recovered without touching any model code
-- only the layout that the supported families use: the two halves of a head form the pairs, and where the tables are
-  narrower than the head (partial rotation), the rest of the head passes through
-- tables may be scaled (YaRN, LongRoPE) or rounded to bfloat16; dividing by cos² + sin² takes that out again
+- only the layout of the supported families is covered: the two halves of a head form the pairs; where the tables are
+  narrower than the head (partial rotation), the rest of the head stays as it is
+- tables may be scaled (YaRN, LongRoPE) or rounded to bfloat16; dividing by cos² + sin² undoes that too
 
 Shapes: `x` is (B, H, T, D); `cos` and `sin` are (B or 1, T, R) with R <= D.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import native
+from . import native
 
 Tables = tuple[Tensor, Tensor]  # cos, sin: (B or 1, T, R)
 
@@ -26,7 +26,7 @@ def rotate_half(x: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Rotate `x` by the angles in the tables; computed in the dtype of the tables, returned in `dtype` or that."""
+    """Rotate `x` by the angles in the tables, computed in their dtype. dtype: of the result; None for the tables'."""
     dtype = dtype or cos.dtype
     if native.rotates(x, cos, sin):
         return native.rotate(x, cos, sin, dtype)
@@ -53,9 +53,9 @@ def compose(first: Tables, second: Tables) -> Tables:
 
 
 class Turns:
-    """The rotation of a forward's tokens, and what is made of its tables: once for all layers.
+    """The rotation of a forward's tokens, and the float32 tables derived from it, made once for all layers.
 
-    Float32 tables of its own inverse, and of turning on from there to the angles of other tables.
+    tables: cos and sin of the rotation, (B or 1, T, R) each.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -64,13 +64,13 @@ class Turns:
         self._moved: tuple[Tables, Tables] | None = None
 
     def undo(self) -> Tables:
-        """Tables that take the rotation back."""
+        """Tables that undo the rotation."""
         if self._undo is None:
             self._undo = inverse(self.tables)
         return self._undo
 
     def moved(self, far: Tables) -> Tables:
-        """Tables that take the rotation back and do that of `far`."""
+        """Tables that undo the rotation and then apply the rotation of `far`."""
         if self._moved is None or self._moved[0] is not far:
             self._moved = (far, compose(self.undo(), far))
         return self._moved[1]

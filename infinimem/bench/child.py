@@ -1,7 +1,7 @@
 """One measurement: `python -m infinimem.bench.child TASK.json RESULT.json`.
 
-The result is an object with what was measured, or with `skipped` (a package is missing) or `error` (name of one of
-infinimem's errors, and its message).
+The result is an object with the measured values, or with `skipped` (why a package is missing) or `error` (the name of
+one of infinimem's errors, and its message).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from ..errors import InfinimemError, MiniLmMissing, SystemMissing
 from .task import Task, peak_rss_mb
 
-# What is measured, and the module whose `measure` does it; each imports no more than its system needs.
+# What is measured, and the module whose `measure` does it. A module imports no more than its system needs.
 MODULES = {
     "machine": "machine",
     "forward": "forward",
-    "infinimem": "memory",
+    "infinimem": "document_memory",
     "transformers": "full_attention",
     "langchain-minilm": "langchain_minilm",
     "llama.cpp": "llama_cpp",
@@ -27,7 +27,7 @@ MODULES = {
 
 
 def measure(task: Task) -> dict[str, Any]:
-    """What the task asks for, with the peak memory of this process."""
+    """The values that the task asks for, and the peak memory of this process."""
     module = import_module(f".{MODULES[task.what]}", __package__)
     try:
         found: dict[str, Any] = module.measure(task)

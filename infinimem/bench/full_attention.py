@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DynamicCache
 
-from ..pretrained import load_base
-from ..tokens import TextEncoder
-from .plain import greedy, matrix_parameters
+from ..model.pretrained import load_base
+from ..text.tokens import TextEncoder
 from .task import WARM_UP, Task, clock_of, first_and_rest, peak_gpu_mb, repeated, timed_loads
+from .transformers_model import greedy, matrix_parameters
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def measure(task: Task) -> dict[str, Any]:
     network, tokenizer, _ = load_base(task.model, device=device)
     model_load = clock() - started
     encoder = TextEncoder(tokenizer)
-    # Beyond the positions that the model was trained on its answers are worth nothing, but cost the same.
+    # A text may be longer than the model was trained on: the answers are then worth nothing, but cost the same.
     tokens = repeated(encoder.encode(task.read_text()), task.tokens)
     for _ in zip(range(2), greedy(network, tokens[:WARM_UP], DynamicCache()), strict=False):
         pass

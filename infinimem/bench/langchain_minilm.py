@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
+from ..answering.prompts import passage_messages
 from ..errors import SystemMissing
 from ..evaluate.retrieval import MiniLm
-from ..passages import Passage, cut
-from ..pretrained import load_base
-from ..prompts import recall_messages
-from ..tokens import TextEncoder
-from .memory import text_of_tokens
-from .plain import encode_prompt, greedy
+from ..model.pretrained import load_base
+from ..text.passages import Passage, cut
+from ..text.tokens import TextEncoder
+from .document_memory import text_of_tokens
 from .task import WARM_UP, Task, clock_of, first_and_rest, peak_gpu_mb, timed_loads
+from .transformers_model import encode_prompt, greedy
 
-K = 4  # passages in a prompt, as many as `DocumentMemory.ask` shows
+K = 4  # passages in a prompt, as many as `DocumentMemory.ask` finds
 
 
 class _Embeddings:
-    """MiniLM as LangChain wants it."""
+    """MiniLM with the methods that LangChain calls."""
 
     def __init__(self, model: MiniLm) -> None:
         self._model = model
@@ -32,8 +32,10 @@ class _Embeddings:
 
 
 def measure(task: Task) -> dict[str, Any]:
-    """Cuts the text into passages, embeds them, saves the store, loads it, and asks. Raises SystemMissing and
-    MiniLmMissing."""
+    """Cuts the text into passages, embeds them, saves the store, loads it, and asks.
+
+    Raises SystemMissing, MiniLmMissing.
+    """
     try:
         from langchain_core.vectorstores import InMemoryVectorStore
     except ImportError as error:
@@ -65,7 +67,7 @@ def measure(task: Task) -> dict[str, Any]:
 
     def answer() -> Iterator[int]:
         found = [Passage(one.page_content, "text", 1, 0, 0) for one in loaded.similarity_search(task.question, k=K)]
-        yield from greedy(network, encode_prompt(tokenizer, recall_messages(task.question, found)), DynamicCache())
+        yield from greedy(network, encode_prompt(tokenizer, passage_messages(task.question, found)), DynamicCache())
 
     first, decode = first_and_rest(answer(), clock)
     return {

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import SystemMissing
-from ..pretrained import DEFAULT_MODEL, find_embedded_gguf
+from ..model.embedded import DEFAULT_MODEL, find_embedded_gguf
 from .task import DECODED, WARM_UP, Task, first_and_rest, repeated, timed_loads
 
-# Tokens for the question.
+# Room for the question, in tokens.
 ROOM = 256
 
 
@@ -26,7 +26,9 @@ def measure(task: Task) -> dict[str, Any]:
         ) from error
     gguf = find_embedded_gguf() if task.model in (None, DEFAULT_MODEL) else None
     if gguf is None:
-        raise SystemMissing(f"no GGUF file of the model '{task.model or DEFAULT_MODEL}' is known")
+        raise SystemMissing(
+            f"no GGUF file of the model '{task.model or DEFAULT_MODEL}' is known; llama.cpp needs the embedded model"
+        )
     on_gpu = (task.device or "cpu").startswith("cuda")
     started = time.perf_counter()
     llama = llama_cpp.Llama(
@@ -53,7 +55,7 @@ def measure(task: Task) -> dict[str, Any]:
 
     started = time.perf_counter()
     llama.eval(tokens)
-    # What was begun on a GPU is done once there is a token.
+    # A GPU has finished its work only when there is a token.
     llama.sample(temp=0.0)
     seconds = time.perf_counter() - started
     path = task.state_path(".bin")

@@ -1,4 +1,4 @@
-"""What computes: processor, cores, versions, number format, and how fast it multiplies matrices."""
+"""The machine: processor, cores, versions, number format, and how fast it multiplies matrices."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import transformers
 
-from .. import native
+from ..attention import native
 from ..errors import InvalidSetting
-from ..pretrained import best_dtype
+from ..model.pretrained import best_dtype
 from .task import Task, clock_of
 
-# Edge of the matrices, large enough that more would not be faster, and how often they are multiplied.
+# Edge of the matrices, so large that larger ones would not be faster, and how often they are multiplied.
 EDGE = {"cpu": 2048, "cuda": 8192}
 PRODUCTS = 10
 

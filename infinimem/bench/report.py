@@ -1,4 +1,4 @@
-"""The result of `bench` for people: a table, what it says in short, a plot."""
+"""The result of `bench` for people: a table, the main findings in sentences, and a plot."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidSetting, MatplotlibMissing
-from ..memory_file import write_atomically
+from ..storage.files import write_atomically
 from .run import COLUMNS
 
 HEAD = ("system", "tokens", "runs", *COLUMNS.values(), "of peak")
-# From what JSON has to what people read.
+# Factors from the units in JSON to the units in the table.
 SCALES = {"file_bytes": 1e-6}
-# Columns that are drawn, and whether on a logarithmic axis.
+# Columns of the plot, and whether their axis is logarithmic.
 PANELS = {"tokens_per_second": False, "peak_rss_mb": False, "file_bytes": True, "load_ms": True, "first_token_ms": True}
 PLOTS = (".pdf", ".png", ".svg")
 
 
 def figure(value: float | None) -> str:
-    """A number with three digits that matter; a dash for none."""
+    """A number for people: whole from 100 on, with two or three significant digits below; a dash for None."""
     if value is None:
         return "-"
     if abs(value) >= 100:
@@ -34,7 +34,7 @@ def shown(column: str, value: float | None) -> str:
 
 
 def cells(name: str, row: Mapping[str, Any]) -> list[str]:
-    """A row of the table, in the order of HEAD; the reason behind the name where nothing was measured."""
+    """A row of the table, in the order of HEAD; where nothing was measured, the name and the reason."""
     if reason := row.get("skipped") or row.get("failed"):
         return [name, f"{'skipped' if 'skipped' in row else 'failed'}: {reason}"]
     values = [shown(column, row[column]) for column in COLUMNS]
@@ -43,7 +43,8 @@ def cells(name: str, row: Mapping[str, Any]) -> list[str]:
 
 
 def table(systems: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """All rows; below infinimem's the one for its memory mode, which differs in the answer alone."""
+    """All rows. Each row of infinimem is followed by its row "memory mode", for answers from the memory alone; that row
+    has the columns of the answer only."""
     rows = []
     for name, row in systems.items():
         rows.append(cells(name, row))
@@ -55,7 +56,7 @@ def table(systems: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def in_short(result: Mapping[str, Any]) -> list[str]:
-    """What the measurements say, a sentence a line."""
+    """The main findings, one sentence a line."""
     forward = result["plain_forward"]
     lines = [
         f"Reading a segment of {forward['segment_length']} tokens runs at {result['read_vs_plain_forward']:.2f} times "
@@ -85,7 +86,7 @@ def in_short(result: Mapping[str, Any]) -> list[str]:
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:
-    """What computed, in one line."""
+    """The machine, in one line."""
     computing = f"{machine['gpu']}, beside " if machine["gpu"] else ""
     hardware = "in hardware" if machine["bfloat16_in_hardware"] else "bfloat16 not in hardware"
     library = ", C library" if machine.get("c_library") else ""
@@ -114,7 +115,7 @@ def as_text(result: Mapping[str, Any]) -> str:
 
 
 def need_matplotlib() -> None:
-    """Raise MatplotlibMissing now rather than after measuring."""
+    """Raises MatplotlibMissing where there is none; called before measuring, which takes a while."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -122,8 +123,10 @@ def need_matplotlib() -> None:
 
 
 def plot(result: Mapping[str, Any], target: Path) -> None:
-    """Bars of all rows that were measured, a panel a column, with least and most. Raises MatplotlibMissing,
-    InvalidSetting where no row was, TargetNotWritable."""
+    """Draws bars of all rows that were measured, one panel a column, with the least and the greatest value.
+
+    Raises MatplotlibMissing; InvalidSetting where no row was measured; TargetNotWritable.
+    """
     need_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -131,7 +134,7 @@ def plot(result: Mapping[str, Any], target: Path) -> None:
     rows = {name: row for name, row in result["systems"].items() if row["tokens_per_second"]}
     if not rows:
         raise InvalidSetting("no system was measured, so there is nothing to plot; install one, or choose others")
-    # A system may not say how much memory a process had.
+    # Some operating systems do not say how much memory a process had.
     columns = [column for column in PANELS if all(row[column] for row in rows.values())]
     drawn = Figure(figsize=(3.2 * len(columns) + 1.6, 0.42 * len(rows) + 1.6), layout="constrained")
     panels: Sequence[Any] = drawn.subplots(1, len(columns), sharey=True, squeeze=False)[0]

@@ -1,4 +1,4 @@
-"""Starts the measurements, each in a process of its own, one after the other; medians and ratios of what they found."""
+"""Starts the measurements, each in a separate process, one after the other, and computes medians and ratios."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from .. import errors
-from ..errors import BenchFailed, EmptySource, InvalidSetting
-from ..evaluate.data import check_names, text_of
-from ..passages import cut
+from ..datasets.documents import text_of
+from ..errors import BenchFailed, EmptySource, InvalidSetting, check_names
+from ..text.passages import cut
 from . import LENGTHS, REPEATS, SHORTEST, SYSTEMS, TOKENS
 from .task import Task
 
-# A text that takes longer to read, in seconds, is read once.
+# Seconds. A row whose text takes longer to read is run once.
 LONG_READING = 60.0
-# Of all rows that were measured: the key in JSON, and what people call it.
+# Values of every measured row: the key in JSON, and the head in the table.
 COLUMNS = {
     "tokens_per_second": "reading, tokens/s",
     "peak_rss_mb": "peak RSS, MB",
@@ -62,11 +62,15 @@ def bench(
 ) -> dict[str, Any]:
     """Measure systems on this machine.
 
-    tokens: to read, of all systems but full attention, which reads `lengths`. long: also read so many with infinimem.
-    repeats: processes of every row; times and sizes are their medians, `range` has least and most. text: a document;
-    None for Python's language reference. question: None for one made of the text's words. device: None takes a CUDA
-    GPU if there is one. on_run: gets a line before each process.
-
+    systems: names of SYSTEMS.
+    tokens: tokens to read, for all systems but full attention.
+    lengths: tokens that full attention reads, a row each.
+    long: tokens of a second row of infinimem; None for no such row.
+    repeats: processes per row. Times and sizes are medians; `range` has the least and the greatest value.
+    text: a document; None for Python's language reference.
+    question: None for a question made of words of the text.
+    device: such as "cpu" or "cuda:1"; None takes a CUDA GPU if there is one.
+    on_run: called with a line before each process.
     Raises InvalidSetting, the SourceError of the text, the ModelError or AdapterError of the model, BenchFailed.
     """
     check_names("system", systems, SYSTEMS)
@@ -98,7 +102,7 @@ def bench(
                     tell(f"{row.name}, {number + 1} of {repeats}")
                     runs[row.name].append(run(replace(task, what=row.system, tokens=row.tokens)))
                     for left in states.iterdir():
-                        # What `ask` starts with later.
+                        # `cold_starts` needs infinimem's last memory file. Other states are deleted, as they are large.
                         if row.name != "infinimem":
                             left.unlink()
                         else:
@@ -136,10 +140,10 @@ def bench(
 
 
 def reference() -> tuple[str, str]:
-    """Python's language reference, which comes with Python: its name and text.
+    """Name and text of Python's language reference, which comes with Python.
 
-    Its topics are in a random order, always the same, so that grammar and prose come evenly. Raises InvalidSetting
-    where this Python has none.
+    The topics are in a random order, always the same, so that grammar and prose are spread evenly. Raises
+    InvalidSetting where this Python has no language reference.
     """
     try:
         from pydoc_data.topics import topics
@@ -152,14 +156,14 @@ def reference() -> tuple[str, str]:
 
 
 def question_about(text: str) -> str:
-    """A question in the words of the text's beginning, so that its passages hold an answer."""
+    """A question in words of the text's second passage, so that the passages hold an answer."""
     passages = cut(text[:4096], "text")
     words = [word for word in passages[min(1, len(passages) - 1)].text.split() if any(map(str.isalpha, word))]
     return f"What about {' '.join(words[:QUESTION_WORDS]).strip('.,;:!?') or 'it'}?"
 
 
 def rows_of(systems: Sequence[str], tokens: int, lengths: Sequence[int], long: int | None) -> list[Row]:
-    """What is measured, in this order."""
+    """The rows to measure, in this order."""
     rows = []
     for system in (name for name in SYSTEMS if name in systems):
         if system == "transformers":
@@ -172,13 +176,13 @@ def rows_of(systems: Sequence[str], tokens: int, lengths: Sequence[int], long: i
 
 
 def is_enough(runs: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a row needs no more runs: it cannot be measured, or takes long."""
+    """Whether a row needs no more runs, because it cannot be measured or its text takes long to read."""
     last = runs[-1]
     return "tokens_per_second" not in last or last["tokens"] / last["tokens_per_second"] > LONG_READING
 
 
 def summary(row: Row, runs: Sequence[dict[str, Any]], machine: Mapping[str, Any]) -> dict[str, Any]:
-    """A row: medians, and least and most under `range`; or `skipped` or `failed`, with the reason."""
+    """A row of the result: medians, and least and greatest values under `range`; or why it was skipped or failed."""
     about = {"system": row.system, "tokens": row.tokens, "runs": len(runs), **dict.fromkeys(COLUMNS)}
     for reason in ("skipped", "failed"):
         for one in runs:
@@ -196,12 +200,18 @@ def summary(row: Row, runs: Sequence[dict[str, Any]], machine: Mapping[str, Any]
 
 
 def share_of_peak(parameters: int, tokens_per_second: float, machine: Mapping[str, Any]) -> float:
-    """How much of the machine's matrix products the reading's matrices alone are: two operations a weight and token."""
+    """Operations per second in the matrices during reading, as a share of the machine's speed in matrix products.
+
+    Each token takes two operations per weight; work outside the matrices is not counted.
+
+    parameters: weights of the matrices that every token is multiplied with.
+    machine: the result of `machine.measure`.
+    """
     return float(2 * parameters * tokens_per_second / machine["matmul_flops"])
 
 
 def plain_forward(found: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, Any]:
-    """Medians of a segment's tokens per second, ours and of the plain forward."""
+    """Medians of the tokens per second of a segment, for infinimem and for the plain forward."""
     result: dict[str, Any] = {"segment_length": found["segment_length"], "pairs": len(found["plain_seconds"])}
     for name in ("infinimem", "plain"):
         speeds = [found["segment_length"] / seconds for seconds in found[f"{name}_seconds"]]
@@ -212,7 +222,7 @@ def plain_forward(found: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[
 
 
 def ratios(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """infinimem's medians over those of each other row."""
+    """infinimem's medians, divided by those of each row of another system."""
     ours = found.get("infinimem", {})
     columns = ("tokens_per_second", "file_bytes", "peak_rss_mb")
     compared = {
@@ -224,7 +234,7 @@ def ratios(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]
 
 
 def long_vs_short(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Tokens per second at a system's longest text over those at its shortest, where it read several."""
+    """Tokens per second at the longest text, divided by those at the shortest, per system that read several texts."""
     result = {}
     for system in SYSTEMS:
         rows = sorted(
@@ -241,7 +251,7 @@ def long_vs_short(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def run(task: Task) -> dict[str, Any]:
-    """What a process measured, or `skipped` or `failed` with a line that says why."""
+    """The values that a process measured, or `skipped` or `failed` with a line that says why."""
     with tempfile.TemporaryDirectory(prefix="infinimem-bench-") as folder:
         given, wanted = Path(folder, "task.json"), Path(folder, "result.json")
         given.write_text(json.dumps(asdict(task)), encoding="utf-8")
@@ -254,7 +264,7 @@ def run(task: Task) -> dict[str, Any]:
 
 
 def required(task: Task) -> dict[str, Any]:
-    """What a process measured. Raises the InfinimemError that it met, or BenchFailed."""
+    """The values that a process measured. Raises the InfinimemError that the process met, or BenchFailed."""
     found = run(task)
     if "error" in found:
         name, message = found["error"]
@@ -265,7 +275,7 @@ def required(task: Task) -> dict[str, Any]:
 
 
 def cold_starts(file: Path, question: str, device: str | None, repeats: int) -> list[float]:
-    """Seconds that new processes of `infinimem ask` took for one token. Raises BenchFailed."""
+    """Seconds that each of several new processes of `infinimem ask` took for one token. Raises BenchFailed."""
     command = [sys.executable, "-m", "infinimem", "ask", str(file), question, "--max-new-tokens", "1"]
     taken = []
     for _ in range(repeats):
@@ -278,13 +288,13 @@ def cold_starts(file: Path, question: str, device: str | None, repeats: int) -> 
 
 
 def _environment(device: str | None) -> dict[str, str]:
-    # `ask` has no choice of device and takes a GPU where it sees one.
+    # `ask` has no option for the device and takes a GPU where it sees one: for the CPU, GPUs are hidden from it.
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
     return {**os.environ, "TQDM_DISABLE": "1", **hidden}
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode < 0:
-        return f"the process was ended by signal {-done.returncode}; perhaps the memory was not enough"
+        return f"the process was ended by signal {-done.returncode}; perhaps it ran out of memory"
     lines = done.stderr.strip().splitlines()
     return lines[-1] if lines else f"exit status {done.returncode}"

@@ -1,4 +1,4 @@
-"""What one process measures, and what all of them measure with: clocks, loads, answers, peak memory."""
+"""The task of one process, and what all measurements share: clocks, timed loads and answers, peak memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import TypeVar
 T = TypeVar("T")
 Clock = Callable[[], float]
 
-# Read before anything is timed, so that no kernel is built while the clock runs.
+# Tokens read before anything is timed, so that no kernel is built while the clock runs.
 WARM_UP = 640
-# Loads of a saved state, of which the median counts; the last one is asked.
+# Loads of a saved state. Their median time counts, and the last loaded state is asked.
 LOADS = 5
-# Tokens that are decoded after the first one, or as many as come in so many seconds.
+# Tokens to decode after the first one; fewer where decoding takes longer than DECODING_SECONDS.
 DECODED = 32
 DECODING_SECONDS = 10.0
 
@@ -27,8 +27,11 @@ DECODING_SECONDS = 10.0
 class Task:
     """What a process measures.
 
-    what: a name of `child.MODULES`. tokens: of the text to read. text: path of a UTF-8 file, repeated where it is too
-    short. directory: where states are saved. samples: how often what is cheap is measured.
+    what: a name in `child.MODULES`.
+    tokens: tokens of the text to read.
+    text: path of a UTF-8 file, whose text is repeated where it is too short.
+    directory: where states are saved.
+    samples: repeats within the process, for the measurements that take little time.
     """
 
     what: str
@@ -47,17 +50,17 @@ class Task:
         return Path(self.text).read_text(encoding="utf-8")
 
     def state_path(self, suffix: str) -> Path:
-        """Where the system saves what it has read."""
+        """Where the system saves its state after reading."""
         return Path(self.directory, f"state{suffix}")
 
     @property
     def question_after_text(self) -> str:
-        """The question as it goes on a text."""
+        """The question, in the form that follows a text directly."""
         return f"\n\nQuestion: {self.question}\nAnswer:"
 
 
 def clock_of(device: str) -> Clock:
-    """Seconds; on a GPU after everything that was begun is done."""
+    """A clock in seconds; on a GPU it first waits until all work that was begun is done."""
     if device == "cpu":
         return time.perf_counter
     import torch
@@ -70,25 +73,25 @@ def clock_of(device: str) -> Clock:
 
 
 def repeated(tokens: Iterable[T], count: int) -> list[T]:
-    """So many tokens, from the start again where there are not enough."""
+    """The first `count` tokens; the tokens are repeated where there are too few."""
     return list(islice(cycle(tokens), count))
 
 
 def timed_loads(load: Callable[[], T], clock: Clock) -> tuple[T, float]:
-    """What was loaded last, and the median time of a load in milliseconds."""
+    """The result of the last load, and the median time of a load in milliseconds."""
 
     def timed() -> tuple[T, float]:
         started = clock()
         return load(), clock() - started
 
-    # One at a time: two would count twice in the peak memory.
+    # No earlier result is kept, because two at a time would raise the peak memory.
     taken = [timed()[1] for _ in range(LOADS - 1)]
     loaded, last = timed()
     return loaded, median([*taken, last]) * 1e3
 
 
 def first_and_rest(steps: Iterator[object], clock: Clock) -> tuple[float, float]:
-    """Seconds to the first token, and tokens per second after it. steps: one token a step, without an end."""
+    """Seconds to the first token, and tokens per second after it. steps: one token a step, without end."""
     started = clock()
     next(steps)
     first = clock()
@@ -100,10 +103,10 @@ def first_and_rest(steps: Iterator[object], clock: Clock) -> tuple[float, float]
 
 
 def peak_rss_mb() -> float | None:
-    """Most memory that this process ever had, in MB; None where the system does not say."""
+    """The most memory that this process ever had, in MB; None where the operating system does not say."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # Linux's getrusage begins with the peak of the process that started this one.
+        # On Linux, getrusage begins with the peak of the parent process, which may be higher.
         for line in status.read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024 / 1e6
@@ -116,7 +119,7 @@ def peak_rss_mb() -> float | None:
 
 
 def peak_gpu_mb(device: str) -> dict[str, float]:
-    """Most GPU memory that tensors had, as a column; empty without a GPU."""
+    """The most GPU memory that tensors had, as a column of the row; empty without a GPU."""
     if not device.startswith("cuda"):
         return {}
     import torch

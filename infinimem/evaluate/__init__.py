@@ -1,1 +1,1 @@
-"""Measurements of a memory: each a function from a model and data to a plain dict."""
+"""Measurements of a memory. Each is a function that takes a model and data, and returns a plain dict."""

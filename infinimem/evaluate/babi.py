@@ -1,8 +1,8 @@
-"""bAbI stories told among the sentences of a book, as BABILong does: facts that have to be found, and put together.
+"""bAbI stories hidden among the sentences of a book, as in BABILong: a model has to find facts and combine them.
 
-The document goes through the memory as a whole; the question stands in the local window, after worked examples of its
-task, so that a model that was never trained on it knows what an answer looks like. The people of the examples have
-names that no story has, so an example cannot answer a question about who or where.
+The whole document goes through the memory. The question stands in the local window, after worked examples of its task,
+so that a model that was never trained on the task knows the form of an answer. The people in the examples have names
+that no story uses, so an example cannot answer a question about a person or a place.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import EmptySource, InvalidSetting, UnsupportedSource
+from ..datasets.stories import Story
+from ..errors import EmptySource, InvalidSetting
 from .continuations import continuations
-from .data import read_json_lines
 from .intervals import bootstrap, mean, wilson
 
 if TYPE_CHECKING:
-    from ..attention import InfiniCache
-    from ..model import InfiniModel
+    from ..attention.cache import InfiniCache
+    from ..model.infini_model import InfiniModel
 
-PATHS = "qa19"  # the task whose answers are steps one after the other
+PATHS = "qa19"  # the task about paths: an answer is a list of steps, whose order counts
 MEMORIES = ("own", "emptied", "other")
 ANSWER_TOKENS = 12
-# Examples are the shortest of so many stories.
+# The worked examples of a task are the shortest of this many stories.
 CANDIDATES = 50
 PEOPLE = ("Mary", "John", "Daniel", "Sandra", "Fred", "Jeff", "Bill", "Julie")
 OTHER_PEOPLE = ("Anna", "Peter", "Victor", "Laura", "Simon", "Hugo", "Oscar", "Clara")
@@ -34,7 +33,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+|\n{2,}")
 
 
 @dataclass(frozen=True)
-class Story:
+class AskedStory:
     """Facts in order, and one question that they answer."""
 
     task: str
@@ -42,39 +41,16 @@ class Story:
     question: str
     answer: str
 
-
-def load_stories(path: Path, tasks: Sequence[str] | None = None) -> list[Story]:
-    """Each row's last question with the facts told before it: {task, sentences, qas: [{question, answer, after}]}.
-
-    tasks: keep these alone. Raises the SourceError that names the cause, UnsupportedSource for another layout,
-    InvalidSetting for a task that is not there.
-    """
-    stories = []
-    for number, row in enumerate(read_json_lines(path), start=1):
-        try:
-            told = row["qas"][-1]
-            facts = tuple(str(sentence) for sentence in row["sentences"][: int(told["after"])])
-            story = Story(str(row["task"]), facts, str(told["question"]), str(told["answer"]))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise UnsupportedSource(
-                f"row {number} of {path} is no bAbI story ({type(error).__name__}: {error}); give objects with task, "
-                f"sentences and qas of question, answer, after"
-            ) from error
-        if not story.facts or not story.answer.strip():
-            raise UnsupportedSource(f"row {number} of {path} has no facts or no answer")
-        stories.append(story)
-    there = sorted({story.task for story in stories})
-    if tasks is None:
-        return stories
-    missing = [task for task in tasks if task not in there]
-    if missing or not tasks:
-        raise InvalidSetting(f"there is no task {', '.join(missing) or '(none)'} in {path}; it has {', '.join(there)}")
-    return [story for story in stories if story.task in tasks]
+    @classmethod
+    def of(cls, story: Story) -> AskedStory:
+        """The last question of a story, with the sentences told before that question."""
+        asked = story.questions[-1]
+        return cls(story.task, story.sentences[: asked.after], asked.text, asked.answer)
 
 
 def babi(
     model: InfiniModel,
-    stories: Sequence[Story],
+    stories: Sequence[AskedStory],
     noise: str,
     tokens: int = 4096,
     *,
@@ -83,34 +59,42 @@ def babi(
     seed: int = 0,
     on_story: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Share of questions answered right, by task, from three memories of one reading each.
+    """The share of questions answered right, per task, from each of three memories.
 
-    Every document has `tokens` tokens: the story's facts in their order, between sentences of `noise`, which begins
-    at another place for each story. limit: stories per task, drawn with `seed`; at least 2. shots: worked examples
-    before a question. own: the memory of the document. emptied: no memory. other: the memory of another document of
-    the same task. Answers are decoded greedily and right when their first words are the expected ones.
+    The memories are `own`, the memory of the story's document; `emptied`, no memory; and `other`, the memory of
+    another document of the same task. Answers are decoded greedily; `is_right` compares them.
 
-    Shares have Wilson's 95 % intervals, differences own - emptied and own - other bootstrap intervals over questions.
-    Raises InvalidSetting, EmptySource for noise without sentences.
+    stories: stories of any tasks, at least two per task beside the worked examples.
+    noise: a text, such as a book. The facts of a story stand in order between sentences of the noise, which begins at
+        another place for each story.
+    tokens: length of every document.
+    limit: stories per task, drawn with `seed`, at least 2; None for all.
+    shots: worked examples before a question.
+    on_story: called after each story with the numbers of stories done and in all.
+
+    Shares have Wilson's 95 % intervals; the differences own - emptied and own - other have bootstrap intervals over
+    questions. Raises InvalidSetting, and EmptySource where the noise has no sentences or there are no stories.
     """
     if shots < 0 or (limit is not None and limit < 2):
-        raise InvalidSetting(f"shots ({shots}) must be at least 0, and limit ({limit}) at least 2 for a control")
+        raise InvalidSetting(
+            f"shots ({shots}) must be at least 0, and limit ({limit}) at least 2: the control needs a second story"
+        )
     sentences = [" ".join(piece.split()) for piece in SENTENCE_END.split(noise) if piece.strip()]
     if not sentences:
-        raise EmptySource("the noise has no sentences in it")
-    by_task: dict[str, list[Story]] = {}
+        raise EmptySource("the noise has no sentences; give another text")
+    by_task: dict[str, list[AskedStory]] = {}
     for story in stories:
         by_task.setdefault(story.task, []).append(story)
     generator = random.Random(seed)
     chosen = {task: _choose(task, found, limit, shots, generator) for task, found in sorted(by_task.items())}
     if not chosen:
-        raise EmptySource("there are no stories to tell")
+        raise EmptySource("there are no stories to ask about; give at least two of a task")
     total, done = sum(len(asked) for asked, _ in chosen.values()), 0
     tasks: dict[str, Any] = {}
     everything: list[dict[str, Any]] = []
     for task, (asked, examples) in chosen.items():
         rows: list[dict[str, Any]] = []
-        first: tuple[Story, InfiniCache] | None = None
+        first: tuple[AskedStory, InfiniCache] | None = None
         previous: InfiniCache | None = None
         for story in asked:
             cache = model.new_cache()
@@ -138,42 +122,45 @@ def babi(
 
 
 def _choose(
-    task: str, stories: list[Story], limit: int | None, shots: int, generator: random.Random
-) -> tuple[list[Story], list[Story]]:
-    """The stories to ask about, and examples that are none of them."""
+    task: str, stories: list[AskedStory], limit: int | None, shots: int, generator: random.Random
+) -> tuple[list[AskedStory], list[AskedStory]]:
+    """The stories to ask about, and the worked examples, which are other stories."""
     different = list(dict.fromkeys(stories))
     generator.shuffle(different)
     pool = sorted(different[:CANDIDATES], key=lambda story: len(" ".join(story.facts)))
     examples = pool[:shots]
     asked = [story for story in different if story not in examples][:limit]
     if len(examples) < shots or len(asked) < 2:
-        raise InvalidSetting(f"task {task} has {len(different)} different stories; {shots} examples need {shots + 2}")
+        raise InvalidSetting(f"task {task} has {len(different)} different stories, but {shots} shots need {shots + 2}")
     return asked, examples
 
 
 def story_tokens(
-    model: InfiniModel, story: Story, sentences: Sequence[str], tokens: int, generator: random.Random
+    model: InfiniModel, story: AskedStory, sentences: Sequence[str], tokens: int, generator: random.Random
 ) -> list[int]:
-    """The document: the facts in order at random places between consecutive sentences, `tokens` tokens in all."""
+    """The `tokens` tokens of a document: the facts in order, at random places between consecutive sentences.
+
+    Raises InvalidSetting where the facts do not fit.
+    """
     facts = [model.encoder.encode(f" {fact}") for fact in story.facts]
     room = tokens - sum(map(len, facts))
     if room < 0:
-        raise InvalidSetting(f"a story has {tokens - room} tokens alone; give the document more than {tokens}")
+        raise InvalidSetting(f"the facts of a story alone have {tokens - room} tokens; raise tokens, which is {tokens}")
     pieces: list[list[int]] = []
     place = generator.randrange(len(sentences))
     while room > 0:
         pieces.append(model.encoder.encode(f" {sentences[place % len(sentences)]}")[:room])
         room -= len(pieces[-1])
         place += 1
-    # The last piece may be cut off in its middle; nothing is told after it.
+    # No fact stands after the last sentence, which may be cut off in the middle.
     places = sorted(generator.randrange(max(1, len(pieces))) for _ in facts)
     for before, fact in reversed(list(zip(places, facts, strict=True))):
         pieces.insert(before, fact)
     return [token for piece in pieces for token in piece]
 
 
-def question_text(story: Story, examples: Sequence[Story]) -> str:
-    """What stands in the window: examples, then the question."""
+def question_text(story: AskedStory, examples: Sequence[AskedStory]) -> str:
+    """The prompt in the local window: the worked examples, then the question."""
     text = ""
     for example in examples:
         shown = f"{' '.join(example.facts)}\nQuestion: {example.question}\nAnswer: {example.answer}"
@@ -183,15 +170,16 @@ def question_text(story: Story, examples: Sequence[Story]) -> str:
     return f"{text}\nNow the text that you have read.\nQuestion: {story.question}\nAnswer:"
 
 
-def _ask(model: InfiniModel, story: Story, examples: Sequence[Story], cache: InfiniCache) -> str:
+def _ask(model: InfiniModel, story: AskedStory, examples: Sequence[AskedStory], cache: InfiniCache) -> str:
     prompt = model.encoder.encode(question_text(story, examples))
     return continuations(model, [prompt], cache, ANSWER_TOKENS)[0].strip()
 
 
 def is_right(said: str, answer: str, task: str = "") -> bool:
-    """Whether the first words said are the answer, articles and case aside.
+    """Whether what the model said begins with the words of the answer; articles and case do not count.
 
-    Lists with commas need the same items as often, in any order, but in their own where the task is about paths.
+    An answer with commas is a list: the model must say the same items, each as often. Their order counts in the task
+    about paths alone.
     """
     line = said.strip().split("\n")[0].casefold()
     if "," in answer:

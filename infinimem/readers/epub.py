@@ -1,6 +1,6 @@
-"""EPUB: the spine of the book in order, one chapter a page.
+"""EPUB: the chapters in the order of the book's spine; each chapter is one page.
 
-The archive is read with `zipfile` and never unpacked, so that a hostile path in it leads nowhere.
+The archive is read with `zipfile` and never unpacked to disk, so a hostile path in the archive has no effect.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from infinimem.errors import DamagedSource, EncryptedSource, SourceError
-
-from .formats import Visits
+from ..errors import DamagedSource, EncryptedSource, SourceError
 from .markup import html_sections, parse_html
+from .page import Visits
 from .prose import tidy
 
 _ENTRY_LIMIT = 50 * 1024 * 1024
 _CHAPTERS = frozenset({"application/xhtml+xml", "text/html", "application/x-dtbook+xml"})
-# Fonts may be obfuscated in a book that anyone can read; these algorithms do only that.
+# A book without DRM may still have obfuscated fonts. These algorithms obfuscate fonts and protect nothing else.
 _FONT_ALGORITHMS = frozenset({"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"})
 
 
@@ -33,13 +32,13 @@ class _Spine:
 
 
 def chapter_count(path: Path) -> int:
-    """Return the number of documents in the spine; raise where the book cannot be read."""
+    """Return the number of chapters in the spine. Raises DamagedSource or EncryptedSource."""
     with _opened(path) as archive:
         return len(_spine(archive, path.name).chapters)
 
 
 def epub_pages(path: Path, visits: Visits) -> Iterator[tuple[int, str, str | None]]:
-    """Yield (number, text, title) for the chapters of a book."""
+    """Yield (number, text, title) for the chapters of a book that have text."""
     with _opened(path) as archive:
         spine = _spine(archive, path.name)
         for number, name in enumerate(spine.chapters, start=1):
@@ -74,12 +73,12 @@ def _entry(archive: zipfile.ZipFile, name: str, book: str) -> bytes:
 
     try:
         with archive.open(name) as file:
-            # The size in the directory may lie, so what counts is what comes out.
+            # The size in the archive's directory may be wrong, so the limit counts the unpacked bytes.
             content = file.read(_ENTRY_LIMIT + 1)
     except KeyError:
         raise _damaged(book, f"'{name}' is missing") from None
     except RuntimeError as error:
-        raise EncryptedSource(f"'{book}' is a ZIP with a password; unpack it and zip it again without one") from error
+        raise EncryptedSource(f"'{book}' is a ZIP with a password; save a copy without the password") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
         raise _damaged(book, f"'{name}' cannot be unpacked") from error
     if len(content) > _ENTRY_LIMIT:
@@ -88,7 +87,7 @@ def _entry(archive: zipfile.ZipFile, name: str, book: str) -> bytes:
 
 
 def _xml(archive: zipfile.ZipFile, name: str, book: str) -> Any:
-    # lxml has no type information; imported by name, its parts are `Any` with and without stubs.
+    # lxml has no type information. Imported by name, it is `Any` whether type stubs are installed or not.
     etree: Any = importlib.import_module("lxml.etree")
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, recover=True)
     content = _entry(archive, name, book)
@@ -110,7 +109,7 @@ def _spine(archive: zipfile.ZipFile, book: str) -> _Spine:
     container = _xml(archive, "META-INF/container.xml", book)
     package = next((str(node.get("full-path")) for node in _named(container, "rootfile") if node.get("full-path")), "")
     if not package:
-        raise _damaged(book, "no package file is named in it")
+        raise _damaged(book, "it names no package file")
     root = _xml(archive, package, book)
     base = posixpath.dirname(package)
     items = {str(item.get("id")): item for item in _named(root, "item")}
@@ -137,7 +136,7 @@ def _refuse_encrypted(archive: zipfile.ZipFile, book: str) -> None:
 
 
 def _titles(archive: zipfile.ZipFile, items: dict[str, Any], base: str, book: str) -> dict[str, str]:
-    """Return the first label that the table of contents gives each chapter; a book may do without."""
+    """Return the first label of each chapter in the table of contents; empty where the book has no such table."""
     titles: dict[str, str] = {}
     present = frozenset(archive.namelist())
     for item in items.values():

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from infinimem.errors import SourceNotFound, SourceUnreadable, UnsupportedSource
+from ..errors import SourceNotFound, SourceUnreadable, UnsupportedSource
 
 KINDS = {
     ".pdf": "pdf",
@@ -21,7 +21,7 @@ KINDS = {
     ".htm": "html",
     ".xhtml": "html",
 }
-"""The kind that a suffix promises; directories are searched for these."""
+"""The kind of document that each suffix promises. In a directory, only files with these suffixes are found."""
 
 
 def find_sources(paths: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -29,9 +29,12 @@ def find_sources(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 
     A directory stands for the documents in it and below it, sorted by path; hidden files and files of unknown
     kinds are skipped. A glob pattern (`*.pdf`, `books/**/*.md`) stands for its sorted matches.
+
+    Raises SourceNotFound where a path or pattern leads to nothing, SourceUnreadable where it cannot be read, and
+    UnsupportedSource where a directory or pattern has no document.
     """
     named = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    # An unset variable, most likely; as a path it would be the whole directory that the program runs in.
+    # An empty name most likely comes from an unset variable. As a path it would mean the whole current directory.
     if "" in named:
         raise SourceNotFound("there is no name of a document; name a file, a directory or a glob pattern")
     found: dict[Path, Path] = {}
@@ -57,10 +60,10 @@ def _expand(path: Path) -> list[Path]:
         raise SourceNotFound(f"no file matches '{path}'; check the pattern and the directory")
     files = [match for match in matches if match.is_file()]
     if glob.has_magic(path.suffix) or not path.suffix:
-        # `notes/*` means the documents there, as a directory would; `notes/*.log` means what it says.
+        # `notes/*` selects only files of known kinds, as the directory `notes` does. `notes/*.log` selects all matches.
         files = [file for file in files if file.suffix.lower() in KINDS]
     if not files:
-        raise UnsupportedSource(f"'{path}' matches no document; readable are {_suffixes()}")
+        raise UnsupportedSource(f"'{path}' matches no document; infinimem reads {_suffixes()}")
     return files
 
 
@@ -78,7 +81,7 @@ def _documents_in(directory: Path) -> list[Path]:
             if not name.startswith(".") and path.suffix.lower() in KINDS and path.is_file():
                 files.append(path)
     if not files:
-        raise UnsupportedSource(f"'{directory}' has no document in it; readable are {_suffixes()}")
+        raise UnsupportedSource(f"'{directory}' has no document in it; infinimem reads {_suffixes()}")
     return sorted(files)
 
 

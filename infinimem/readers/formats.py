@@ -1,22 +1,13 @@
-"""The formats: what kind a file is, how many pages it has, and its pages, parsed in this process."""
+"""Formats: the kind of a file, its number of pages, and its pages, all parsed in this process."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-from infinimem.errors import (
-    DamagedSource,
-    SourceError,
-    SourceNotFound,
-    SourceTooLarge,
-    SourceUnreadable,
-    UnsupportedSource,
-)
-
+from ..errors import DamagedSource, UnsupportedSource
 from .find import KINDS
+from .page import LONGEST_TITLE, Page, Visits
 
 _BINARY = {
     b"\x89PNG": "a PNG image",
@@ -41,77 +32,18 @@ _OFFICE = {"word/": "a Word file", "xl/": "an Excel file", "ppt/": "a PowerPoint
 _ADVICE = "infinimem reads PDF, EPUB, HTML, Markdown and plain text; convert it to one of these first"
 
 
-LONGEST_TITLE = 300
-"""Characters of a page's title; what is longer is no title, and every passage of the page would hold it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A piece of a document that can be cited: a PDF page, a chapter, a section or a page of text.
-
-    `text` is prose in NFC with one blank line between paragraphs. `number` counts from 1; for a PDF it is the
-    physical page, for an EPUB the place in the spine. Pages without text are left out, their numbers too.
-    `title` is the chapter or heading that the page belongs to, where the document says so.
-    """
-
-    number: int
-    text: str
-    title: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Visits:
-    """What happens on the way through the pages.
-
-    left_out: numbers of pages that must not be touched. most_characters: of a page. begun: is told the number of each
-    page before it is parsed. failed: is told the number of a page that cannot be read, and why; without it such a page
-    is an error.
-    """
-
-    left_out: Collection[int] = frozenset()
-    most_characters: int = sys.maxsize
-    begun: Callable[[int], None] = lambda number: None
-    failed: Callable[[int, str], None] | None = None
-
-    def give_up(self, number: int, error: SourceError) -> None:
-        """Leave a page out, or raise."""
-        if self.failed is None:
-            raise error
-        self.failed(number, str(error))
-
-    def check_size(self, number: int, characters: int, name: str) -> None:
-        """Raise SourceTooLarge where a page has more characters than it may."""
-        if characters > self.most_characters:
-            raise SourceTooLarge(
-                f"page {number} of '{name}' has more than the {self.most_characters:,} characters that are read; raise "
-                "the limit 'page_characters' if that is meant"
-            )
-
-
-class readable:
-    """Turns what the operating system says about a path into the errors of this library."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, OSError) or isinstance(error, SourceError):
-            return
-        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            raise SourceNotFound(f"no file at '{self._path}'; check the spelling and the directory") from error
-        reason = (error.strerror or str(error) or type(error).__name__).lower()
-        raise SourceUnreadable(f"'{self._path}' cannot be read ({reason}); check its permissions") from error
-
-
 def kind_by_head(path: Path, head: bytes) -> str:
-    """The kind that the first bytes of a file speak for, "zip" where only its inside tells. Raises UnsupportedSource,
-    DamagedSource."""
+    """Return the kind of a file by its suffix and its first bytes; "zip" where the content must decide.
+
+    path: only its name is used; the file is not opened.
+    head: the first bytes of the file.
+
+    Raises UnsupportedSource for binary files, DamagedSource where the name promises a PDF or an EPUB and the bytes are
+    something else.
+    """
     from .plain import looks_binary
 
-    # Junk in front of the header is common, and readers accept it within the first kilobyte.
+    # Junk in front of the header is common; PDF programs accept a header anywhere in the first kilobyte.
     if b"%PDF-" in head[:1024]:
         return "pdf"
     by_suffix = KINDS.get(path.suffix.lower())
@@ -134,11 +66,16 @@ def kind_by_head(path: Path, head: bytes) -> str:
 
 
 def look_inside(path: Path, kind: str) -> tuple[str, int | None]:
-    """The kind, now certain, and the number of pages, None where only reading would tell."""
+    """Return the kind of a file, now certain, and its number of pages.
+
+    kind: as `kind_by_head` returned it.
+
+    The number is None where only reading the whole file would tell. Raises SourceError where the file cannot be read.
+    """
     if kind == "zip":
         kind = _zip_kind(path)
     if kind == "pdf":
-        from .pdf import page_count
+        from .pdf.pages import page_count
 
         return kind, page_count(path)
     if kind == "epub":
@@ -165,14 +102,18 @@ def _zip_kind(path: Path) -> str:
 
 
 def pages_of(path: Path, kind: str, visits: Visits | None = None) -> Iterator[Page]:
-    """The pages of a file that have text, in order."""
+    """Yield the pages of a file that have text, in order.
+
+    visits: pages to leave out, and functions to call on the way; by default every page is read, and a page that cannot
+        be read raises its error.
+    """
     for number, text, title in _pages(path, kind, visits or Visits()):
         yield Page(number, text, title if title is None or len(title) <= LONGEST_TITLE else f"{title[:LONGEST_TITLE]}…")
 
 
 def _pages(path: Path, kind: str, visits: Visits) -> Iterator[tuple[int, str, str | None]]:
     if kind == "pdf":
-        from .pdf import pdf_pages
+        from .pdf.pages import pdf_pages
 
         yield from pdf_pages(path, visits)
     elif kind == "epub":

@@ -1,4 +1,4 @@
-"""Markdown and HTML: the prose without the markup, one section a heading."""
+"""Markdown and HTML: the prose without the markup, in sections that begin at headings."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ _BLOCKS = frozenset(
     | {"th", "thead", "tr", "ul", "[document]"}
 )
 _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
+
 
 Section = tuple["str | None", "list[str]"]
 
@@ -121,7 +122,7 @@ def html_pages(path: Path) -> Iterator[tuple[str, str | None]]:
 
 
 def parse_html(source: str | bytes) -> BeautifulSoup:
-    """Parse HTML or XHTML; the encoding of bytes comes from their mark or from the document itself."""
+    """Parse HTML or XHTML; bytes are decoded by their byte order mark or by the encoding that the document names."""
     import warnings
 
     import bs4
@@ -253,7 +254,7 @@ class _Walker:
 
 
 def _is_data(table: Tag) -> bool:
-    """Tell a table of data from one that lays out a page."""
+    """Tell whether a table holds data, rather than the layout of a page."""
     if table.get("role") == "presentation" or table.find(["table", "h1", "h2", "h3", "h4", "ul", "ol", "pre"]):
         return False
     return not any(cell.find("p") and len(cell.find_all("p")) > 1 for cell in table.find_all(["td", "th"]))

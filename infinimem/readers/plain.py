@@ -23,7 +23,7 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# What Western European text has above ASCII. Anything else inside a word speaks against cp1252.
+# The characters above ASCII in Western European text. Any other such character inside a word speaks against cp1252.
 _WESTERN = frozenset("ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜßàáâãäåæçèéêëìíîïñòóôõöøùúûüŒœ‘’“”„–—…«»")
 
 
@@ -49,7 +49,7 @@ def _utf16_without_mark(head: bytes) -> str | None:
 
 
 def detect_encoding(path: Path) -> str:
-    """Name the encoding of a text file: its mark, else UTF-8 where that fits, else what its letters look like."""
+    """Name the encoding of a text file: by its byte order mark, else UTF-8 if it is valid, else by its letters."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     with path.open("rb") as file:
         head = file.read(_SAMPLE)
@@ -169,7 +169,10 @@ def wrap_width(lines: Iterable[str]) -> int:
 
 
 def unwrap(lines: list[str], width: int) -> list[str]:
-    """Turn the lines between two blank lines into paragraphs: joined where they are prose, as they are elsewhere."""
+    """Turn the lines between two blank lines into paragraphs: wrapped prose is joined, other lines stay as they are.
+
+    width: the column at which the lines of the file were wrapped; 0 where they were not.
+    """
     if not width or len(lines) < 2 or not _is_wrapped(lines, width):
         if len(lines) == 1:
             return [tidy(lines[0])]
@@ -228,12 +231,12 @@ def paragraphs_of(lines: Iterable[str], width: int) -> Iterator[str]:
 
 
 def text_pages(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (number, text) for the pages of a plain text file, with memory for a few blocks only."""
+    """Yield (number, text) for the pages of a plain text file; only a few blocks of the file are in memory."""
     encoding = detect_encoding(path)
     sample = next(_decoded(path, encoding), "")[:_SAMPLE]
     width = wrap_width(_BREAKS.split(sample))
     paragraphs = paragraphs_of(_lines(_decoded(path, encoding)), width)
-    # One stray form feed does not make a file of pages.
+    # A stray form feed in a long text does not mean that the file has pages.
     if sample.count("\f") * PAGE_LIMIT >= len(sample) and "\f" in sample:
         yield from _printed_pages(paragraphs)
     else:

@@ -1,16 +1,20 @@
-"""What all readers share: clean characters, joined lines, pages of a bearable size."""
+"""What all readers share: clean characters, joined lines, pages of a moderate size."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+
+from ..text.sentences import border
 
 PAGE_TARGET = 3_000
-"""Characters that a page aims at where the document itself has no pages."""
+"""The number of characters to aim at for a page where the document itself has no pages."""
+
 
 PAGE_LIMIT = 6_000
-"""Characters that no such page exceeds."""
+"""The most characters of a page where the document itself has no pages."""
+
 
 # ZWNJ and ZWJ stay: Persian, Indic scripts and emoji need them. Bidirectional marks go: they are layout, not words.
 _DROPPED = dict.fromkeys(
@@ -21,10 +25,11 @@ _SPACES = dict.fromkeys([0x09, 0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F], " 
 _CHARACTERS: dict[int, str | None] = {**_DROPPED, **_SPACES, 0x0D: "\n", 0x85: "\n", 0x2028: "\n", 0x2029: "\n\n"}
 _TABS: dict[int, str | None] = {**_CHARACTERS, 0x09: "    "}
 
+
 _TRAILING = re.compile(r" +(?=\n|\Z)")
 _BLANK_LINES = re.compile(r"\n{3,}")
-_SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？][」』”’）]*")
-_SPACE = re.compile(r"\s+")
+
+
 _CJK = re.compile(r"[\u2e80-\u303f\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef]")
 _LIST_ITEM = re.compile(r"\s*(?:[-*+•◦▪‣∙·]|\(?(?:\d{1,3}|[a-z]|[ivx]{2,5}|[IVX]{2,5})[.)])\s+\S")
 
@@ -40,18 +45,6 @@ def tidy(text: str, *, verbatim: bool = False) -> str:
         text = re.sub(r" {2,}", " ", text)
         text = text.replace("\n ", "\n").strip(" ")
     return _BLANK_LINES.sub("\n\n", _TRAILING.sub("", text)).strip("\n")
-
-
-def sentences(text: str) -> list[tuple[int, int]]:
-    """Start and end of every sentence, which together are the text; one at least, without white space at the end."""
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
-    ends += [len(text)] if not ends or text[ends[-1] :].strip() else []
-    return [(start, start + len(text[start:end].rstrip())) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-def around(borders: Sequence[tuple[int, int]], number: int) -> tuple[int, int]:
-    """Start and end of a sentence of `sentences` with its neighbours."""
-    return borders[max(0, number - 1)][0], borders[min(len(borders) - 1, number + 1)][1]
 
 
 def is_list_item(line: str) -> bool:
@@ -80,7 +73,7 @@ def cut(text: str, limit: int = PAGE_TARGET) -> Iterator[str]:
 
 
 def cut_head(text: str, limit: int, keep: int) -> tuple[list[str], str]:
-    """Cut pieces off the head of `text` until at most `keep` characters are left; return both, the rest untouched."""
+    """Cut pieces off the head of `text` until at most `keep` characters are left. Returns the pieces and the rest."""
     pieces: list[str] = []
     start = 0
     while len(text) - start > keep:
@@ -90,25 +83,6 @@ def cut_head(text: str, limit: int, keep: int) -> tuple[list[str], str]:
             pieces.append(piece)
         start = end
     return pieces, text[start:]
-
-
-def border(window: str, limit: int) -> int:
-    """The best place to cut `window` in its upper half up to `limit`: after a paragraph, line, sentence or word."""
-    half = limit // 2
-    for mark in ("\n\n", "\n"):
-        found = window.rfind(mark, half, limit)
-        if found != -1:
-            return found + len(mark)
-    ends = [match.end() for match in _SENTENCE_END.finditer(window, half) if match.end() <= limit]
-    if ends:
-        return ends[-1]
-    spaces = [match.end() for match in _SPACE.finditer(window) if match.start() > 0 and match.start() <= limit]
-    if spaces:
-        return min(spaces[-1], limit)
-    end = limit
-    while end > half and unicodedata.combining(window[end]):
-        end -= 1
-    return end
 
 
 def paginate(paragraphs: Iterable[str], target: int = PAGE_TARGET, limit: int = PAGE_LIMIT) -> Iterator[str]:
@@ -131,7 +105,7 @@ def paginate(paragraphs: Iterable[str], target: int = PAGE_TARGET, limit: int = 
 def section_pages(sections: Iterable[tuple[str | None, list[str]]]) -> Iterator[tuple[str, str | None]]:
     """Turn (title, paragraphs) sections into (text, title) pages.
 
-    A section that is nothing but its heading goes in front of the next one: alone it would be a page of two words.
+    A section that is nothing but its heading joins the next section: alone it would be a page of two words.
     """
     waiting: list[str] = []
     last_title: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,19 @@ from typing import Any
 from langchain_core.documents import Document
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
 
-from infinimem import DocumentMemory, InfiniModel, Passage
-from infinimem.generation import Decoding
-from infinimem.model import shared_model
+from infinimem import Decoding, DocumentMemory, InfiniModel, MemorySettings, Passage, shared_model
+
+
+def renamed_mode(values: Any, name: str, renamed: Mapping[str, str]) -> Any:
+    """Settings in which `mode`, the name of a field in older releases, has its name and values of today."""
+    if not isinstance(values, dict) or "mode" not in values:
+        return values
+    values = dict(values)
+    old = values.pop("mode")
+    values[name] = renamed.get(old, old)
+    told = f"mode={old!r} is now called {name}={values[name]!r}; the old name goes with the next release"
+    warnings.warn(told, DeprecationWarning, stacklevel=3)
+    return values
 
 
 def opened(memory: Any) -> DocumentMemory:
@@ -92,7 +103,7 @@ class Settings(BaseModel):
             return self.model
         with self._lock:
             if self._loaded is None:
-                self._loaded = shared_model(self.model, adapter=self.adapter)
+                self._loaded = shared_model(self.model, MemorySettings(adapter=self.adapter))
             return self._loaded
 
     def decoding(self, stop: list[str] | None, given: Mapping[str, Any]) -> Decoding:
@@ -117,7 +128,7 @@ class Settings(BaseModel):
             "model_name": model.name,
             "model_identity": identity,
             "adapter": model.adapter_hash,
-            "reader": model.reader_hash,
+            "answer_adapter": model.answer_adapter_hash,
             "memory": fingerprint,
             "temperature": self.temperature,
             "top_p": self.top_p,

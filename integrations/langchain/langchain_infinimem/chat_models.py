@@ -19,12 +19,12 @@ from langchain_core.messages import (
 )
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from infinimem import Reply
-from infinimem.chat import reply
-from langchain_infinimem._common import Settings
+from infinimem import Reply, reply
+from langchain_infinimem._common import Settings, renamed_mode
 
+OLD_MODES = {"recall": "passages"}
 ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
     (SystemMessage, "system"),
     (HumanMessage, "user"),
@@ -48,8 +48,9 @@ class ChatInfinimem(Settings, BaseChatModel):
 
         chat = ChatInfinimem(memory="handbook.safetensors", k=4, max_tokens=64)
         ```
-        mode: "recall" shows the model the k passages that fit the last message; "memory" lets it read the compressive
-        memory alone. Without `memory` it is a plain chat model; `model` then names another than the default.
+        answer_from: "passages" shows the model the k passages that fit the last message; "memory" lets it read the
+        compressive memory alone. Without `memory` it is a plain chat model; `model` then names another model than the
+        default.
 
     Invoke:
         ```python
@@ -83,9 +84,15 @@ class ChatInfinimem(Settings, BaseChatModel):
 
     k: int = Field(default=4, ge=1)
     """Most passages that the model is shown."""
-    mode: Literal["recall", "memory"] = "recall"
+    answer_from: Literal["passages", "memory"] = "passages"
+    """passages: the model is shown passages; memory: it reads the compressive memory alone."""
     streaming: bool = False
     """Whether `invoke` streams for callbacks."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        return renamed_mode(values, "answer_from", OLD_MODES)
 
     @property
     def _llm_type(self) -> str:
@@ -93,7 +100,7 @@ class ChatInfinimem(Settings, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {**self.identifying(), "k": self.k, "mode": self.mode}
+        return {**self.identifying(), "k": self.k, "answer_from": self.answer_from}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return LangSmithParams(
@@ -108,7 +115,9 @@ class ChatInfinimem(Settings, BaseChatModel):
     def _reply(self, messages: Sequence[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> Reply:
         """The reply, which is written while it is iterated."""
         asked = [_plain(message) for message in messages]
-        own = {name: given.pop(name, getattr(self, name)) for name in ("k", "mode")}
+        if "mode" in given:
+            given |= renamed_mode({"mode": given.pop("mode")}, "answer_from", OLD_MODES)
+        own = {name: given.pop(name, getattr(self, name)) for name in ("k", "answer_from")}
         decoding = self.decoding(stop, given)
         if self.memory is None:
             return reply(self.infini_model, asked, decoding)

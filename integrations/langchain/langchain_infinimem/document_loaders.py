@@ -11,10 +11,7 @@ from typing import Any, Literal
 from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
 
-from infinimem import DocumentMemory
-from infinimem.passages import PassageCutter
-from infinimem.readers import Source, find_sources, open_source, read_pages
-from infinimem.reading import SEPARATOR
+from infinimem import DocumentMemory, Source, find_sources, open_source, read_pages, read_passages
 from langchain_infinimem._common import document
 
 MEMORY_SUFFIX = ".safetensors"
@@ -89,20 +86,15 @@ class InfinimemLoader(BaseLoader):
             )
 
     def _of_source(self, source: Source) -> Iterator[Document]:
-        cutter = PassageCutter()
-        cutter.open(source.name)
-        for number, page in enumerate(read_pages(source)):
-            if self.unit == "pages":
+        if self.unit == "pages":
+            for page in read_pages(source):
                 place = {"source": source.name, "page": page.number, "title": page.title}
                 yield Document(page_content=page.text, metadata=place)
-                continue
-            # As a memory does it, so that spans are the same.
-            cut = cutter.feed(SEPARATOR) if number else []
-            cutter.page, cutter.title = page.number, page.title
-            for passage in [*cut, *cutter.feed(page.text), *cutter.end_page()]:
-                metadata = passage.to_dict()
-                del metadata["score"]
-                yield Document(page_content=str(metadata.pop("text")), metadata=metadata)
+            return
+        for passage in read_passages(source):
+            metadata = passage.to_dict()
+            del metadata["score"]
+            yield Document(page_content=str(metadata.pop("text")), metadata=metadata)
 
 
 def _files(name: str | Path) -> list[Path]:

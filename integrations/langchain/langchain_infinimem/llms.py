@@ -8,7 +8,7 @@ from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, LLMResult
 
-from infinimem.chat import complete
+from infinimem import complete
 from langchain_infinimem._common import Settings
 
 

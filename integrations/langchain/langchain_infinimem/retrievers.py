@@ -8,12 +8,12 @@ from typing import Any, Literal
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from infinimem import DocumentMemory
-from infinimem.asking import checked_question
-from infinimem.search import Search
-from langchain_infinimem._common import document, opened
+from infinimem import DocumentMemory, Search
+from langchain_infinimem._common import document, opened, renamed_mode
+
+OLD_MODES = {"memory": "learned"}
 
 
 class InfinimemRetriever(BaseRetriever):
@@ -32,7 +32,7 @@ class InfinimemRetriever(BaseRetriever):
         retriever = InfinimemRetriever(memory="handbook.safetensors", k=4)
         ```
         `memory` is a path, a `DocumentMemory`, or a list of them, which are searched as one. The model is loaded with
-        the first search; with `mode="lexical"`, none is.
+        the first search; with `rank_by="lexical"`, none is.
 
     Invoke:
         ```python
@@ -60,11 +60,16 @@ class InfinimemRetriever(BaseRetriever):
     score_threshold: float | None = None
     """Passages with lower scores are left out."""
 
-    mode: Literal["hybrid", "memory", "lexical"] = "hybrid"
-    """memory: by the addresses that the model gave the passages; lexical: by BM25; hybrid: by both."""
+    rank_by: Literal["hybrid", "learned", "lexical"] = "hybrid"
+    """learned: by the term weights that the model gave the passages; lexical: by BM25; hybrid: by both."""
 
-    _search: Search | None = PrivateAttr(default=None)
+    _search: Search[DocumentMemory] | None = PrivateAttr(default=None)
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        return renamed_mode(values, "rank_by", OLD_MODES)
 
     @field_validator("memory")
     @classmethod
@@ -74,7 +79,7 @@ class InfinimemRetriever(BaseRetriever):
             raise ValueError("there is no memory to search; give one or several")
         return memories
 
-    def _current(self) -> Search:
+    def _current(self) -> Search[DocumentMemory]:
         """The passages of all memories; made anew where a memory has grown."""
         with self._lock:
             if self._search is None or not self._search.is_current:
@@ -88,17 +93,18 @@ class InfinimemRetriever(BaseRetriever):
         run_manager: CallbackManagerForRetrieverRun,
         k: int | None = None,
         score_threshold: float | None = None,
+        rank_by: str | None = None,
         mode: str | None = None,
     ) -> list[Document]:
         count = self.k if k is None else k
         if count < 1:
             raise ValueError(f"k is {count}; ask for at least one passage")
         threshold = self.score_threshold if score_threshold is None else score_threshold
-        search = self._current()
-        ranked = search.rank(checked_question(query), count, self.mode if mode is None else mode)
-        chosen = [(search.passages[i].scored(score), search.memory_of(i).info()["fingerprint"]) for i, score in ranked]
+        if mode is not None:
+            rank_by = renamed_mode({"mode": mode}, "rank_by", OLD_MODES)["rank_by"]
+        found = self._current().find(query, count, self.rank_by if rank_by is None else rank_by)
         return [
-            document(passage, fingerprint)
-            for passage, fingerprint in chosen
+            document(passage, memory.info()["fingerprint"])
+            for passage, memory in found
             if threshold is None or passage.score >= threshold
         ]

@@ -35,10 +35,10 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-@pytest.mark.parametrize("mode", ["recall", "memory"])
+@pytest.mark.parametrize("mode", ["passages", "memory"])
 def test_it_says_what_the_memory_says_and_from_where(memory: DocumentMemory, mode: Any) -> None:
-    said = ChatInfinimem(memory=memory, mode=mode, k=2, max_tokens=12).invoke(QUESTION)
-    answer = memory.ask(QUESTION, mode=mode, k=2, max_new_tokens=12)
+    said = ChatInfinimem(memory=memory, rank_by=mode, k=2, max_tokens=12).invoke(QUESTION)
+    answer = memory.ask(QUESTION, answer_from=mode, k=2, max_new_tokens=12)
     assert str(said.content).strip() == answer.text
     metadata = said.response_metadata
     assert metadata["passages"] == [passage.to_dict() for passage in answer.passages]
@@ -58,7 +58,7 @@ def test_the_stream_is_the_answer_with_its_metadata_at_the_end(memory: DocumentM
 
 def test_history_and_system_words_reach_the_model(memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    reader = memory.model.reader
+    reader = memory.model.answering_model
     original = reader.model.forward
 
     def listening(*arguments: Any, **settings: Any) -> Any:
@@ -79,7 +79,7 @@ def test_settings_of_a_call_come_before_those_of_the_model(memory: DocumentMemor
     chat = ChatInfinimem(memory=memory, max_tokens=12, stop=["zzz"])
     assert chat.invoke(QUESTION, max_tokens=3).usage_metadata["output_tokens"] == 3
     assert len(chat.invoke(QUESTION, k=1).response_metadata["passages"]) == 1
-    assert chat.bind(mode="memory").invoke(QUESTION).response_metadata["passages"] == []
+    assert chat.bind(rank_by="learned").invoke(QUESTION).response_metadata["passages"] == []
     whole = str(chat.invoke(QUESTION).content)
     middle = whole[len(whole) // 2 : len(whole) // 2 + 3]
     assert chat.invoke(QUESTION, stop=[middle]).content == whole[: whole.index(middle)]
@@ -136,8 +136,8 @@ async def test_many_at_once_answer_as_they_do_alone(memory: DocumentMemory, othe
 async def test_a_cancelled_stream_stops_the_model(memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     # Of so few passages none is too little, and the answer would not end by itself.
     memory = DocumentMemory.from_text(INK, model=memory.model)
-    network = memory.model.reader.model
-    monkeypatch.setattr(type(memory.model.reader), "end_tokens", frozenset())
+    network = memory.model.answering_model.model
+    monkeypatch.setattr(type(memory.model.answering_model), "end_tokens", frozenset())
     original, computed, begun = network.forward, [0], threading.Event()
 
     def watched(*args: Any, **settings: Any) -> Any:

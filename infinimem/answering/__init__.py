@@ -1,0 +1,1 @@
+"""From a question to an answer: prompts, decoding, ensembles of candidate prompts."""

@@ -1,0 +1,154 @@
+"""From a question to a plan: the prompts that the model is shown, and the passages that the answer cites.
+
+- a plan is one of three: an answer that is known without the model, a single prompt, or an ensemble
+- a model with an answer adapter is shown parts of the document one by one, as an ensemble: small models read little
+  text better than much
+- a prompt has as many of the best passages as fit into the model's context beside the answer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import InvalidSetting
+from ..search.search import Search
+from ..text.passages import Passage
+from ..text.words import checked_question
+from .decoding import Decoding
+from .prompts import (
+    NOT_SAID,
+    CandidatePrompt,
+    Conversation,
+    Message,
+    encode_chat,
+    memory_messages,
+    passage_messages,
+    summary_messages,
+)
+
+if TYPE_CHECKING:
+    from ..model.infini_model import InfiniModel
+
+ANSWER_FROM = ("passages", "memory")
+
+
+class KnownAnswer(NamedTuple):
+    """An answer that is known without the model."""
+
+    text: str
+
+
+class SinglePrompt(NamedTuple):
+    """Token ids of one prompt."""
+
+    tokens: list[int]
+
+
+class Ensemble(NamedTuple):
+    """Candidate prompts, one at least, the best part of the document first."""
+
+    prompts: list[CandidatePrompt]
+
+
+class Plan(NamedTuple):
+    """How a question is answered. passages: found for the question, best first; without them the model is shown its
+    compressive memory."""
+
+    content: KnownAnswer | SinglePrompt | Ensemble
+    passages: list[Passage]
+
+    @property
+    def answer_from(self) -> str:
+        """One of ANSWER_FROM."""
+        return "passages" if self.passages else "memory"
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """Token ids of all its prompts; none where the answer is known."""
+        if isinstance(self.content, KnownAnswer):
+            return []
+        return (
+            [self.content.tokens]
+            if isinstance(self.content, SinglePrompt)
+            else [p.tokens for p in self.content.prompts]
+        )
+
+
+def plan_from_memory(model: InfiniModel, asked: Conversation, decoding: Decoding) -> Plan:
+    """A prompt with the question alone. Raises InvalidSetting where it does not fit."""
+    return fit_prompt(
+        model, lambda _: memory_messages(asked.question, asked.earlier, asked.system), [], decoding.max_new_tokens
+    )
+
+
+def plan_from_search(model: InfiniModel, search: Search[Any], asked: Conversation, k: int, decoding: Decoding) -> Plan:
+    """Prompts with the k passages that fit the question best. Errors: those of `Search.rank`, and InvalidSetting."""
+    ranked = search.rank(asked.question, k)
+    # A question that goes on a conversation may have its words there.
+    if ranked and not asked.earlier and not search.has_answer(asked.question):
+        return Plan(KnownAnswer(NOT_SAID), search.scored(ranked))
+    return plan_from_passages(model, search, ranked, asked, decoding)
+
+
+def plan_from_passages(
+    model: InfiniModel,
+    search: Search[Any],
+    ranked: Sequence[tuple[int, float]],
+    asked: Conversation,
+    decoding: Decoding,
+) -> Plan:
+    """Prompts with passages, pairs (index, score), best first.
+
+    Raises InvalidSetting where not even the question fits.
+    """
+    found = search.scored(ranked)
+
+    def messages(passages: Sequence[Passage]) -> list[Message]:
+        return passage_messages(asked.question, passages, asked.earlier, asked.system)
+
+    # A sample is one of many answers that could be given, so there is no best one to choose.
+    apart = model.answering_model is not model and decoding.temperature == 0
+    plan = fit_prompt(model, messages, found[:1] if apart else found, decoding.max_new_tokens)
+    if not apart or not plan.passages:
+        return plan
+    room = model.context_length - decoding.max_new_tokens
+    encoded = [
+        CandidatePrompt(encode_chat(model, messages([shown])), weight)
+        for shown, weight in search.candidates(asked.question, ranked)
+    ]
+    return Plan(Ensemble([prompt for prompt in encoded if len(prompt.tokens) <= room]), found)
+
+
+def plan_summary(model: InfiniModel, passages: list[Passage], focus: str | None, decoding: Decoding) -> Plan:
+    """A prompt for a summary of passages in reading order; without passages, of the memory."""
+    return fit_prompt(model, lambda shown: summary_messages(shown, focus), passages, decoding.max_new_tokens)
+
+
+def asked_alone(question: str) -> Conversation:
+    """A question without a conversation before it. Raises EmptyQuestion."""
+    return Conversation(checked_question(question), [], "")
+
+
+def fit_prompt(
+    model: InfiniModel,
+    messages: Callable[[Sequence[Passage]], list[Message]],
+    passages: list[Passage],
+    max_new_tokens: int,
+) -> Plan:
+    """A single prompt with as many of the passages, from the front, as fit beside the answer.
+
+    Raises InvalidSetting where not even the question fits.
+    """
+    limit = model.context_length - max_new_tokens
+    if limit < 1:
+        raise InvalidSetting(
+            f"max_new_tokens is {max_new_tokens}, but the model's context has {model.context_length} tokens"
+        )
+    while True:
+        tokens = encode_chat(model, messages(passages))
+        if len(tokens) <= limit:
+            return Plan(SinglePrompt(tokens), passages)
+        if not passages:
+            raise InvalidSetting(f"the question has {len(tokens)} tokens, but the model takes {limit}; shorten it")
+        passages = passages[:-1]

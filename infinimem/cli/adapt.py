@@ -1,0 +1,75 @@
+"""`infinimem adapt`: training."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import json_option
+from .output import count, counter, print_json
+
+if TYPE_CHECKING:
+    from ..adapt.config import TermHeadRun
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path), metavar="CONFIG.toml")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the output directory.")
+@click.option("--device", metavar="D", help="Where to train, such as cpu or cuda:1; default: a GPU if there is one.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after so long, with a checkpoint.")
+@json_option
+def adapt(config: Path, resume: bool, device: str | None, minutes: float | None, as_json: bool) -> None:
+    """Train an adapter: LoRA and memory gates, as the configuration says.
+
+    Ctrl-C stops after the last whole step and leaves a checkpoint and the adapter as it is.
+
+    \b
+    infinimem adapt adapt.toml --minutes 60
+    infinimem adapt adapt.toml --resume
+    infinimem ask book.safetensors "Who is Ishmael?" --adapter runs/first/adapter
+    """
+    from ..adapt.config import TermHeadRun
+    from ..adapt.config_file import read_config
+
+    parsed = read_config(config)
+    if isinstance(parsed, TermHeadRun):
+        _adapt_term_head(parsed, config, resume, device, minutes, as_json)
+        return
+    from ..adapt.log import training_progress
+    from ..adapt.train import adapt as train
+
+    with contextlib.nullcontext() if as_json else training_progress() as on_step:
+        result = train(parsed, resume=resume, device=device, minutes=minutes, on_step=on_step)
+    if as_json:
+        print_json(result)
+        return
+    state = "finished" if result["finished"] else f"stopped; go on with: infinimem adapt {config} --resume"
+    losses = ", ".join(f"{kind} {loss:.3f}" for kind, loss in result["losses"].items())
+    click.echo(
+        f"Wrote {result['adapter']} after {count(result['steps'], 'step')}, {result['tokens']:,} tokens, "
+        f"{result['seconds'] / 60:,.1f} minutes ({losses or 'no losses yet'}); {state}."
+    )
+
+
+def _adapt_term_head(
+    run: TermHeadRun, config: Path, resume: bool, device: str | None, minutes: float | None, as_json: bool
+) -> None:
+    from ..adapt.term_head import adapt_term_head
+
+    with counter("documents", as_json) as count:
+        result = adapt_term_head(run, resume=resume, device=device, minutes=minutes, on_document=count)
+    if as_json:
+        print_json(result)
+    elif result["finished"]:
+        apart = result["apart"]
+        click.echo(
+            f"Wrote {result['adapter']} after {result['documents']:,} documents and {result['questions']:,} questions, "
+            f"{result['seconds'] / 60:,.1f} minutes (losses {', '.join(map(str, result['losses']))}; apart: MRR "
+            f"{apart['mrr'][str(result['settings']['lexical'])]}, {apart['strangers_refused']:.0%} of another "
+            f"document's questions refused at {apart['refused']:.0%} of its own)."
+        )
+    else:
+        click.echo(f"Stopped after {result['documents']:,} documents; go on with: infinimem adapt {config} --resume")

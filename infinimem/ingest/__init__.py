@@ -1,0 +1,1 @@
+"""Ingestion: pages in, memory and passages out, in constant working memory."""

@@ -1,0 +1,169 @@
+"""Several documents in one batch, a memory each: segments of different documents in one forward.
+
+A short document, or the short end of a long one, leaves most of a GPU idle; in a batch with others it does not. Every
+memory is the memory of its document alone, but for the rounding of products of other shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import SourceError
+from ..readers import ReaderLimits, Source, open_source
+from .ingestion import Ingestion
+from .progress import ProgressCallback, shown_progress
+from .stream import check_something, take_source
+
+if TYPE_CHECKING:
+    from ..attention import InfiniCache
+
+OnError = Callable[[Path, SourceError], None]
+
+
+def open_each(
+    found: Iterable[Path | Source], limits: ReaderLimits | None, on_error: OnError | None
+) -> Iterator[Source]:
+    """The files that can be opened. on_error: is called with the others, in place of raising SourceError."""
+    for one in found:
+        try:
+            yield one if isinstance(one, Source) else open_source(one, limits)
+        except SourceError as error:
+            if on_error is None:
+                raise
+            on_error(Path(one) if not isinstance(one, Source) else one.path, error)
+
+
+def ingest_batch(
+    begin: Callable[[], Ingestion],
+    opened: Iterable[Source],
+    batch: int,
+    progress: bool | ProgressCallback,
+    limits: ReaderLimits | None,
+    on_error: OnError | None,
+) -> Iterator[Ingestion]:
+    """Take in files, each into what `begin` gives, and give each ingestion back when it is complete; see
+    `DocumentMemory.ingest_many`."""
+    with shown_progress(progress) as on_progress:
+
+        def job(source: Source) -> Job:
+            ingestion = begin()
+
+            def failed(error: SourceError) -> None:
+                if on_error is None:
+                    raise error
+                begun.pop(source.path)
+                on_error(source.path, error)
+
+            def steps() -> Generator[None]:
+                yield from take_source(ingestion, source, on_progress, skip=on_error is not None, limits=limits)
+                check_something(ingestion.record.sources)
+
+            begun[source.path] = Job(source.path, ingestion, steps(), failed)
+            return begun[source.path]
+
+        begun: dict[Path, Job] = {}
+        try:
+            for done in read_jobs(map(job, opened), batch):
+                yield done.ingestion
+                begun.pop(done.path)
+        finally:
+            # Documents are parsed in processes of their own, which end with this.
+            for one in begun.values():
+                one.close()
+
+
+class Job:
+    """A document on its way into a memory.
+
+    path: the file. steps: takes its text in, a piece at a time. failed: is called with the error that stops it, and may
+    raise it.
+    """
+
+    def __init__(
+        self, path: Path, ingestion: Ingestion, steps: Generator[None], failed: Callable[[SourceError], None]
+    ) -> None:
+        self.path = path
+        self.ingestion = ingestion
+        self._steps = steps
+        self._failed = failed
+        # Once all text was taken in: a copy of the memory that reads the unfinished segment, and the tokens it reads.
+        self._last: InfiniCache | None = None
+        self._left: list[list[int]] = []
+        self._weights: bytearray | None = None
+        self.given_up = False
+
+    def close(self) -> None:
+        """Give up taking its text in."""
+        self._steps.close()
+
+    @property
+    def cache(self) -> InfiniCache:
+        """The memory that reads the next segment."""
+        return self.ingestion.cache if self._last is None else self._last
+
+    def segment(self) -> list[int] | None:
+        """The tokens to be read next; None when all were, or when the document cannot be read on."""
+        ingestion = self.ingestion
+        while self._last is None:
+            if (tokens := ingestion.whole()) is not None:
+                return tokens
+            ingestion.record.settle()
+            try:
+                next(self._steps)
+            except StopIteration:
+                self._last = ingestion.cache.clone()
+                self._left = list(ingestion.model.segmenter.split(ingestion.unfinished()))
+                self._weights = None if ingestion.model.term_head is None else bytearray()
+            except SourceError as error:
+                self.given_up = True
+                self._failed(error)
+                return None
+        if self._left:
+            return self._left[0]
+        ingestion.set_complete(self._last, self._weights)
+        return None
+
+    def have_read(self, tokens: list[int], weights: bytearray | None) -> None:
+        """The segment is in `cache`."""
+        if self._last is None:
+            self.ingestion.have_read(len(tokens), weights)
+            return
+        del self._left[0]
+        if self._weights is not None:
+            self._weights += weights or b""
+
+
+def read_jobs(jobs: Iterator[Job], rows: int) -> Iterator[Job]:
+    """Read documents, at most `rows` segments in one forward; gives back each job when it is done."""
+    # Segments of about one length go together, so that little is padding; short ones wait for at most `rows` rounds.
+    whole: list[tuple[Job, list[int]]] = []
+    short: list[tuple[Job, list[int]]] = []
+    read: list[Job] = []
+    waited = 0
+    while True:
+        while read or (len(whole) < rows and len(short) < rows):
+            job = read.pop(0) if read else next(jobs, None)
+            if job is None:
+                break
+            tokens = job.segment()
+            if tokens is None:
+                if not job.given_up:
+                    yield job
+            else:
+                (whole if 2 * len(tokens) > job.ingestion.model.segment_length else short).append((job, tokens))
+        if not whole and not short:
+            return
+        line = short if len(short) >= rows or waited >= rows or not whole else whole
+        waited = 0 if line is short or not short else waited + 1
+        if line is short:
+            line.sort(key=lambda row: len(row[1]))
+        chosen = line[:rows]
+        del line[:rows]
+        weights = [job.ingestion.new_weights() for job, _ in chosen]
+        model = chosen[0][0].ingestion.model
+        model.read_batch([tokens for _, tokens in chosen], [job.cache for job, _ in chosen], weights)
+        for (job, tokens), found in zip(chosen, weights, strict=True):
+            job.have_read(tokens, found)
+            read.append(job)

@@ -1,0 +1,157 @@
+"""From a memory file to an ingestion under its model: which model, whether it is trusted, whether the states fit it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import AdapterNotFound, DamagedMemoryFile, ModelMismatch, ModelNotFound
+from ..model.directories import is_trusted
+from ..model.identity import differences
+from ..model.settings import MemorySettings
+from ..storage.memory_file import MemoryFile
+from .ingestion import Ingestion
+from .record import Record
+
+if TYPE_CHECKING:
+    from ..attention import InfiniCache, State
+    from ..attention.rules.state import Layout
+    from ..model.infini_model import InfiniModel
+
+
+def model_of(
+    file: MemoryFile,
+    name: str | os.PathLike[str] | None,
+    device: str | None,
+    adapter: str | os.PathLike[str] | None,
+) -> InfiniModel:
+    """The model for a memory file, with the settings that the file names.
+
+    name, adapter: those that the user names; None for those that the file names, which are loaded from trusted
+        directories alone, and never fetched.
+    Raises ModelNotFound, AdapterNotFound, and the errors of `shared_model`.
+    """
+    from ..model.adapter import adapter_directory
+    from ..model.pretrained import model_directory
+    from ..model.shared import shared_model
+
+    if name is None and not is_trusted(model_directory(file.model)):
+        raise ModelNotFound(
+            f"the memory file names the model directory '{file.model}', which was never named here; give it as model= "
+            "(--model) to allow it"
+        )
+    if adapter is None and not is_trusted(adapter_directory(file.adapter)):
+        raise AdapterNotFound(
+            f"the memory file names the adapter directory '{file.adapter}', which was never named here; give it as "
+            "adapter= (--adapter) to allow it"
+        )
+    identity = file.identity
+    settings = MemorySettings(
+        rule=identity["rule"],
+        rule_settings=identity["rule_settings"],
+        segment_length=identity["segment_length"],
+        memory_heads={int(layer): heads for layer, heads in identity["memory_heads"].items()},
+        carry=identity["carry"],
+        device=device,
+        adapter=file.adapter if adapter is None else adapter,
+    )
+    # A file from elsewhere must not decide what is fetched from a network.
+    return shared_model(file.model if name is None else name, settings, fetch=name is not None)
+
+
+def opened_under(model: InfiniModel, file: MemoryFile, record: Record, force: bool) -> tuple[Ingestion, list[str]]:
+    """The ingestion in a memory file, under a model, and how the model differs from the model that made the file.
+
+    force: accept a model that differs, as long as the states fit it.
+    Raises ModelMismatch, DamagedMemoryFile.
+    """
+    different = differences(file.identity, model.identity())
+    if different and not force:
+        raise ModelMismatch(
+            f"this memory was made by another model or with other settings than '{model.name}': "
+            f"{'; '.join(different)}; load it with the model that made it ('{file.model}', adapter '{file.adapter}')"
+        )
+    try:
+        ingestion = ingestion_of(model, file, record)
+    except DamagedMemoryFile as error:
+        if not different:
+            raise
+        raise ModelMismatch(
+            f"this memory does not fit '{model.name}', which cannot be forced ({error}); load it with the model that "
+            f"made it ('{file.model}')"
+        ) from error
+    weights = record.term_weights
+    if weights is not None and (model.term_head is None or model.term_head.sha256 != weights.head):
+        record.term_weights = None
+    return ingestion, different
+
+
+def ingestion_of(model: InfiniModel, file: MemoryFile, record: Record) -> Ingestion:
+    """The ingestion in a memory file, whose record is given.
+
+    Raises DamagedMemoryFile where it does not fit the model.
+    """
+    cache = cache_from(model, file.states, int(file.reading["seen"]))
+    vocabulary = model.model.config.get_text_config().vocab_size
+    if file.tail.ndim != 1 or (file.tail.size and not 0 <= file.tail.min() <= file.tail.max() < vocabulary):
+        raise DamagedMemoryFile("the unfinished segment in the memory file has tokens that the model does not know")
+    pending, addresses = str(file.reading["pending_text"]), file.reading["addresses"]
+    ends = [] if addresses is None else addresses["tail"]
+    if addresses is not None and len(ends) != len(file.tail):
+        raise DamagedMemoryFile("the unfinished segment in the memory file has another number of tokens than ends")
+    return Ingestion(model, record, cache, file.tail.tolist(), pending, ends=ends)
+
+
+def cache_from(model: InfiniModel, states: Mapping[int, Mapping[str, np.ndarray]], seen: int) -> InfiniCache:
+    """A memory from the state tensors of a file, (G, ...) each, into which `seen` tokens went.
+
+    Raises DamagedMemoryFile where layers, names or shapes are not those that this model and rule write.
+    """
+    import torch
+
+    from ..attention import GatedRule
+    from ..attention.cache import CARRIED
+    from ..attention.rules.packing import packed_layout
+
+    cache = model.new_cache()
+    if not states and seen == 0:
+        return cache
+    kept, width = min(seen, model.carry), model.attachment.modules[0].head_dim
+    heads = int(model.model.config.get_text_config().num_key_value_heads)
+    loaded: dict[int, State] = {}
+    for index in {*range(model.num_layers), *states}:
+        remembering = model.memory_heads.get(index, []) if seen > model.carry else []
+        needed: Layout = {}
+        if remembering:
+            layout = model.rule.layout(width, width)
+            needed |= {name: (dtype, (len(remembering), *sizes)) for name, (dtype, sizes) in layout.items()}
+        if kept and index < model.num_layers:
+            layout = packed_layout(model.rule.packing, kept, width, width)
+            needed |= {CARRIED + name: (dtype, (heads, *sizes)) for name, (dtype, sizes) in layout.items()}
+        state = states.get(index, {})
+        _check_layout(index, state, needed)
+        slots = {tensor.shape[1] for name, tensor in state.items() if not name.startswith(CARRIED)}
+        if not isinstance(model.rule, GatedRule) and len(slots) > 1:
+            raise DamagedMemoryFile(f"the tensors of layer {index} have different numbers of slots")
+        if state:
+            found = {name: torch.from_numpy(tensor.copy()) for name, tensor in state.items()}
+            loaded[index] = {name: tensor[None].to(model.device) for name, tensor in found.items()}
+    cache.set_states(loaded, torch.tensor([seen], device=model.device))
+    return cache
+
+
+def _check_layout(index: int, state: Mapping[str, np.ndarray], needed: Mapping[str, Any]) -> None:
+    """Raise DamagedMemoryFile where a layer's tensors are not those needed; None in a shape stands for any size."""
+    for name in {*state, *needed}:
+        dtype, shape = needed.get(name, (None, ()))
+        found = state.get(name, np.zeros(()))
+        fits = len(found.shape) == len(shape) and all(
+            need is None or have == need for have, need in zip(found.shape, shape, strict=True)
+        )
+        if not fits or str(found.dtype) != str(dtype).removeprefix("torch."):
+            raise DamagedMemoryFile(
+                f"layers.{index}.{name} is {found.dtype} {found.shape}, but the model needs {dtype} {shape}"
+            )

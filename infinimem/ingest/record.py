@@ -1,0 +1,129 @@
+"""The record of an ingestion: sources, passages and term weights. Needs no model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DamagedMemoryFile
+from ..storage.memory_file import MemoryFile
+from ..storage.passage_table import pack, unpack
+from ..text.passages import LONGEST_PENDING, Passage, PassageCutter
+from ..text.term_weights import TermWeights, split
+from ..text.tokens import MAX_BLOCK
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SEPARATOR = "\n\n"  # between pages, and between sources
+
+
+@dataclass
+class SourceRecord:
+    """One source that was read.
+
+    sha256: of the file's bytes; None for text that was given as a string.
+    skipped: parts that could not be read and were left out, each {"page": number, or None for the rest of the file,
+        "reason": text}.
+    """
+
+    name: str
+    kind: str
+    sha256: str | None = None
+    pages: int = 0
+    characters: int = 0
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Record:
+    """Sources and passages of a memory.
+
+    term_weights: of the passages; None where the model gives none.
+    """
+
+    keep_passages: bool = True
+    sources: list[SourceRecord] = field(default_factory=list)
+    closed: list[Passage] = field(default_factory=list)
+    cutter: PassageCutter = field(default_factory=PassageCutter)
+    term_weights: TermWeights | None = None
+
+    @classmethod
+    def from_file(cls, file: MemoryFile) -> Record:
+        """The record in a memory file."""
+        try:
+            sources = [SourceRecord(**source) for source in file.sources]
+            characters = [(source.name, source.characters) for source in sources]
+            record = cls(
+                keep_passages=file.passages is not None,
+                sources=sources,
+                closed=[] if file.passages is None else unpack(file.passages, characters),
+                cutter=PassageCutter(**file.reading["cutter"]),
+            )
+        except (TypeError, KeyError) as error:
+            raise DamagedMemoryFile(f"the record of sources in the memory file is incomplete ({error})") from error
+        # An unfinished passage or block is cut as soon as it is longer.
+        if len(record.cutter.pending) >= LONGEST_PENDING or len(file.reading["pending_text"]) > MAX_BLOCK:
+            raise DamagedMemoryFile("the memory file has more unfinished text than reading leaves; make it again")
+        if file.term_weights is not None:
+            plain = file.reading["addresses"]
+            weights = split(file.term_weights, plain["sizes"])
+            record.term_weights = TermWeights.from_dict(plain, weights, len(record.closed), len(record.passages))
+        return record
+
+    @property
+    def passages(self) -> list[Passage]:
+        """All passages, those of the unfinished page included."""
+        return self.closed + self.cutter.rest() if self.keep_passages else []
+
+    def copy(self) -> Record:
+        """A record that can be changed while this one stays."""
+        return Record(
+            self.keep_passages,
+            [SourceRecord(**asdict(source)) for source in self.sources],
+            list(self.closed),
+            PassageCutter(**asdict(self.cutter)),
+            None if self.term_weights is None else self.term_weights.copy(),
+        )
+
+    @property
+    def begin(self) -> int:
+        """Character at which the last source starts, counted over all that was read."""
+        return sum(source.characters + len(SEPARATOR) for source in self.sources[:-1])
+
+    @property
+    def end(self) -> int:
+        """Characters read so far."""
+        return self.begin + self.sources[-1].characters if self.sources else 0
+
+    def pack(self) -> np.ndarray | None:
+        """The closed passages for the file, or None without passages."""
+        return pack(self.closed) if self.keep_passages else None
+
+    def open(self, source: SourceRecord) -> None:
+        """Begin a source."""
+        self.end_page()
+        self.sources.append(source)
+        self.cutter.open(source.name)
+
+    def feed(self, text: str) -> None:
+        """Take in text of the current page."""
+        self.sources[-1].characters += len(text)
+        if self.keep_passages:
+            self._close(self.cutter.feed(text))
+
+    def end_page(self) -> None:
+        """Close the current page."""
+        if self.keep_passages:
+            self._close(self.cutter.end_page())
+
+    def _close(self, passages: list[Passage]) -> None:
+        self.closed += passages
+        if self.term_weights is not None:
+            begin = self.begin if passages else 0
+            self.term_weights.starts += [begin + passage.start for passage in passages]
+
+    def settle(self) -> None:
+        """Give the closed passages whose words were all weighed their term weights."""
+        if self.term_weights is not None:
+            self.term_weights.settle(self.closed)

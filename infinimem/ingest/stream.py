@@ -1,0 +1,160 @@
+"""Source files into an ingestion: opened once, then taken in page by page."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ..errors import CheckpointMismatch, EmptySource, SourceError
+from ..readers import ReaderLimits, Source, find_sources, open_source, read_pages, unread_source
+from ..text.passages import Passage, PassageCutter
+from ..text.words import as_unicode
+from .checkpoint import Checkpoint
+from .ingestion import Ingestion, pieces
+from .progress import Progress, ProgressCallback
+from .record import SEPARATOR, SourceRecord
+
+PathLike = str | os.PathLike[str]
+Sources = PathLike | Source | Iterable[PathLike | Source]
+
+
+def found_sources(sources: Sources) -> list[Path | Source]:
+    """The files that `sources` stand for, in order; open files stay open. Errors: those of `find_sources`."""
+    given = [sources] if isinstance(sources, (str, os.PathLike, Source)) else list(sources)
+    found: list[Path | Source] = []
+    run: list[str] = []
+    for one in given:
+        if isinstance(one, Source):
+            found += [*(find_sources(run) if run else []), one]
+            run = []
+        else:
+            # As texts: an empty one would be the current directory as a path.
+            run.append(os.fspath(one))
+    return found + (find_sources(run) if run else [])
+
+
+def opened_sources(
+    found: Sequence[Path | Source], skip: bool = False, limits: ReaderLimits | None = None
+) -> list[Source]:
+    """Files, opened. skip: a file that cannot be opened has its place all the same. Raises SourceError."""
+    opened = []
+    for number, one in enumerate(found):
+        if isinstance(one, Source):
+            opened.append(one)
+            continue
+        try:
+            # The first file is read as soon as all are open, so its parser may wait.
+            opened.append(open_source(one, limits, wait=number == 0))
+        except SourceError as error:
+            if not skip:
+                raise
+            opened.append(unread_source(one, error))
+    return opened
+
+
+def read_sources(
+    ingestion: Ingestion,
+    opened: Sequence[Source],
+    *,
+    on_progress: ProgressCallback | None = None,
+    checkpoint: Checkpoint | None = None,
+    begun: int = 0,
+    skip: bool = False,
+    limits: ReaderLimits | None = None,
+) -> None:
+    """Take files in, one after the other, and read their whole segments.
+
+    checkpoint: is kept on the way. begun: files that were taken in before, the last of them perhaps in part.
+    """
+    for number, source in enumerate(opened, start=1):
+        if number < begun:
+            continue
+        for _ in take_source(ingestion, source, on_progress, number == begun, skip, limits):
+            ingestion.read_whole()
+            if checkpoint is not None:
+                checkpoint.keep(ingestion)
+    check_something(ingestion.record.sources[-len(opened) :])
+
+
+def take_source(
+    ingestion: Ingestion,
+    source: Source,
+    on_progress: ProgressCallback | None = None,
+    resumed: bool = False,
+    skip: bool = False,
+    limits: ReaderLimits | None = None,
+) -> Iterator[None]:
+    """Take one file in, page by page; after every piece it is the caller's turn to read whole segments.
+
+    resumed: it is the record's last source, of which as many characters as the record says were read before.
+    skip: leave out what cannot be read, and put it on record.
+    """
+    if not resumed:
+        ingestion.begin_source(SourceRecord(source.name, source.kind, source.sha256))
+    entry = ingestion.record.sources[-1]
+    left_out = [row["page"] for row in entry.skipped]
+    if None in left_out:
+        return  # the rest of it was given up before
+    known = entry.characters
+
+    def failed(page: int | None, reason: str) -> None:
+        if known:
+            raise CheckpointMismatch(
+                f"the ingestion cannot go on in '{source.name}', which could be read further before than now "
+                f"({reason}); ingest it without resuming"
+            )
+        # Memory files are passed on; the place of a source on this machine is nobody's business.
+        plain = as_unicode(reason).replace(as_unicode(str(source.path)), source.name)
+        entry.skipped.append({"page": page, "reason": plain})
+
+    started, before = time.perf_counter(), ingestion.tokens
+    pages = read_pages(source, limits=limits, left_out=left_out, failed=failed if skip else None)
+    for index, page in enumerate(pages):
+        size = len(page.text) + (len(SEPARATOR) if index else 0)
+        if known >= size:
+            known -= size
+            continue
+        if not known:
+            ingestion.begin_page(page)
+        rest = page.text[-(size - known) :] if known else page.text
+        known = 0
+        for piece in pieces(rest):
+            ingestion.take(piece)
+            yield
+        if on_progress is not None:
+            on_progress(
+                Progress(
+                    source.name,
+                    page.number,
+                    source.page_count,
+                    entry.characters,
+                    source.size,
+                    ingestion.tokens - before,
+                    time.perf_counter() - started,
+                )
+            )
+    ingestion.record.end_page()
+    yield
+
+
+def check_something(sources: Sequence[SourceRecord]) -> None:
+    """Raise EmptySource where nothing was read of any of these."""
+    if not sources:
+        raise EmptySource("there is nothing to read; name a document")
+    if not any(source.characters for source in sources):
+        reasons = [row["reason"] for source in sources for row in source.skipped]
+        raise EmptySource(f"nothing could be read, all of it was skipped: {'; '.join(reasons[:3])}")
+
+
+def read_passages(source: Source, *, limits: ReaderLimits | None = None) -> Iterator[Passage]:
+    """The passages of a file as a memory of it has them, without any model. Errors: those of `read_pages`."""
+    cutter = PassageCutter()
+    cutter.open(source.name)
+    for number, page in enumerate(read_pages(source, limits=limits)):
+        if number:
+            yield from cutter.feed(SEPARATOR)
+        cutter.page, cutter.title = page.number, page.title
+        yield from cutter.feed(page.text)
+        yield from cutter.end_page()

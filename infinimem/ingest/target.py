@@ -1,0 +1,85 @@
+"""Where an ingestion is written: the memory file, FILE.partial beside it until it is complete, and the lock on both."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InvalidSetting, MemoryFileError, NotReplaced
+from ..model.identity import differences
+from ..readers import Source, name_of
+from ..storage.files import locked
+from ..storage.memory_file import check_memory_target, read_memory_file
+
+if TYPE_CHECKING:
+    from ..model.infini_model import InfiniModel
+
+
+def partial_of(output: Path) -> Path:
+    """The checkpoint of the ingestion into a memory file."""
+    return output.with_name(f"{output.name}.partial")
+
+
+@contextlib.contextmanager
+def writing(output: Path, names: Sequence[str], resume: bool) -> Iterator[Path]:
+    """Keep others away from a memory file and its checkpoint, whose path this gives; once all went well, the
+    checkpoint is deleted.
+
+    names: of the sources.
+    Raises FileInUse, TargetNotWritable, and NotReplaced where something else would be lost: a document, or, without
+    `resume`, an interrupted ingestion of documents with other names.
+    """
+    with locked(output):
+        check_memory_target(output)
+        partial = partial_of(output)
+        if not resume:
+            _check_abandoned(partial, names)
+        yield partial
+        partial.unlink(missing_ok=True)
+
+
+def _check_abandoned(partial: Path, names: Sequence[str]) -> None:
+    try:
+        begun = [str(source["name"]) for source in read_memory_file(partial).sources]
+    except MemoryFileError:
+        return
+    if begun != list(names)[: len(begun)]:
+        quoted = ", ".join(f"'{name}'" for name in begun)
+        raise NotReplaced(
+            f"'{partial}' keeps an interrupted ingestion of {quoted}; go on with these and --resume, delete it, or "
+            "name another output"
+        )
+
+
+def targets_in(directory: Path, found: Sequence[Path | Source]) -> dict[str, Path]:
+    """Where the memory of each document goes, by its name. Raises InvalidSetting where two have the same name."""
+    named: dict[str, Path] = {}
+    paths = [one.path if isinstance(one, Source) else one for one in found]
+    for path in paths:
+        # Some file systems take capitals for small letters.
+        if (other := named.setdefault(name_of(path).casefold(), path)) is not path:
+            raise InvalidSetting(
+                f"'{other}' and '{path}' have the same name, and so would their memory files; read them into two "
+                "directories"
+            )
+    return {name_of(path): directory / f"{name_of(path)}.safetensors" for path in paths}
+
+
+def is_there(target: Path, source: Source, model: InfiniModel, passages: bool, skip: bool) -> bool:
+    """Whether the memory file has this document, as it is now, under this model; it may have grown since.
+
+    skip: a memory from which parts of the document were left out counts too.
+    """
+    try:
+        file = read_memory_file(target)
+    except MemoryFileError:
+        return False
+    known = [entry for entry in file.sources if entry["sha256"] == source.sha256]
+    return (
+        bool(known)
+        and (skip or not known[0]["skipped"])
+        and (file.passages is not None) == passages
+        and not differences(file.identity, model.identity())
+    )

@@ -1,0 +1,1 @@
+"""Language models with a memory: finding, loading, adapting, reading, naming what a memory depends on."""

@@ -1,0 +1,96 @@
+"""What a memory depends on in a base model: its configuration, its weights, its tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Elements of each weight tensor that enter the fingerprint.
+SAMPLED_WEIGHTS = 4096
+
+
+def config_subset(config: Any) -> dict[str, Any]:
+    """The fields of a configuration that change what attention computes."""
+    names = [
+        "model_type",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+        "rms_norm_eps",
+        "rope_parameters",
+        "sliding_window",
+        "layer_types",
+        "hidden_act",
+        "tie_word_embeddings",
+    ]
+    return {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def hash_weights(model: PreTrainedModel) -> str:
+    """Of a sample: up to SAMPLED_WEIGHTS elements of every tensor, so that gigabytes need not be read."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if "memory_gate" in name:
+            continue
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // SAMPLED_WEIGHTS)].float().cpu()
+        total.update(f"{name}{tuple(tensor.shape)}".encode())
+        total.update(sample.numpy().tobytes())
+    return total.hexdigest()
+
+
+def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of the vocabulary and everything that decides how text is cut into tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return digest(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    description = json.loads(backend.to_str())
+    # Padding and truncation are settings of a call, not of the vocabulary.
+    description.pop("padding", None)
+    description.pop("truncation", None)
+    return digest(json.dumps(description, sort_keys=True).encode())
+
+
+def identity_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, weights: str | None = None
+) -> dict[str, Any]:
+    """What a memory depends on in a base model and its tokenizer.
+
+    weights: hash of the base weights, where they were changed since.
+    """
+    return {
+        "config": config_subset(model.config.get_text_config()),
+        "weights": weights or hash_weights(model),
+        "tokenizer": hash_tokenizer(tokenizer),
+        "chat_template": digest(str(tokenizer.chat_template or "").encode()),
+    }
+
+
+def differences(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Fields in which two identities differ, readable, nested ones by their path."""
+    found = []
+    for key in sorted({*mine, *other}):
+        a, b = mine.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += [f"{key}.{line}" for line in differences(a, b)]
+        elif a != b:
+            found.append(f"{key}: {_short(a)} in the file, {_short(b)} here")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value) if not isinstance(value, str) else value
+    return text if len(text) <= 40 else f"{text[:12]}…"

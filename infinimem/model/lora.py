@@ -1,0 +1,62 @@
+"""LoRA on a network: merged into its weights, and the gates of its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import AdapterMismatch
+from .adapter import Adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@torch.no_grad()
+def merge_lora(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Add the adapter to the weights, W += scale * B A: computed in float32, rounded once to the weights' dtype.
+
+    Raises AdapterMismatch, before anything is changed, where a module or its shape is not there.
+    """
+    modules = check_lora(model, adapter)
+    for path, (a, b) in adapter.lora.items():
+        weight = modules[path].weight
+        change = b.to(weight.device) @ a.to(weight.device)  # (out, in), in place from here on
+        weight.copy_(change.mul_(adapter.scale).add_(weight))
+
+
+def check_lora(model: PreTrainedModel, adapter: Adapter) -> dict[str, Any]:
+    """All modules of a model by their paths. Raises AdapterMismatch where one of the adapter's is not among them."""
+    modules: dict[str, Any] = dict(model.named_modules())
+    for path, (a, b) in adapter.lora.items():
+        module = modules.get(path)
+        if not isinstance(module, nn.Linear):
+            raise AdapterMismatch(
+                f"the adapter '{adapter.name}' is for a model with a linear layer '{path}', not this one"
+            )
+        if module.weight.shape != (b.shape[0], a.shape[1]):
+            raise AdapterMismatch(
+                f"the adapter '{adapter.name}' has the shape {(b.shape[0], a.shape[1])} at '{path}', the model "
+                f"{tuple(module.weight.shape)}; use the base model that it was trained on"
+            )
+    return modules
+
+
+@torch.no_grad()
+def set_gates(modules: Sequence[Any], adapter: Adapter) -> None:
+    """Give the attention modules, in layer order, the adapter's gates. Raises AdapterMismatch."""
+    for index, beta in adapter.gates.items():
+        gate = getattr(modules[index], "memory_gate", None) if index < len(modules) else None
+        if gate is None:
+            raise AdapterMismatch(
+                f"the adapter '{adapter.name}' has a gate for layer {index}, but the rule or the model has none; "
+                f"use it with the rule '{adapter.memory['rule']}'"
+            )
+        if gate.beta.shape != beta.shape:
+            raise AdapterMismatch(
+                f"the adapter '{adapter.name}' has {beta.numel()} heads in layer {index}, the model {gate.beta.numel()}"
+            )
+        gate.beta.copy_(beta)

@@ -1,0 +1,98 @@
+"""The settings of a model's memory: made once at the door, passed on as one thing. Importing this loads no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidSetting
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..attention import MemoryRule
+    from .adapter import Adapter
+
+DEFAULT_RULE = "slots"
+DEFAULT_SEGMENT_LENGTH = 512
+# Share of the layers, the lowest ones, that go without memory under `slots`: merged slots there harm prose.
+SHARE_WITHOUT_SLOTS = 1 / 5
+# Tokens that every segment leaves to the next one as they are, where the rule is not the paper's.
+DEFAULT_CARRY = 256
+
+# Layers, or layer to KV heads.
+MemoryHeads = Collection[int] | Mapping[int, Collection[int]]
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """What a model's memory is made of, and the adapter and device it is used with; None stands for the default.
+
+    rule: name of a memory rule.
+    rule_settings: as the rule's constructor takes them.
+    segment_length: most tokens of a segment.
+    memory_heads: layers with a memory, or layer to KV heads with a memory.
+    carry: tokens that each segment leaves to the next one as they are.
+    device: of the model, such as "cpu" or "cuda:1".
+    adapter: a directory, the name of an adapter in the package, an Adapter, or "none".
+    """
+
+    rule: str | None = None
+    rule_settings: dict[str, Any] | None = None
+    segment_length: int | None = None
+    memory_heads: MemoryHeads | None = None
+    carry: int | None = None
+    device: str | torch.device | None = None
+    adapter: str | os.PathLike[str] | Adapter | None = None
+
+    def given(self) -> list[str]:
+        """Names of the settings that are not left to their defaults."""
+        return [field.name for field in fields(self) if getattr(self, field.name) is not None]
+
+    def make_rule(self) -> MemoryRule:
+        """The memory rule. Raises InvalidSetting for a name or a setting that does not exist."""
+        from ..attention import make_rule
+
+        return make_rule(self.rule or DEFAULT_RULE, **self.rule_settings or {})
+
+    def resolved(self, adapter: Adapter | None) -> MemorySettings:
+        """Rule, its settings, segment length, heads and carried tokens as asked, else as the adapter was trained, else
+        the defaults; None is left where the model itself knows the default.
+
+        adapter: the loaded adapter, which takes the place of its name.
+        """
+        trained = adapter.memory if adapter else {}
+        rule = self.rule or str(trained.get("rule", DEFAULT_RULE))
+        length, heads, carry = self.segment_length, self.memory_heads, self.carry
+        if length is None:
+            length = int(trained.get("segment_length", DEFAULT_SEGMENT_LENGTH))
+        settings = dict(self.rule_settings or {})
+        if rule == trained.get("rule"):
+            settings = {**trained.get("rule_settings", {}), **settings}
+            if heads is None and "memory_heads" in trained:
+                heads = {int(layer): members for layer, members in trained["memory_heads"].items()}
+            if carry is None and "carry" in trained:
+                carry = int(trained["carry"])
+        return replace(
+            self,
+            rule=rule,
+            rule_settings=settings,
+            segment_length=length,
+            memory_heads=heads,
+            carry=carry,
+            adapter=adapter,
+        )
+
+
+def checked_heads(chosen: MemoryHeads, layers: int, heads: int) -> dict[int, list[int]]:
+    """Layer to KV heads, both in order. Raises InvalidSetting."""
+    named = chosen if isinstance(chosen, Mapping) else {layer: range(heads) for layer in chosen}
+    result = {layer: sorted(set(named[layer])) for layer in sorted(named)}
+    if not result or not set(result) <= set(range(layers)):
+        raise InvalidSetting(f"memory_heads must name layers from 0 to {layers - 1}")
+    for layer, members in result.items():
+        if not members or not set(members) <= set(range(heads)):
+            raise InvalidSetting(f"memory_heads must name KV heads from 0 to {heads - 1} of layer {layer}")
+    return result

@@ -1,0 +1,52 @@
+"""Models that are loaded once in a process and shared by all memories that use them."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import weakref
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from .adapter import load_adapter
+from .embedded import DEFAULT_MODEL
+from .infini_model import InfiniModel
+from .settings import MemorySettings
+
+_shared: weakref.WeakValueDictionary[str, InfiniModel] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def shared_model(
+    name: str | os.PathLike[str] | None = None, settings: MemorySettings | None = None, *, fetch: bool = True
+) -> InfiniModel:
+    """The model of that name with these settings, loaded once per process as long as anything uses it.
+
+    name: as for `InfiniModel.from_pretrained`.
+    settings: None for the defaults.
+    fetch: whether a hub id may be fetched.
+    Errors: those of `InfiniModel.from_pretrained`.
+    """
+    asked = settings or MemorySettings()
+    adapter = load_adapter(asked.adapter, name)
+    memory = asked.resolved(adapter)
+    rule = memory.make_rule().settings()
+    heads: Any = None if memory.memory_heads is None else list(memory.memory_heads)
+    if isinstance(memory.memory_heads, Mapping):
+        heads = {int(layer): list(members) for layer, members in memory.memory_heads.items()}
+    # Missing heads and carry stand for the default ones, which the model alone knows.
+    key: list[Any] = [str(name or DEFAULT_MODEL), memory.rule, rule, memory.segment_length, str(memory.device)]
+    key += [adapter.name, adapter.sha256, adapter.answer and adapter.answer.sha256] if adapter else []
+    with _lock:
+        model = _shared.get(_text(key, heads, memory.carry))
+        if model is None:
+            model = InfiniModel.load(name, replace(memory, rule_settings=rule, memory_heads=heads), fetch=fetch)
+            _shared[_text(key, heads, memory.carry)] = model
+            _shared[_text(key, model.memory_heads, model.carry)] = model
+        return model
+
+
+def _text(key: list[Any], heads: Any, carry: int | None) -> str:
+    return json.dumps([*key, heads, carry], sort_keys=True)

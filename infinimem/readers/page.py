@@ -1,0 +1,77 @@
+"""A page of text, and what all readers need on the way through the pages of a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import SourceError, SourceNotFound, SourceTooLarge, SourceUnreadable
+
+LONGEST_TITLE = 300
+"""The most characters of a page's title. Longer text is no title, and every passage of the page repeats the title."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A piece of a document that can be cited: a PDF page, a chapter, a section or a page of text.
+
+    number: counts from 1; for a PDF the physical page, for an EPUB the place in the spine. Pages without text are left
+        out, and their numbers are not used again.
+    text: prose in NFC with one blank line between paragraphs.
+    title: the chapter or heading that the page belongs to; None where the document does not say.
+    """
+
+    number: int
+    text: str
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Visits:
+    """Which pages to parse, and functions to call on the way.
+
+    left_out: numbers of pages that must not be parsed.
+    most_characters: the most characters that a page may have; default: no limit.
+    begun: is called with the number of each page before the page is parsed.
+    failed: is called with the number of a page that cannot be read, and the reason; without this function, the page
+        raises its error.
+    """
+
+    left_out: Collection[int] = frozenset()
+    most_characters: int = sys.maxsize
+    begun: Callable[[int], None] = lambda number: None
+    failed: Callable[[int, str], None] | None = None
+
+    def give_up(self, number: int, error: SourceError) -> None:
+        """Report to `failed` that a page is left out; without `failed`, raise the error."""
+        if self.failed is None:
+            raise error
+        self.failed(number, str(error))
+
+    def check_size(self, number: int, characters: int, name: str) -> None:
+        """Raise SourceTooLarge where a page has more characters than `most_characters`."""
+        if characters > self.most_characters:
+            raise SourceTooLarge(
+                f"page {number} of '{name}' has more than the {self.most_characters:,} characters that are read; to "
+                "read it, raise the limit 'page_characters'"
+            )
+
+
+class readable:
+    """Context manager: errors of the operating system about a path become SourceNotFound or SourceUnreadable."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError) or isinstance(error, SourceError):
+            return
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise SourceNotFound(f"no file at '{self._path}'; check the spelling and the directory") from error
+        reason = (error.strerror or str(error) or type(error).__name__).lower()
+        raise SourceUnreadable(f"'{self._path}' cannot be read ({reason}); check its permissions") from error

@@ -1,0 +1,1 @@
+"""PDF: pages, lines and columns, words broken at the end of a line."""

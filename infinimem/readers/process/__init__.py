@@ -1,0 +1,1 @@
+"""Parsing in a separate process, with limits on memory and time."""

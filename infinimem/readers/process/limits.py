@@ -1,0 +1,43 @@
+"""Limits on memory, time and size; a reader gives up a document that exceeds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ...errors import InvalidSetting
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderLimits:
+    """Limits for documents of strangers; each is a positive number.
+
+    memory: bytes of address space of the process that parses (on Linux; on other systems nothing limits memory).
+    page_seconds: the longest wait for one page, or for the file to be opened.
+    seconds: the longest wait for a whole file, plus one second for each page of a PDF or an EPUB that was begun; the
+        time in which the model reads does not count.
+    pages: the most pages of a PDF or an EPUB.
+    page_characters: the most characters of text in a page.
+    characters: the most characters of text in a file.
+
+    Raises InvalidSetting where a limit is not a positive number.
+    """
+
+    memory: int = 1_000_000_000
+    page_seconds: float = 20.0
+    seconds: float = 40.0
+    pages: int = 20_000
+    page_characters: int = 10_000_000
+    characters: int = 1_000_000_000
+
+    def __post_init__(self) -> None:
+        for name, value in self.to_dict().items():
+            whole = name not in ("page_seconds", "seconds")
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
+                raise InvalidSetting(
+                    f"the limit {name} is a positive {'whole number' if whole else 'number'}, not {value!r}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {limit.name: getattr(self, limit.name) for limit in fields(self)}

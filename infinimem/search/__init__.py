@@ -1,0 +1,1 @@
+"""Finding passages: indexing them, ranking them for a query, choosing central ones."""

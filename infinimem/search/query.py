@@ -1,0 +1,52 @@
+"""A query as the model sees it: the weights of its words, by the same term head that weighs those of passages."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..attention.attend import SeenEnough
+from ..errors import InvalidSetting
+from ..text.term_weights import last_tokens
+
+if TYPE_CHECKING:
+    from ..model.infini_model import InfiniModel
+
+
+def weigh(model: InfiniModel, query: str) -> list[float]:
+    """The weight of each of a query's words (`words.spans`), 0 for those at the end of a very long query.
+
+    Raises InvalidSetting where the model has no term head.
+    """
+    if model.term_head is None:
+        raise InvalidSetting(f"the model '{model.name}' has no term head; rank with rank_by='lexical'")
+    places, inputs = echo(model, query, model.term_head.settings.layer)
+    weights = model.term_head.question(inputs).tolist()
+    return [weights[place] if place < len(weights) else 0.0 for place in places]
+
+
+def echo(model: InfiniModel, query: str, layer: int) -> tuple[list[int], Tensor]:
+    """A query's words as the model sees them when it reads the query a second time.
+
+    Returns, for each of `words.spans`, the index of its last token, and the inputs of the layer at the second time's
+    tokens, (T, E). A query has at most half a segment of tokens; words after those have the index T.
+    """
+    most = max(1, model.segment_length // 2)
+    first, (second, ends) = model.encoder.encode(f"{query}\n")[:most], model.encoder.encode_placed([query])
+    seen = inputs_at(model, layer, [*first, *second[:most]])[len(first) :]
+    return last_tokens(ends[:most], 0, query), seen
+
+
+@torch.no_grad()
+def inputs_at(model: InfiniModel, layer: int, tokens: Sequence[int]) -> Tensor:
+    """The input of a layer's attention, (T, E), for a text by itself; nothing above the layer is computed."""
+    cache = model.new_cache()
+    cache.watched, cache.enough = layer, True
+    with contextlib.suppress(SeenEnough):
+        ids = torch.tensor([[*model.prefix, *tokens]], device=model.device)
+        model.model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True)
+    return cache.watched_inputs()[0]

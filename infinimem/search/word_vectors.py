@@ -1,0 +1,69 @@
+"""Which words are related, as the model's own input embeddings have it: fog and mist, sea and ocean, error and mistake.
+
+- only words that are a single token have a vector; the others are related to nothing
+- embeddings have a mean and a few directions that say how frequent a token is, not what it means; those are taken out
+  (as in "All-but-the-Top", arXiv 1702.01417)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from ..model.infini_model import InfiniModel
+    from ..text.tokens import TextEncoder
+
+# Directions that are taken out, and embeddings of which they are found, evenly from the whole table.
+DIRECTIONS = 3
+SAMPLE = 2048
+ROUNDS = 4
+# Shorter words are mostly grammar.
+LETTERS = 3
+
+
+class WordVectors:
+    """Vectors of words from a table of input embeddings, (V, E). unknown: the token of whatever is none."""
+
+    def __init__(self, embeddings: Tensor, encoder: TextEncoder, unknown: int | None = None) -> None:
+        self._embeddings = embeddings.detach()
+        self._encoder = encoder
+        self._unknown = unknown
+        sample = self._embeddings[:: max(1, len(embeddings) // SAMPLE)].float()
+        self._mean = sample.mean(dim=0)
+        sample = sample - self._mean
+        # Subspace iteration: the widest directions, without all the others.
+        directions = torch.linalg.qr(sample[:DIRECTIONS].T).Q  # (E, DIRECTIONS)
+        for _ in range(ROUNDS):
+            directions = torch.linalg.qr(sample.T @ (sample @ directions)).Q
+        self._directions = directions
+
+    @classmethod
+    def of(cls, model: InfiniModel) -> WordVectors:
+        """The vectors by a model's input embeddings."""
+        table: Any = model.model.get_input_embeddings()
+        return cls(table.weight, model.encoder, model.tokenizer.unk_token_id)
+
+    def __call__(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The places (F,) of the words that have a vector, and their vectors of length 1, (F, E) float32.
+
+        Capitals make no difference.
+        """
+        tokens: list[int | None] = [None] * len(words)
+        # Names are single tokens as they are written.
+        for spelled in (str.lower, str.capitalize):
+            left = [r for r, word in enumerate(words) if tokens[r] is None and len(word) >= LETTERS and word.isalpha()]
+            for row, ids in zip(left, self._encoder.encode_words([spelled(words[row]) for row in left]), strict=True):
+                tokens[row] = ids[0] if len(ids) == 1 and ids[0] != self._unknown else None
+        found = [token for token in tokens if token is not None]
+        chosen = torch.tensor(found, dtype=torch.long, device=self._embeddings.device)
+        x = self._embeddings[chosen].float() - self._mean  # (F, E)
+        x = torch.nn.functional.normalize(x - (x @ self._directions) @ self._directions.T, dim=-1)
+        places = np.array([row for row, token in enumerate(tokens) if token is not None], np.int64)
+        return places, x.cpu().numpy()

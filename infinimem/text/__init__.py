@@ -1,0 +1,1 @@
+"""Text without files or models: passages, words, sentences, tokens, segments, term weights."""

@@ -1,0 +1,53 @@
+"""Words: where they stand, their stems, how rare they are; and text that can be searched and stored."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from ..errors import EmptyQuestion, InvalidSetting
+
+
+def as_unicode(text: str) -> str:
+    """Text that can be stored as UTF-8: lone surrogates become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def checked_question(text: str) -> str:
+    """The question without white space around it.
+
+    Raises InvalidSetting where the question is no text, EmptyQuestion where it has no words.
+    """
+    if not isinstance(text, str):
+        raise InvalidSetting(f"the question is of type {type(text).__name__}; give a text")
+    text = as_unicode(text).strip()
+    if not any(character.isalnum() for character in text):
+        raise EmptyQuestion("the question has no words in it; ask something about the document")
+    return text
+
+
+WORD = re.compile(r"\w+")
+
+
+def spans(text: str) -> list[tuple[int, int]]:
+    """(start, end) of every word, in characters."""
+    return [match.span() for match in WORD.finditer(text)]
+
+
+def stems(text: str) -> list[str]:
+    """The stem of every word, in the order of `spans`."""
+    import Stemmer
+
+    found: list[str] = Stemmer.Stemmer("english").stemWords([word.lower() for word in WORD.findall(text)])
+    return found
+
+
+def rarity(passages: int, having: Any) -> Any:
+    """How rare a word is: its inverse document frequency (idf) as in BM25.
+
+    passages: number of all passages.
+    having: number of passages that have the word; a number or an array, and so is the result.
+    """
+    return np.log(1 + (passages - having + 0.5) / (having + 0.5))
