@@ -1,4 +1,4 @@
-"""Reading many documents side by side (`ingest_many`) against one after the other (`ingest`), in one run.
+"""Ingesting many documents in batches (`ingest_many`) against one after the other (`ingest`), in one run.
 
 python docs/measure_many.py [--documents N] [--characters N] [--batch N]
 
@@ -35,12 +35,12 @@ def main() -> None:
             memory.term_weights()  # what saving would compute
         return memories
 
-    def side_by_side(paths: Sequence[Path]) -> list[DocumentMemory]:
+    def in_batches(paths: Sequence[Path]) -> list[DocumentMemory]:
         return list(DocumentMemory.ingest_many(paths, model=model, batch=options.batch))
 
     ways: dict[str, Callable[[Sequence[Path]], list[DocumentMemory]]] = {
         "one after the other": one_by_one,
-        "side by side": side_by_side,
+        "in batches": in_batches,
     }
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as directory:
@@ -56,7 +56,7 @@ def main() -> None:
                 speeds[name].append(tokens / (time.perf_counter() - started))
     slow, fast = (mean(found) for found in speeds.values())
     print(f"{len(paths)} documents, {tokens:,} tokens, at most {options.batch} segments in one forward:")
-    print(f"one after the other {slow:,.0f} tokens/s, side by side {fast:,.0f} tokens/s, {fast / slow:.2f} times")
+    print(f"one after the other {slow:,.0f} tokens/s, in batches {fast:,.0f} tokens/s, {fast / slow:.2f} times")
 
 
 if __name__ == "__main__":

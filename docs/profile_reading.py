@@ -1,10 +1,10 @@
-"""Where the time of reading goes: a table of what one segment costs, beside what it would at least.
+"""Where the time goes when a segment is read: a table of its parts, beside the plain forward.
 
 python docs/profile_reading.py [--threads N] [--slots N]
 
-Reads segments of this project's own documents into a full memory of the default model, and the same by the plain
-forward of the transformers library. The table is made by torch's profiler, whose own cost is part of what it shows; the
-line before it is without.
+Reads segments of the sample handbook into a full memory of the default model, and the same segments by the plain
+forward of the transformers library. The table is made by torch's profiler and includes the profiler's own cost; the
+line before the table does not.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from make_memory_report import table
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from infinimem.attention import native
-from infinimem.attention.cache import InfiniCache
 from infinimem.bench.machine import measure
 from infinimem.bench.task import Task, repeated
 from infinimem.bench.transformers_model import matrix_parameters
+from infinimem.model import infini_model
 from infinimem.model.infini_model import InfiniModel
 from infinimem.model.pretrained import load_base
 
@@ -65,7 +65,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = InfiniModel.from_pretrained(rule_settings={"slots": options.slots} if options.slots else None)
-    length, text = model.segment_length, Path(__file__).with_name("decisions.md").read_text(encoding="utf-8")
+    chapters = sorted((Path(__file__).parents[1] / "examples" / "handbook").glob("*.md"))
+    length, text = model.segment_length, "\n\n".join(one.read_text(encoding="utf-8") for one in chapters)
     tokens = repeated(model.encoder.encode(text), length * (BEFORE + TIMED + PROFILED))
     segments = [tokens[start : start + length] for start in range(0, len(tokens), length)]
     decoder = load_base()[0].get_decoder()
@@ -85,7 +86,7 @@ def main() -> None:
             if number >= BEFORE:
                 taken.append(time.perf_counter() - started)
     ours, theirs = (statistics.median(taken) * 1e3 for taken in seconds.values())
-    mark(InfiniCache, "end_segment", WRITE)
+    mark(infini_model, "end_segment", WRITE)
     # Which torch's profiler does not see.
     for name in ("attention", "rotate"):
         mark(native, name, name)

@@ -2,7 +2,7 @@
 
     from infinimem import DocumentMemory
 
-Importing this package loads neither torch nor a model; both come with the first document or question.
+Importing this package loads neither torch nor a model; both are loaded with the first document or question.
 """
 
 from __future__ import annotations

@@ -28,13 +28,13 @@ from .answering.decoding import Decoding
 from .answering.plan import (
     ANSWER_FROM,
     Plan,
-    asked_alone,
+    asked_after,
     plan_from_memory,
     plan_from_search,
     plan_summary,
 )
-from .answering.prompts import Conversation, History, conversation, told
-from .answering.stream import Continuation, answer_texts, pieces_async, stream_answer, whole_sentences
+from .answering.prompts import Conversation, History, conversation
+from .answering.stream import answer_texts, pieces_async, stream_answer, whole_sentences
 from .errors import (
     EmptySource,
     FileChanged,
@@ -71,21 +71,25 @@ if TYPE_CHECKING:
 
     Model = str | os.PathLike[str] | InfiniModel | None
 
-# How long `save` waits for another writer, who needs a moment only.
+# How long `save` waits for another writer, who needs only a moment.
 SECONDS_FOR_A_LOCK = 10.0
 # Segments in one forward on a GPU.
 BATCH = 8
-# A part of a summary has at least so many tokens.
+# Fewest tokens to write for a part of a summary.
 TOKENS_OF_A_PART = 75
-# Longer than an answer, a summary has more room for loops, and no need to quote.
+# Lower than for answers: a summary is longer, so it has more room for loops, and it need not quote.
 NO_REPEAT_IN_SUMMARIES = 4
-# Values of `mode` in older releases.
+# Values of `mode` in older releases, and their present names.
 OLD_ANSWER_MODES = {"recall": "passages"}
 OLD_RANKINGS = {"memory": "learned"}
 
 
 class Speed(NamedTuple):
-    """What the last ingestion took: tokens that were read, and seconds without the loading of the model."""
+    """How fast an ingestion was.
+
+    tokens: tokens that were read.
+    seconds: time for reading them, without the loading of the model.
+    """
 
     tokens: int
     seconds: float
@@ -94,8 +98,10 @@ class Speed(NamedTuple):
 class DocumentMemory:
     """What a model remembers of one or several documents.
 
-    Make one with `ingest`, `from_text`, `load` or `merge`. Asking never changes it, and any number of threads may ask
-    at once; appending changes it, and a failed append leaves it as it was.
+    Make a memory with `ingest`, `from_text`, `load` or `merge`. Asking never changes it, and any number of threads may
+    ask at once. Appending changes it, but a failed append leaves it as it was.
+
+    speed: of the last `ingest` or `append`; None before that.
     """
 
     def __init__(self, record: Record, *, ingestion: Ingestion | None = None, file: MemoryFile | None = None) -> None:
@@ -108,7 +114,7 @@ class DocumentMemory:
         self._adapter: PathLike | None = None
         self._searched: Search[DocumentMemory] | None = None
         self._lock = threading.RLock()
-        # The file it was loaded from or saved to, as it was then.
+        # The path that the memory was loaded from or saved to, and the version of the file at that time.
         self._place: tuple[Path, tuple[int, ...] | None] | None = None
         self._force = False
         self._forced: tuple[str, ...] = ()
@@ -138,21 +144,22 @@ class DocumentMemory:
     ) -> DocumentMemory:
         """Read documents (PDF, EPUB, HTML, Markdown, text) once.
 
-        sources: files, directories, glob patterns, or files that are open already (`open_source`).
+        sources: files, directories, glob patterns, or a `Source` from `open_source`; one or several.
         model: None for the embedded default, a directory, a hub id, or an InfiniModel.
-        rule: "slots" (default), "linear" or "delta". rule_settings: as the rule's constructor takes them.
-        segment_length: tokens per segment, 512 by default.
-        carry: last tokens that stay as they are, 256 by default (0 under the paper's rules).
+        rule: "slots" (default), the paper's rules "linear" and "delta", or "recent", a baseline.
+        rule_settings: as the rule's constructor takes them.
+        segment_length: most tokens of a segment, 512 by default.
+        carry: number of last tokens that stay as they are, 256 by default (0 under the paper's rules).
         passages: also keep the text, for citations and answers from passages.
         progress: True for a bar on standard error, or a function that takes a `Progress`.
         device: such as "cpu" or "cuda:1"; None takes a GPU if there is one.
         adapter: a directory, "none", or None for the adapter of the default model. Rule and settings are by default
             those that the adapter was trained with.
         output: the memory file to write. Until it is complete, FILE.partial beside it keeps what was read so far.
-        checkpoint: a file that keeps what was read so far, without `output`; it is written every 32 segments and never
+        checkpoint: without `output`, a file that keeps what was read so far. It is written every 32 segments and never
             deleted.
-        resume: go on from FILE.partial or the checkpoint, if it is there, to the memory that an ingestion without a
-            break would give; source files, model and settings must be the same.
+        resume: go on from FILE.partial or the checkpoint, if there is one. The memory is then the same as after an
+            uninterrupted ingestion; source files, model and settings must be those of the first run.
         skip_errors: leave out the files and pages that cannot be read; `info()["sources"]` says which, and why.
         limits: what parsing a file may use.
 
@@ -161,7 +168,7 @@ class DocumentMemory:
         ingestion would be lost.
         """
         if output is not None and checkpoint is not None:
-            raise InvalidSetting("an ingestion into a file keeps a checkpoint beside it; leave checkpoint out")
+            raise InvalidSetting("an ingestion into output keeps a checkpoint beside output; leave checkpoint out")
         if resume and output is None and checkpoint is None:
             raise InvalidSetting("there is nothing to resume from; name the output or the checkpoint of the ingestion")
         settings = MemorySettings(rule, rule_settings, segment_length, None, carry, device, adapter)
@@ -170,7 +177,7 @@ class DocumentMemory:
             if output is not None:
                 names = [one.name if isinstance(one, Source) else name_of(one) for one in found]
                 checkpoint = stack.enter_context(writing(Path(output), names, resume))
-            # What cannot be read is said before the model is loaded, which takes a while.
+            # Files are opened before the model is loaded, which takes a while: errors should come early.
             opened = opened_sources(found, skip_errors, limits)
             memory = cls._of(_empty(passages, model, settings))
             kept = None if checkpoint is None else Checkpoint(Path(checkpoint))
@@ -199,15 +206,19 @@ class DocumentMemory:
         limits: ReaderLimits | None = None,
         on_error: Callable[[Path, SourceError], None] | None = None,
     ) -> Iterator[DocumentMemory]:
-        """Read documents into a memory each, several in one batch; gives each memory as soon as it is complete.
+        """Read each document into a separate memory, several documents in one batch.
 
-        batch: most segments in one forward. None for eight on a GPU, which one short text leaves idle, and one on a
-            CPU, where several take longer than one after the other. A memory is the memory that `ingest` makes of its
-            file, but for rounding: its bytes may differ.
-        output: a directory; the memory of book.pdf is saved there as book.pdf.safetensors before it is given.
+        Yields each memory as soon as it is complete. The memory equals the memory that `ingest` makes of the same file,
+        except for rounding: its bytes may differ.
+
+        batch: most segments in one forward. None for eight on a GPU, which a single short text leaves idle, and for one
+            on a CPU, where a batch takes longer than its segments one after the other.
+        output: a directory. The memory of book.pdf is saved there as book.pdf.safetensors before it is yielded.
         resume: leave out documents whose memory files are in `output` and up to date.
-        on_error: is called with each file that cannot be read and its error, and the others are read on; pages that
-            cannot be read are then left out, and `info()["sources"]` says which. Without it the first error is raised.
+        on_error: called with the path of each file that cannot be read and its error; the other files are still read.
+            Pages that cannot be read are then left out, and `info()["sources"]` says which. Without `on_error`, the
+            first error is raised.
+
         Other settings, and errors, as for `ingest`.
         """
         if batch is not None and batch < 1:
@@ -247,7 +258,7 @@ class DocumentMemory:
         device: str | None = None,
         adapter: PathLike | None = None,
     ) -> DocumentMemory:
-        """Read a string; it is cited as page 1 of `name`. Settings as for `ingest`."""
+        """Read a string, which answers cite as page 1 of `name`. Settings, and errors, as for `ingest`."""
         if not text.strip():
             raise EmptySource("the text is empty; there is nothing to remember")
         settings = MemorySettings(rule, rule_settings, segment_length, None, carry, device, adapter)
@@ -257,12 +268,17 @@ class DocumentMemory:
 
     @classmethod
     def merge(cls, memories: Iterable[DocumentMemory]) -> DocumentMemory:
-        """One memory of several, made by equal models and settings.
+        """Merge memories that were made with the same model and settings into one.
 
-        `linear`: states are added, exactly. `delta`: added too, an approximation: values that both memories store under
-        similar keys count twice. `slots`: pooled and merged to capacity, an approximation of the same kind as a write.
-        Carried tokens: as if the documents had been read one after the other. In all cases the documents did not see
-        each other while they were read. Raises MergeMismatch.
+        - `linear`: the states are added; the sum is exact
+        - `delta`: the states are added; the sum is an approximation, as values that both memories store under similar
+          keys count twice
+        - `slots`: the slots are pooled and merged to capacity, an approximation of the same kind as a write
+        - carried tokens: as if the documents had been read one after the other
+
+        Under all rules, no document saw another document while it was read.
+
+        Raises MergeMismatch; InvalidSetting where there are no memories; ModelMismatch where a model was forced.
         """
         chosen = list(memories)
         if not chosen:
@@ -272,10 +288,11 @@ class DocumentMemory:
             different = differences(first.identity, other.identity)
             if different:
                 raise MergeMismatch(
-                    f"memories of different models or settings cannot be merged: {'; '.join(different)}"
+                    f"memories of different models or settings cannot be merged: {'; '.join(different)}; ingest the "
+                    "documents with the same model and settings"
                 )
             if first._record.keep_passages != other._record.keep_passages:
-                raise MergeMismatch("one memory has passages and another has none; read them with the same setting")
+                raise MergeMismatch("one memory has passages and another has none; ingest all of them in the same way")
         parts = [memory._open_for_more() for memory in chosen]
         return cls._of(Ingestion.merged(parts, [memory.term_weights() for memory in chosen]))
 
@@ -298,16 +315,16 @@ class DocumentMemory:
         skip_errors: bool = False,
         limits: ReaderLimits | None = None,
     ) -> None:
-        """Read more documents into this memory; equal to having read all of them in one go.
+        """Read more documents into this memory. The memory is then the same as if all had been read in one go.
 
-        Settings as for `ingest`.
+        Settings, and errors, as for `ingest`.
         """
         opened = opened_sources(found_sources(sources), skip_errors, limits)
         self._read(opened, progress, skip=skip_errors, limits=limits)
 
     def append_text(self, text: str, *, name: str = "text") -> None:
-        """Read a string into this memory. With the name of the last source, if that was a string too, it goes on
-        where that one stopped, so any split of a text gives the same memory."""
+        """Read a string into this memory. If the last source is a string of the same name, the text continues that
+        source, so any split of a text gives the same memory."""
         text = as_unicode(text)
         if not name.strip():
             raise InvalidSetting("the text has no name; answers cite it by its name")
@@ -350,10 +367,10 @@ class DocumentMemory:
     # Files
 
     def save(self, path: PathLike) -> int:
-        """Write the memory file, atomically; returns its size in bytes.
+        """Write the memory file, atomically. Returns its size in bytes.
 
-        Raises TargetNotWritable; FileInUse while another process writes it; FileChanged where this memory came from
-        that file and someone else wrote it since.
+        Raises TargetNotWritable; FileInUse while another process writes the file; FileChanged where this memory was
+        loaded from the file and someone else has written the file since.
         """
         place = Path(os.path.realpath(path))
         file = self._to_file()
@@ -380,16 +397,17 @@ class DocumentMemory:
         adapter: PathLike | None = None,
         force: bool = False,
     ) -> DocumentMemory:
-        """Open a memory file. The model it names is loaded when it is needed, unless one is given here.
+        """Open a memory file.
 
-        model, device: as for `ingest`.
-        adapter: where the adapter that the memory was made with is now; None looks where the file says.
-        force: take another model too, as long as the memory's shapes fit it; its answers may mean nothing. It warns
-            (ForcedModel), every answer says how the models differ (`forced`), and such a memory can be asked but not
-            appended to.
+        model: as for `ingest`; None for the model that the file names, which is loaded when it is first needed.
+        device: as for `ingest`.
+        adapter: the directory where the adapter of the memory is now; None for the place that the file names.
+        force: accept a model that did not make the memory, as long as the memory's shapes fit it. Answers may then mean
+            nothing: the warning ForcedModel is given, every answer says how the models differ (`forced`), and the
+            memory can be asked but not appended to or merged.
 
-        Raises MemoryFileNotFound, NotAMemoryFile, DamagedMemoryFile, UnsupportedVersion; ModelMismatch (at once with
-        `model`, else when the model is loaded) if the memory was made by another model.
+        Raises MemoryFileNotFound, NotAMemoryFile, DamagedMemoryFile, UnsupportedVersion; ModelMismatch where another
+        model made the memory, at once with `model`, otherwise when the model is loaded.
         """
         place = Path(os.path.realpath(path))
         version = version_of(place)
@@ -428,13 +446,13 @@ class DocumentMemory:
                 stacklevel=2,
             )
         else:
-            # Where both are now, rather than where they were when the file was made.
+            # The places where model and adapter are now, not where they were when the file was made.
             self._file = replace(self._file, model=model.name, adapter=model.adapter_name)
         self._ingestion = ingestion
         return ingestion
 
     def _open(self) -> Ingestion:
-        """The ingestion, its model loaded."""
+        """The ingestion, with its model loaded."""
         with self._lock:
             if self._ingestion is None and self._file is not None:
                 return self._attach(model_of(self._file, None, self._device, self._adapter))
@@ -443,7 +461,7 @@ class DocumentMemory:
             return self._ingestion
 
     def _open_for_more(self) -> Ingestion:
-        """The ingestion, to go on with or to merge."""
+        """The ingestion, to append to or to merge. Raises ModelMismatch where the model was forced."""
         ingestion = self._open()
         if self._forced:
             raise ModelMismatch(
@@ -453,10 +471,12 @@ class DocumentMemory:
         return ingestion
 
     def open(self, *, ready: bool = False) -> None:
-        """Load the model now rather than with the first question. Raises ModelMismatch and the ModelErrors.
+        """Load the model now, rather than with the first question.
 
         ready: also make everything else that the first question would wait for: the answer adapter, the index of the
             passages, and a memory that holds the unfinished segment.
+
+        Raises ModelMismatch and the ModelErrors.
         """
         ingestion = self._open()
         if ready:
@@ -475,7 +495,7 @@ class DocumentMemory:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that the memory depends on."""
+        """Everything in the model and its settings that the memory depends on."""
         if self._ingestion is None and self._file is not None:
             return self._file.identity
         return self._open().model.identity()
@@ -515,14 +535,16 @@ class DocumentMemory:
     # Finding passages
 
     def retrieve(self, query: str, k: int = 4, *, rank_by: str = "hybrid", mode: str | None = None) -> list[Passage]:
-        """The k passages that fit a query best, best first, with scores; fewer if fewer fit at all. Of passages with
-        the same words the first one stands for all.
+        """Find the passages that fit a query best.
 
+        k: most passages; fewer are returned where fewer fit at all.
         rank_by: "learned" ranks by the term weights that the model gave the words of the passages during ingestion,
             "lexical" by BM25, without the model, "hybrid" by both. Where passages have no term weights, as under models
             without a term head, "hybrid" is "lexical".
         mode: the name of `rank_by` in older releases, where "memory" stood for "learned".
-        Raises EmptyQuestion, NoPassages, NoTermWeights, InvalidSetting.
+
+        Returns passages with scores, best first; of passages with the same words, only the best. Raises EmptyQuestion,
+        NoPassages, NoTermWeights, InvalidSetting.
         """
         rank_by = _renamed("rank_by", rank_by, mode, OLD_RANKINGS)
         return [passage for passage, _ in self._search().find(query, k, rank_by)]
@@ -534,17 +556,17 @@ class DocumentMemory:
             return self._searched
 
     def term_weights(self) -> list[bytes] | None:
-        """The term weights of all passages, a byte a word; None where they have none."""
+        """The term weights of all passages, a byte a word; None where the passages have no term weights."""
         return self.searchable()[1]()
 
     def searchable(self) -> tuple[list[Passage], Callable[[], list[bytes] | None]]:
-        """The passages as they are now, and a function that gives their term weights; the memory may grow before it is
-        called."""
+        """The passages as they are now, and a function that gives their term weights, even if the memory has grown when
+        the function is called."""
         with self._lock:
             record, ingestion, file = self._record, self._ingestion, self._file
 
         def term_weights() -> list[bytes] | None:
-            # Without its model, as long as there is nothing that it could do.
+            # Where there are no term weights, the model need not be loaded.
             if record.term_weights is None:
                 return None
             with self._lock:
@@ -574,21 +596,21 @@ class DocumentMemory:
     ) -> Answer:
         """Answer a question.
 
-        k: passages to search for. A model with an answer adapter is shown the best passage and the best sentences one
-            by one (answering/ensemble.py).
-        answer_from: "passages" shows the model the passages; "memory" shows it the question alone, and every layer
-            reads the compressive memory.
+        k: most passages to search for. Under greedy decoding, a model with an answer adapter is shown the best passage
+            and the best sentences in separate candidate prompts (answering/ensemble.py).
+        answer_from: "passages" shows the model the passages. "memory" shows the model the question alone, and every
+            layer reads the compressive memory.
         mode: the name of `answer_from` in older releases, where "recall" stood for "passages".
         history: earlier (question, answer) pairs of the conversation.
         max_new_tokens: most tokens of the answer.
         temperature: 0 is greedy; above 0, sampling with `top_p`, repeatable with `seed`.
+
         Raises EmptyQuestion, NoPassages, InvalidSetting.
         """
         answer_from = _renamed("answer_from", answer_from, mode, OLD_ANSWER_MODES)
         decoding = Decoding(max_new_tokens, temperature, top_p, seed)
-        plan = self._plan(Conversation(checked_question(question), told(history), ""), k, answer_from, decoding)
-        text = "".join(self._stream(plan, decoding)).strip()
-        return Answer(text, plan.answer_from, plan.passages, question, self._forced)
+        reply = self._reply(asked_after(history, question), k, answer_from, decoding)
+        return Answer(reply.text(), reply.plan.answer_from, reply.passages, question, self._forced)
 
     def stream(
         self,
@@ -603,14 +625,14 @@ class DocumentMemory:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Iterator[str]:
-        """Like `ask`, piece by piece as the model writes; closing the iterator stops the model.
+        """Answer like `ask`, but piece by piece as the model writes; closing the iterator stops the model.
 
-        The greedy answer of an ensemble comes as soon as it is known which one it is: when it is complete.
+        An ensemble, as a model with an answer adapter uses it under greedy decoding, chooses among complete answers:
+        its first piece comes when the answer is complete.
         """
         answer_from = _renamed("answer_from", answer_from, mode, OLD_ANSWER_MODES)
         decoding = Decoding(max_new_tokens, temperature, top_p, seed)
-        plan = self._plan(Conversation(checked_question(question), told(history), ""), k, answer_from, decoding)
-        return self._stream(plan, decoding)
+        return self._reply(asked_after(history, question), k, answer_from, decoding).continuation
 
     def reply(
         self,
@@ -621,14 +643,18 @@ class DocumentMemory:
         mode: str | None = None,
         decoding: Decoding = REPLY,
     ) -> Reply:
-        """Reply to a conversation: messages {"role": "system", "user" or "assistant", "content": text}, the last one
-        the user's. The reply is written while it is iterated. k, answer_from: as for `ask`."""
+        """Reply to a conversation. The reply is written while it is iterated.
+
+        messages: {"role": "system", "user" or "assistant", "content": text} each; the last message is the user's.
+        k, answer_from, mode: as for `ask`.
+
+        Raises EmptyQuestion, NoPassages, InvalidSetting.
+        """
         answer_from = _renamed("answer_from", answer_from, mode, OLD_ANSWER_MODES)
-        plan = self._plan(conversation(messages), k, answer_from, decoding)
-        return Reply(plan, plan.answer_from, self._stream(plan, decoding))
+        return self._reply(conversation(messages), k, answer_from, decoding)
 
     def complete(self, texts: Sequence[str], decoding: Decoding = REPLY) -> list[str]:
-        """How the model goes on after plain texts with the memory in view; see `conversation.complete`."""
+        """Continue plain texts with the memory in view; see `answering.conversation.complete`."""
         return complete(self.model, texts, self._view(), decoding)
 
     def ask_many(
@@ -640,12 +666,12 @@ class DocumentMemory:
         mode: str | None = None,
         max_new_tokens: int = 64,
     ) -> list[Answer]:
-        """Answer several questions, decoded as one batch, greedily. k, answer_from: as for `ask`."""
+        """Answer several questions as one batch, with greedy decoding. Settings, and errors, as for `ask`."""
         answer_from = _renamed("answer_from", answer_from, mode, OLD_ANSWER_MODES)
         decoding = Decoding(max_new_tokens)
         if isinstance(questions, str):
             raise InvalidSetting("questions is one text; give a list of questions")
-        plans = [self._plan(asked_alone(question), k, answer_from, decoding) for question in questions]
+        plans = [self._plan(asked_after((), question), k, answer_from, decoding) for question in questions]
         texts = answer_texts(self.model, plans, self._view, decoding) if plans else []
         return [
             Answer(text, plan.answer_from, plan.passages, question, self._forced)
@@ -657,14 +683,19 @@ class DocumentMemory:
         return await asyncio.to_thread(self.ask, question, **settings)
 
     def astream(self, question: str, **settings: Any) -> AsyncIterator[str]:
-        """`stream` without blocking the event loop; leaving the loop stops the model."""
+        """`stream` without blocking the event loop; leaving the `async for` loop stops the model."""
         return pieces_async(lambda: self.stream(question, **settings))
 
     def summarize(self, focus: str | None = None, *, max_new_tokens: int = 300, k: int = 6) -> Answer:
-        """Summarize the document, or what it says about `focus`, from k passages in reading order.
+        """Summarize the document from passages in reading order; without passages, from the compressive memory.
 
-        A long document is summarized part by part, as far as max_new_tokens allows, each part from k passages of its
-        own. Without passages, the summary comes from the compressive memory.
+        A long document is summarized part by part, in as many parts as `max_new_tokens` has room for.
+
+        focus: what the summary should be about, in one part; None for the whole document.
+        max_new_tokens: most tokens of the summary, shared by its parts.
+        k: most passages for each part.
+
+        Raises EmptyQuestion, InvalidSetting.
         """
         if k < 1:
             raise InvalidSetting(f"k is {k}; a summary needs at least one passage")
@@ -683,13 +714,14 @@ class DocumentMemory:
 
     def _plan(self, asked: Conversation, k: int, answer_from: str, decoding: Decoding) -> Plan:
         if answer_from not in ANSWER_FROM:
-            raise InvalidSetting(f"there is no answer from {answer_from!r}; choose one of {', '.join(ANSWER_FROM)}")
+            raise InvalidSetting(f"answer_from cannot be {answer_from!r}; choose one of {', '.join(ANSWER_FROM)}")
         if answer_from == "memory":
             return plan_from_memory(self.model, asked, decoding)
         return plan_from_search(self.model, self._search(), asked, k, decoding)
 
-    def _stream(self, plan: Plan, decoding: Decoding) -> Continuation:
-        return stream_answer(self.model, plan, self._view, decoding)
+    def _reply(self, asked: Conversation, k: int, answer_from: str, decoding: Decoding) -> Reply:
+        plan = self._plan(asked, k, answer_from, decoding)
+        return Reply(plan, plan.answer_from, stream_answer(self.model, plan, self._view, decoding))
 
     def _view(self) -> InfiniCache:
         """The compressive memory, with the unfinished segment in it."""
@@ -714,7 +746,7 @@ class DocumentMemory:
 
 
 def _model(model: Model, settings: MemorySettings) -> InfiniModel:
-    """The model that is given, or the shared one of that name with these settings."""
+    """`model` itself, or the shared model of that name with these settings."""
     from .model.infini_model import InfiniModel
     from .model.shared import shared_model
 
@@ -730,7 +762,7 @@ def _empty(passages: bool, model: Model, settings: MemorySettings) -> Ingestion:
 
 
 def _renamed(name: str, value: str, old: str | None, values: Mapping[str, str]) -> str:
-    """The value of a setting that older releases call `mode`, with other names for some values."""
+    """The value of a setting that older releases call `mode`, where some values have other names."""
     if old is None:
         return value
     value = values.get(old, old)

@@ -1,7 +1,7 @@
 """Every error a user of infinimem can meet.
 
-One class a cause. The message is one line that says what is wrong and what to do next, so that the command line
-can print it as it is. Everything derives from `InfinimemError`.
+Each cause has a class. The message is one line that says what is wrong and what to do next, so that the command line
+can print it as it is. All errors derive from `InfinimemError`; `ForcedModel` is a warning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class InvalidSetting(InfinimemError, ValueError):
 
 
 def check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
-    """Raise InvalidSetting where no name is given, or one that is not known."""
+    """Raise InvalidSetting where `names` has an unknown name, or no name. kind: what is named, for the message."""
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise InvalidSetting(f"there is no {kind} {', '.join(unknown) or '(none)'}; choose from {', '.join(known)}")
@@ -73,7 +73,7 @@ class SourceTooSlow(SourceError):
 
 
 class ReaderCrashed(SourceError):
-    """The process that parses the document ended without a word, or cannot be started."""
+    """The process that parses the document ended without a result, or cannot be started."""
 
 
 class NoTextInSource(SourceError):
@@ -92,7 +92,7 @@ class ModelError(InfinimemError):
 
 
 class DefaultModelMissing(ModelError):
-    """Neither the package that carries the embedded default model nor a network is there."""
+    """The package with the embedded default model is not installed, and the model cannot be fetched."""
 
 
 class ModelNotFound(ModelError):
@@ -142,7 +142,7 @@ class TrainingError(InfinimemError):
 
 
 class InvalidConfig(TrainingError, ValueError):
-    """The training configuration has an unknown field, lacks one, or has a value that cannot work."""
+    """The training configuration has an unknown field, lacks a field, or has a value that cannot work."""
 
 
 class TrainingDataError(TrainingError):
@@ -158,11 +158,11 @@ class NothingToResume(TrainingError):
 
 
 class DamagedCheckpoint(TrainingError):
-    """The checkpoint is truncated, or not one that infinimem wrote."""
+    """The checkpoint is truncated, or infinimem did not write it."""
 
 
 class RunChanged(TrainingError):
-    """Configuration, data or model differ from those that the checkpoint was made with."""
+    """The configuration, the data or the model is not the one that the checkpoint was made with."""
 
 
 class TrainingDiverged(TrainingError):
@@ -181,7 +181,7 @@ class MemoryFileNotFound(MemoryFileError, FileNotFoundError):
 
 
 class NotAMemoryFile(MemoryFileError):
-    """The file is not a safetensors file, or not one that infinimem wrote."""
+    """The file is not a safetensors file, or infinimem did not write it."""
 
 
 class DamagedMemoryFile(MemoryFileError):
@@ -189,27 +189,27 @@ class DamagedMemoryFile(MemoryFileError):
 
 
 class UnsupportedVersion(MemoryFileError):
-    """The file was written by a format version that this infinimem does not know."""
+    """The file has a format version that this infinimem does not know."""
 
 
 class ModelMismatch(MemoryFileError):
-    """The memory was written by another model, rule or setting than the one it is loaded with."""
+    """The memory was made with another model, rule or setting than it is loaded with."""
 
 
 class ForcedModel(UserWarning):
-    """A memory is used under another model than the one it was made by, because the user said so."""
+    """Warning: the user forced the use of a memory with a model that did not make it."""
 
 
 class CheckpointMismatch(MemoryFileError):
-    """Reading cannot go on from a checkpoint that was begun with other sources, another model or other settings."""
+    """An ingestion cannot go on from its checkpoint, which has other sources, another model or other settings."""
 
 
 class TargetNotWritable(MemoryFileError):
-    """A memory file, or what training leaves behind, cannot be written there."""
+    """A memory file, or another file that infinimem makes, cannot be written there."""
 
 
 class NotReplaced(MemoryFileError):
-    """What shall be written is there and is something else: a document, say, or another reading's checkpoint."""
+    """Writing would replace something else: a document, for instance, or the checkpoint of another ingestion."""
 
 
 class FileInUse(MemoryFileError):
@@ -225,7 +225,7 @@ class NoPassages(InfinimemError):
 
 
 class NoTermWeights(InfinimemError):
-    """The passages have no term weights, so they cannot be ranked by them."""
+    """The passages have no term weights, which `rank_by="learned"` needs."""
 
 
 class MergeMismatch(InfinimemError):
@@ -237,15 +237,15 @@ class LangChainMissing(InfinimemError, ImportError):
 
 
 class MiniLmMissing(InfinimemError, ImportError):
-    """A measurement beside MiniLM was asked for, but the package with its weights is not installed."""
+    """A comparison with MiniLM was asked for, but the package with its weights is not installed."""
 
 
 class RougeMissing(InfinimemError, ImportError):
-    """Summaries were to be scored, but the package rouge-score is not installed."""
+    """Scores of summaries were asked for, but the package rouge-score is not installed."""
 
 
 class SystemMissing(InfinimemError, ImportError):
-    """A system that is to be measured beside ours is not installed, or cannot run this model."""
+    """A system to compare infinimem with is not installed, or cannot run this model."""
 
 
 class MatplotlibMissing(InfinimemError, ImportError):
@@ -262,8 +262,8 @@ _RENAMED = {"NoAddresses": "NoTermWeights"}
 
 
 def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
-    """Say that a name of an older release has a new one. stacklevel: as for `warnings.warn`, from this function."""
-    warnings.warn(f"{old} is now called {new}; the old name goes with the next release", DeprecationWarning, stacklevel)
+    """Warn that a name of an older release has a new name. stacklevel: as for `warnings.warn`, from this function."""
+    warnings.warn(f"{old} is now called {new}; the next release drops the old name", DeprecationWarning, stacklevel)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The way to LangChain's components, which are a distribution of their own: langchain-infinimem."""
+"""Access to the LangChain components, which are in another distribution: langchain-infinimem."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .errors import LangChainMissing
 
 
 def component(name: str) -> Any:
-    """A class of the package langchain_infinimem. Raises LangChainMissing."""
+    """The class of that name in the package langchain_infinimem. Raises LangChainMissing."""
     try:
         return getattr(import_module("langchain_infinimem"), name)
     except ImportError as error:
         raise LangChainMissing(
-            f"LangChain's components cannot be imported ({error}); run: pip install langchain-infinimem"
+            f"the LangChain components cannot be imported ({error}); run: pip install langchain-infinimem"
         ) from error

@@ -113,7 +113,7 @@ def tiny_model(tokenizer: Any, segment_length: int = 32, **changes: Any) -> Infi
     head = TermHead(HeadSettings(layer=1, width=64, hidden=4), "head")
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    model.put_on(head.requires_grad_(False).eval())
+    model.use_term_head(head.requires_grad_(False).eval())
     return model
 
 

@@ -348,7 +348,7 @@ def worn(configured: Callable[..., AdaptConfig], tmp_path: Path) -> Path:
     return config.path(config.output) / "adapter"
 
 
-def test_a_reader_is_trained_over_an_adapter_that_stays_as_it_is(
+def test_an_answer_adapter_is_trained_over_an_adapter_that_stays_as_it_is(
     configured: Callable[..., AdaptConfig], small_directory: Path, worn: Path
 ) -> None:
     config = configured(objectives=READING, lora__over=str(worn), lora__rank=2, stages=[{"segments": 2, "steps": 3}])
@@ -356,16 +356,16 @@ def test_a_reader_is_trained_over_an_adapter_that_stays_as_it_is(
     output = config.path(config.output) / "adapter"
     for file in ("adapter_config.json", "adapter_model.safetensors", "memory.safetensors"):
         assert (output / file).read_bytes() == (worn / file).read_bytes()
-    halves = load_file(output / "reader" / "adapter_model.safetensors")
+    halves = load_file(output / "answer" / "adapter_model.safetensors")
     assert {half.dtype for half in halves.values()} == {torch.float16}
     assert all(bool(half.any()) for half in halves.values())
-    card = (output / "reader" / "README.md").read_text()
-    assert card.startswith("# Reader for small\n") and str(worn.parent) not in card
+    card = (output / "answer" / "README.md").read_text()
+    assert card.startswith("# Answer adapter for small\n") and str(worn.parent) not in card
     model = InfiniModel.from_pretrained(small_directory, adapter=output)
     assert model.identity() == InfiniModel.from_pretrained(small_directory, adapter=worn).identity()
 
 
-def test_what_a_reader_was_trained_as_is_what_it_reads_as(
+def test_what_an_answer_adapter_was_trained_as_is_what_it_answers_as(
     configured: Callable[..., AdaptConfig], small_directory: Path, worn: Path
 ) -> None:
     config = configured(objectives=READING, lora__over=str(worn), lora__rank=2, lora__lr=0.03)
@@ -376,31 +376,33 @@ def test_what_a_reader_was_trained_as_is_what_it_reads_as(
     output = config.path(config.output) / "adapter"
     trainer.write(output, {**run, "hardware": "test", "dtype": "float32"})
     tokens = random_tokens(1, 30)
-    reader = InfiniModel.from_pretrained(small_directory, adapter=output, dtype=torch.float32).reader
+    answering = InfiniModel.from_pretrained(small_directory, adapter=output, dtype=torch.float32).answering_model
     with torch.no_grad():
-        beside, merged = trainer.model.model(tokens).logits, reader.model(tokens).logits
+        beside, merged = trainer.model.model(tokens).logits, answering.model(tokens).logits
         bare = InfiniModel.from_pretrained(small_directory, adapter=worn, dtype=torch.float32).model(tokens).logits
     torch.testing.assert_close(merged, beside, rtol=1e-2, atol=1e-2)
     assert not torch.allclose(bare, beside, atol=0.1)
 
 
 @pytest.mark.parametrize("objective", [ALL[0], {**READING[0], "reading": 0.5}, {**READING[0], "beside": 0.5}])
-def test_a_reader_is_trained_on_passages_alone(
+def test_an_answer_adapter_is_trained_on_passages_alone(
     configured: Callable[..., AdaptConfig], objective: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidConfig, match=r"objectives\[1\].*reader"):
+    with pytest.raises(InvalidConfig, match=r"objectives\[1\].*answer adapter"):
         configured(objectives=[READING[0], objective], lora__over=str(tmp_path))
 
 
-def test_a_reader_goes_on_from_a_reader(configured: Callable[..., AdaptConfig], worn: Path, tmp_path: Path) -> None:
+def test_an_answer_adapter_goes_on_from_another(
+    configured: Callable[..., AdaptConfig], worn: Path, tmp_path: Path
+) -> None:
     settings = {"objectives": READING, "lora__over": str(worn), "lora__rank": 2}
     adapt(configured(**settings, output=str(tmp_path / "once"), stages=[{"segments": 2, "steps": 3}]))
-    reader = load_adapter(tmp_path / "once" / "adapter" / "reader")
-    config = configured(**settings, lora__start=reader.name if reader else "")
+    answering = load_adapter(tmp_path / "once" / "adapter" / "answer")
+    config = configured(**settings, lora__start=answering.name if answering else "")
     trainer = Trainer(config, train_module.load_model(config))
-    assert reader is not None
+    assert answering is not None
     for path, pair in trainer.lora.pairs.items():
-        assert all(torch.equal(mine, given) for mine, given in zip(pair, reader.lora[path], strict=True))
+        assert all(torch.equal(mine, given) for mine, given in zip(pair, answering.lora[path], strict=True))
 
 
 def test_the_card_names_data_steps_and_losses_and_no_places(configured: Callable[..., AdaptConfig], data: Path) -> None:

@@ -14,7 +14,7 @@ from training import ALL, PAPER, QA, SINGLE, STORY, TALE, table, write_rows, wri
 from infinimem.adapt.books import Books
 from infinimem.adapt.config import OBJECTIVES
 from infinimem.adapt.config_file import parse_config, read_config
-from infinimem.adapt.documents import question_documents, summary_documents
+from infinimem.adapt.documents import question_documents, summary_documents, training_data
 from infinimem.adapt.objectives import Mixture
 from infinimem.adapt.samples import Bench, Sample
 from infinimem.answering.prompts import NOT_SAID, encode_chat, memory_messages, told
@@ -101,8 +101,8 @@ def test_every_layout_of_questions_points_at_the_right_paragraph(data: Path) -> 
     for name, expected in (("squad", [1]), ("tales", [0, 1]), ("papers", [1])):
         (document,) = question_documents(data / f"{name}.jsonl.gz")
         (question,) = document.questions
-        assert question.paragraphs == expected
-        right = [document.passages()[0][i].text for i in document.right(question)]
+        assert list(question.paragraphs) == expected
+        right = [document.passages[i].text for i in document.right(question)]
         assert right and all(document.paragraphs[expected[0]][:9] in text for text in right)
     assert len(question_documents(data / "singles.jsonl.gz")) == 12
 
@@ -110,7 +110,7 @@ def test_every_layout_of_questions_points_at_the_right_paragraph(data: Path) -> 
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([], "no rows"),
+        ([], "is empty"),
         ([[1]], "line 1 of .* no JSON object"),
         ([{"paragraphs": ["a"]}], "'qas'"),
         ([{"paragraphs": "a", "qas": []}], "'paragraphs'"),
@@ -127,6 +127,11 @@ def test_questions_in_no_known_layout_are_refused(tmp_path: Path, rows: list[Any
         question_documents(write_rows(tmp_path / "q.jsonl.gz", *rows))
 
 
+def books_of(path: Path) -> Books:
+    with training_data():
+        return Books(path)
+
+
 def test_data_files_that_cannot_be_read_are_refused(tmp_path: Path, data: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"text": \n')
     (tmp_path / "cut.jsonl.gz").write_bytes((data / "books.jsonl.gz").read_bytes()[:200])
@@ -135,21 +140,21 @@ def test_data_files_that_cannot_be_read_are_refused(tmp_path: Path, data: Path) 
     content[200:260] = bytes(60)
     (tmp_path / "flipped.jsonl.gz").write_bytes(content)
     for name, says in (
-        ("none", "no data file"),
-        ("broken", "JSON Lines"),
+        ("none", "no file"),
+        ("broken", "no JSON"),
         ("cut", "restore"),
         ("flipped", "'"),
-        ("empty", "no rows"),
+        ("empty", "is empty"),
     ):
         with pytest.raises(TrainingDataError, match=says):
-            Books(next(tmp_path.glob(f"{name}*"), tmp_path / name))
+            books_of(next(tmp_path.glob(f"{name}*"), tmp_path / name))
     with pytest.raises(TrainingDataError, match="'text'"):
-        Books(data / "squad.jsonl.gz")
-    with pytest.raises(TrainingDataError, match="tasks qa1, qa2"):
+        books_of(data / "squad.jsonl.gz")
+    with pytest.raises(TrainingDataError, match="tasks qa1, qa2"), training_data():
         read_stories(data / "babi.jsonl.gz", ("qa1", "qa3"))
     late = {**STORY, "qas": [{"question": "Who?", "answer": "x", "after": 9}]}
-    with pytest.raises(TrainingDataError, match="after 9 of 3"):
-        read_stories(write_rows(tmp_path / "late.jsonl.gz", late), ())
+    with pytest.raises(TrainingDataError, match="after 9 of 3"), training_data():
+        read_stories(write_rows(tmp_path / "late.jsonl.gz", late))
 
 
 def test_prose_has_as_many_tokens_as_asked_for_also_beyond_a_books_end(make_model: MakeModel, data: Path) -> None:
@@ -512,7 +517,7 @@ def test_summaries_leave_out_passages_that_the_context_has_no_room_for(make_mode
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([], "no rows"),
+        ([], "is empty"),
         ([{"questions": []}], "'document'"),
         ([{"document": "a"}], "'general'"),
         ([{"document": "a", "questions": [{"question": "q", "summaries": [1]}]}], r"'summaries' \(list of str\)"),
@@ -541,3 +546,11 @@ def test_weights_decide_how_often_an_objective_comes(make_model: MakeModel, data
     drawn = mixture(make_model(segment_length=64), data, {**ALL[0], "weight": 9.0}, ALL[4])
     kinds = [drawn.sample(step, 0).kind for step in range(200)]
     assert 0.84 < kinds.count("lm") / len(kinds) < 0.96
+
+
+def test_training_and_measuring_share_no_invented_names() -> None:
+    from infinimem.datasets import facts, needles
+
+    trained = {*facts.FIRST, *facts.LAST, *facts.PLACES, *facts.WORDS}
+    measured = {*needles.NAMES, *(word for values in needles.WORDS.values() for word in values)}
+    assert {one.casefold() for one in trained} & {one.casefold() for one in measured} == set()

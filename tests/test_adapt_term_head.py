@@ -59,8 +59,8 @@ def directory(tmp_path: Path, tiny_directory: Path) -> Path:
 
 
 def config(directory: Path, tiny_directory: Path, **changes: Any) -> dict[str, Any]:
-    addresses = {"adapter": "worn", "data": ["articles.jsonl.gz"], "layer": 2, "hidden": 8, "epochs": 3, "lr": 0.01}
-    return {"output": "run", "model": str(tiny_directory), "addresses": {**addresses, **changes}}
+    head = {"adapter": "worn", "data": ["articles.jsonl.gz"], "layer": 2, "hidden": 8, "epochs": 3, "lr": 0.01}
+    return {"output": "run", "model": str(tiny_directory), "term_weights": {**head, **changes}}
 
 
 def run_of(directory: Path, tiny_directory: Path, **changes: Any) -> TermHeadRun:
@@ -82,13 +82,13 @@ def test_scores_are_those_of_the_ranker(model: InfiniModel, directory: Path) -> 
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     found = scores(head, one, one.asked)
-    weights, at, addresses = head.passage(one.words), 0, []
-    for passage in document.passages()[0]:
+    weights, at, given = head.passage(one.words), 0, []
+    for passage in document.passages:
         size = len(spans(passage.text))
-        addresses.append(to_bytes(weights[at : at + size].tolist()))
+        given.append(to_bytes(weights[at : at + size].tolist()))
         at += size
     weighed = {asked.text: head.question(asked.inputs).tolist() for asked in one.asked}
-    ranker = LearnedRanker(document.passages()[0], addresses, weighed.__getitem__)
+    ranker = LearnedRanker(document.passages, given, weighed.__getitem__)
     for row, asked in zip(found, one.asked, strict=True):
         assert np.allclose(row, ranker.scores(asked.text), atol=0.15)
     expected = -torch.stack(
@@ -105,9 +105,9 @@ def test_features_are_what_reading_weighs(model: InfiniModel, directory: Path) -
     head = TermHead(HeadSettings(2, 64, 8)).requires_grad_(False)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    model.put_on(head)
+    model.use_term_head(head)
     memory = DocumentMemory.from_text("\n\n".join(document.paragraphs), name=document.title, model=model)
-    assert [p.text for p in memory.passages] == [p.text for p in document.passages()[0]]
+    assert [p.text for p in memory.passages] == [p.text for p in document.passages]
     trained = head.passage(torch.from_numpy(found["words"]))
     used = np.frombuffer(b"".join(memory.term_weights() or []), np.uint8) / 32
     assert np.abs(trained.clamp(0, 255 / 32).numpy() - used).max() < 0.05
@@ -145,9 +145,9 @@ def test_a_stopped_run_goes_on_without_reading_again(
         raise AssertionError("a document was read twice")
 
     monkeypatch.setattr(module, "features", fail)
-    written = (directory / "run" / "adapter" / "addresses.safetensors").read_bytes()
+    written = (directory / "run" / "adapter" / "term_weights.safetensors").read_bytes()
     again = adapt_term_head(run, resume=True)
-    assert (directory / "run" / "adapter" / "addresses.safetensors").read_bytes() == written
+    assert (directory / "run" / "adapter" / "term_weights.safetensors").read_bytes() == written
     assert again["losses"] == first["losses"]
 
 
@@ -185,12 +185,12 @@ def test_what_was_read_for_another_run_is_not_used(
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"data": []}, "addresses.data"),
-        ({"layer": -1}, "addresses.layer"),
-        ({"lr": 0}, "addresses.lr"),
-        ({"layers": 3}, "addresses.layers"),
-        ({"adapter": 3}, "addresses.adapter"),
-        ({"adapter": "none"}, "addresses.adapter"),
+        ({"data": []}, "term_weights.data"),
+        ({"layer": -1}, "term_weights.layer"),
+        ({"lr": 0}, "term_weights.lr"),
+        ({"layers": 3}, "term_weights.layers"),
+        ({"adapter": 3}, "term_weights.adapter"),
+        ({"adapter": "none"}, "term_weights.adapter"),
     ],
 )
 def test_a_wrong_configuration_names_the_field(
@@ -204,8 +204,8 @@ def test_a_wrong_configuration_names_the_field(
 
 def test_the_command_trains_what_the_file_says(directory: Path, tiny_directory: Path) -> None:
     table = config(directory, tiny_directory)
-    lines = [f"output = {json.dumps(table['output'])}", f"model = {json.dumps(table['model'])}", "[addresses]"]
-    lines += [f"{name} = {json.dumps(value)}" for name, value in table["addresses"].items()]
+    lines = [f"output = {json.dumps(table['output'])}", f"model = {json.dumps(table['model'])}", "[term_weights]"]
+    lines += [f"{name} = {json.dumps(value)}" for name, value in table["term_weights"].items()]
     (directory / "run.toml").write_text("\n".join(lines))
     result = CliRunner().invoke(main, ["adapt", str(directory / "run.toml")])
     assert result.exit_code == 0 and "12 documents and 24 questions" in result.output

@@ -14,6 +14,7 @@ from conftest import TEXT, random_tokens, tiny_network
 from safetensors.torch import load_file, save_file
 
 from infinimem import DocumentMemory
+from infinimem.attention import Attachment
 from infinimem.cli.main import main
 from infinimem.errors import (
     AdapterMismatch,
@@ -162,15 +163,17 @@ def test_an_adapter_changes_what_the_model_says(tiny_directory: Path, adapter: P
     assert not torch.allclose(*said, atol=0.1)
 
 
-def with_reader(directory: Path, seed: int = 7) -> Path:
+def with_answer_adapter(directory: Path, seed: int = 7) -> Path:
     """The same adapter with a reader."""
-    make_adapter(directory / "reader", seed=seed)
-    (directory / "reader" / "memory.safetensors").unlink()
+    make_adapter(directory / "answer", seed=seed)
+    (directory / "answer" / "memory.safetensors").unlink()
     return directory
 
 
-def test_a_reader_lies_on_top_of_its_adapter_and_shares_the_embeddings(tiny_directory: Path, adapter: Path) -> None:
-    model = InfiniModel.from_pretrained(tiny_directory, adapter=with_reader(adapter), dtype=torch.float32)
+def test_an_answer_adapter_lies_on_top_of_its_adapter_and_shares_the_embeddings(
+    tiny_directory: Path, adapter: Path
+) -> None:
+    model = InfiniModel.from_pretrained(tiny_directory, adapter=with_answer_adapter(adapter), dtype=torch.float32)
     found = read_adapter(adapter)
     assert found.answer is not None
     expected = tiny_network("Llama")
@@ -184,18 +187,20 @@ def test_a_reader_lies_on_top_of_its_adapter_and_shares_the_embeddings(tiny_dire
     assert embeddings[0] == embeddings[1]
 
 
-def test_an_adapter_without_a_reader_reads_itself(tiny_directory: Path, adapter: Path) -> None:
+def test_an_adapter_without_an_answer_adapter_reads_itself(tiny_directory: Path, adapter: Path) -> None:
     model = InfiniModel.from_pretrained(tiny_directory, adapter=adapter)
     assert model.answering_model is model
 
 
-def test_a_reader_is_no_part_of_what_a_memory_depends_on(tiny_directory: Path, adapter: Path) -> None:
+def test_an_answer_adapter_is_no_part_of_what_a_memory_depends_on(tiny_directory: Path, adapter: Path) -> None:
     before = InfiniModel.from_pretrained(tiny_directory, adapter=adapter).identity()
-    assert InfiniModel.from_pretrained(tiny_directory, adapter=with_reader(adapter)).identity() == before
+    assert InfiniModel.from_pretrained(tiny_directory, adapter=with_answer_adapter(adapter)).identity() == before
 
 
-def test_passages_are_read_by_the_reader_and_memories_by_the_model(tiny_directory: Path, slots_adapter: Path) -> None:
-    model = InfiniModel.from_pretrained(tiny_directory, adapter=with_reader(slots_adapter))
+def test_passages_are_read_by_the_answer_adapter_and_memories_by_the_model(
+    tiny_directory: Path, slots_adapter: Path
+) -> None:
+    model = InfiniModel.from_pretrained(tiny_directory, adapter=with_answer_adapter(slots_adapter))
     memory = DocumentMemory.from_text(TEXT * 4, model=model)
     plain = InfiniModel.from_pretrained(
         tiny_directory,
@@ -216,7 +221,7 @@ def test_passages_are_read_by_the_reader_and_memories_by_the_model(tiny_director
 def test_a_memory_that_is_ready_leaves_the_first_question_nothing_to_prepare(
     tiny_directory: Path, slots_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = with_reader(slots_adapter)
+    adapter = with_answer_adapter(slots_adapter)
     model = InfiniModel.from_pretrained(tiny_directory, adapter=adapter)
     DocumentMemory.from_text(TEXT * 4, model=model).save(tmp_path / "m")
     calls: list[str] = []
@@ -225,7 +230,7 @@ def test_a_memory_that_is_ready_leaves_the_first_question_nothing_to_prepare(
         whole = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *a, **k: calls.append(name) or whole(*a, **k))
 
-    note(InfiniModel, "_over")
+    note(Attachment, "twin")
     note(InfiniModel, "read_tokens")
     note(LexicalRanker, "__init__")
     expected = []
@@ -238,27 +243,29 @@ def test_a_memory_that_is_ready_leaves_the_first_question_nothing_to_prepare(
             [loaded.ask("Who counted the ships?", answer_from=mode).text for mode in ("passages", "memory")]
         )
         assert (prepared, set(calls)) == (
-            ({"_over", "read_tokens", "__init__"}, set()) if ready else (set(), {"_over", "read_tokens", "__init__"})
+            ({"twin", "read_tokens", "__init__"}, set()) if ready else (set(), {"twin", "read_tokens", "__init__"})
         )
         calls.clear()
     assert expected[0] == expected[1]
 
 
-def test_a_reader_for_another_model_is_refused_when_the_adapter_is_loaded(tiny_directory: Path, adapter: Path) -> None:
+def test_an_answer_adapter_for_another_model_is_refused_when_the_adapter_is_loaded(
+    tiny_directory: Path, adapter: Path
+) -> None:
     def move(tensors: dict[str, torch.Tensor]) -> None:
         tensors.update(
             {name.replace("layers.3", "layers.9"): tensors.pop(name) for name in [*tensors] if "layers.3" in name}
         )
 
-    edit_tensors(with_reader(adapter) / "reader", "adapter_model.safetensors", move)
-    with pytest.raises(AdapterMismatch, match="reader"):
+    edit_tensors(with_answer_adapter(adapter) / "answer", "adapter_model.safetensors", move)
+    with pytest.raises(AdapterMismatch, match="answer"):
         InfiniModel.from_pretrained(tiny_directory, adapter=adapter)
 
 
-def test_a_reader_that_leads_to_itself_is_read_once(adapter: Path) -> None:
-    (adapter / "reader").symlink_to(".", target_is_directory=True)
+def test_an_answer_adapter_that_leads_to_itself_is_read_once(adapter: Path) -> None:
+    (adapter / "answer").symlink_to(".", target_is_directory=True)
     found = read_adapter(adapter)
-    assert found.answer is not None and found.answer.reader is None and found.answer.sha256 == found.sha256
+    assert found.answer is not None and found.answer.answer is None and found.answer.sha256 == found.sha256
 
 
 def edit_config(directory: Path, **changes: Any) -> None:
@@ -374,7 +381,7 @@ def test_a_memory_file_finds_its_adapter_again(tiny_directory: Path, slots_adapt
     loaded = DocumentMemory.load(tmp_path / "m")
     loaded.open()
     assert loaded.identity["adapter"] == read_adapter(slots_adapter).sha256
-    question = {"mode": "memory", "max_new_tokens": 5}
+    question = {"answer_from": "memory", "max_new_tokens": 5}
     assert loaded.ask("Who counted?", **question).text == memory.ask("Who counted?", **question).text
     again = tmp_path / "again"
     loaded.save(again)

@@ -67,7 +67,7 @@ def test_an_answer_from_the_memory_alone_says_so(file: Path, tiny_directory: Pat
     shown = infinimem("ask", file, "Zzyzx qwrt?", "-m", tiny_directory)
     assert "No passage was shown to the model" in shown.stderr
     assert as_json("ask", file, "Zzyzx qwrt?", "-m", tiny_directory)["mode"] == "memory"
-    assert as_json("ask", file, "Who is Odile Marchetti?", "-m", tiny_directory)["mode"] == "recall"
+    assert as_json("ask", file, "Who is Odile Marchetti?", "-m", tiny_directory)["mode"] == "passages"
 
 
 def test_ingest_says_what_it_did(story: Path, tiny_directory: Path, tmp_path: Path) -> None:
@@ -82,12 +82,12 @@ def test_ask_prints_the_answer_and_where_it_comes_from(file: Path) -> None:
 
 def test_ask_json_has_the_documented_keys(file: Path) -> None:
     shown = as_json("ask", file, "Who is the captain?", "-k", 2, "--max-new-tokens", 5)
-    assert set(shown) == {"answer", "found", "mode", "passages", "forced"} and shown["mode"] == "recall"
+    assert set(shown) == {"answer", "found", "mode", "passages", "forced"} and shown["mode"] == "passages"
     assert {"text", "source", "page", "score"} <= set(shown["passages"][0]) and len(shown["passages"]) <= 2
 
 
 def test_ask_from_the_memory_alone(file: Path) -> None:
-    shown = as_json("ask", file, "Who is the captain?", "--mode", "memory", "--max-new-tokens", 5)
+    shown = as_json("ask", file, "Who is the captain?", "--answer-from", "memory", "--max-new-tokens", 5)
     assert shown["mode"] == "memory" and shown["passages"] == []
 
 
@@ -282,7 +282,7 @@ def test_bad_input_is_one_line_and_exit_status_1(
         ["ingest", "a"],
         ["ask", "file"],
         ["ask", "file", "q", "-k", "0"],
-        ["ask", "file", "q", "--mode", "magic"],
+        ["ask", "file", "q", "--answer-from", "magic"],
         ["ingest", "a", "-o", "b", "--rule", "linear", "--slots", "8"],
         ["ingest", "a", "-o", "b", "--rule", "magic"],
         ["eval", "passkey", "--depths", "deep"],

@@ -188,10 +188,10 @@ def test_an_interrupted_reading_of_other_documents_is_not_replaced(
     other.write_text("Something else.")
     changed = [str(other) if one == str(source) else one for one in arguments]
     ended = CliRunner().invoke(main, changed)
-    assert ended.exit_code == 1 and f"keeps an interrupted reading of '{source.name}'" in ended.stderr
+    assert ended.exit_code == 1 and f"keeps an interrupted ingestion of '{source.name}'" in ended.stderr
     assert ended.stderr.count("\n") == 1
     ended = CliRunner().invoke(main, [*changed, "--resume"])
-    assert ended.exit_code == 1 and "reading cannot go on" in ended.stderr and ended.stderr.count("\n") == 1
+    assert ended.exit_code == 1 and "ingestion cannot go on" in ended.stderr and ended.stderr.count("\n") == 1
     assert partial.read_bytes() == kept and not output.exists()
 
 

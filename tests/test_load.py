@@ -37,7 +37,7 @@ class Asked(NamedTuple):
     """What is asked of which memory, in which way."""
 
     memory: int
-    mode: str
+    way: str
     question: str
 
 
@@ -77,11 +77,11 @@ def questions(count: int) -> list[Asked]:
 
 def answer(memory: DocumentMemory, asked: Asked) -> Any:
     """All that an answer is, comparable."""
-    if asked.mode == "retrieve":
+    if asked.way == "retrieve":
         return [passage.to_dict() for passage in memory.retrieve(asked.question, 3)]
-    if asked.mode == "summarize":
+    if asked.way == "summarize":
         return memory.summarize(asked.question, max_new_tokens=2, k=2).to_dict()
-    return memory.ask(asked.question, mode=asked.mode, k=2, max_new_tokens=4).to_dict()
+    return memory.ask(asked.question, answer_from=asked.way, k=2, max_new_tokens=4).to_dict()
 
 
 def together(work: Sequence[Callable[[], Any]], threads: int = THREADS) -> list[Any]:
@@ -115,7 +115,7 @@ def expected_of(memories: Sequence[DocumentMemory], asked: Sequence[Asked]) -> d
 def test_answers_of_thirty_two_threads_are_those_of_one(memories: list[DocumentMemory], busy: None) -> None:
     asked = questions(200)
     expected = expected_of(memories, asked)
-    assert len({one.mode for one in expected}) == len(MODES) and len({one.memory for one in expected}) == MEMORIES
+    assert len({one.way for one in expected}) == len(MODES) and len({one.memory for one in expected}) == MEMORIES
     got = together([lambda one=one: answer(memories[one.memory], one) for one in asked])
     wrong = [one for one, found in zip(asked, got, strict=True) if found != expected[one]]
     assert not wrong, f"{len(wrong)} of {len(asked)} answers differ, as for {wrong[0]}"
@@ -207,13 +207,13 @@ def test_a_model_that_thirty_two_threads_need_is_loaded_once(
     DocumentMemory.from_text(document(1), name="b", model=tiny_directory, segment_length=64).save(tmp_path / "memory")
     gc.collect()
     loaded: list[str] = []
-    original = InfiniModel.from_pretrained.__func__  # type: ignore[attr-defined]
+    original = InfiniModel.load.__func__  # type: ignore[attr-defined]
 
-    def counting(cls: type[InfiniModel], name: Any = None, **settings: Any) -> InfiniModel:
+    def counting(cls: type[InfiniModel], name: Any, *settings: Any, **more: Any) -> InfiniModel:
         loaded.append(str(name))
-        return original(cls, name, **settings)  # type: ignore[no-any-return]
+        return original(cls, name, *settings, **more)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(model_module.InfiniModel, "from_pretrained", classmethod(counting))
+    monkeypatch.setattr(model_module.InfiniModel, "load", classmethod(counting))
     opened = [DocumentMemory.load(tmp_path / "memory") for _ in range(THREADS)]
     question = "What of the sails of Otter?"
     got = together([lambda memory=memory: memory.ask(question, max_new_tokens=4).to_dict() for memory in opened])

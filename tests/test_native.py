@@ -551,7 +551,7 @@ def test_a_compiler_that_fails_leaves_a_pure_installation(
     compiler: str, hook: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", compiler)
-    old = Path(hook.root) / "infinimem/native/libinfinimem-0123456789abcdef.so"
+    old = Path(hook.root) / "infinimem/attention/native/libinfinimem-0123456789abcdef.so"
     old.write_bytes(b"of another version")
     data: dict[str, Any] = {"artifacts": [], "pure_python": True}
     hook.initialize("standard", data)
@@ -574,7 +574,7 @@ def test_sources_that_cannot_be_written_beside_leave_a_pure_installation(
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError("read-only")
 
-    (Path(hook.root) / "infinimem/native/libinfinimem-0123456789abcdef.so").write_bytes(b"of another version")
+    (Path(hook.root) / "infinimem/attention/native/libinfinimem-0123456789abcdef.so").write_bytes(b"of another version")
     monkeypatch.setattr(Path, "unlink", refuse)
     data: dict[str, Any] = {"artifacts": [], "pure_python": True}
     hook.initialize("standard", data)
@@ -589,7 +589,7 @@ def test_a_compiler_that_works_makes_a_wheel_of_this_platform(hook: Any) -> None
     data: dict[str, Any] = {"artifacts": [], "pure_python": True}
     hook.initialize("standard", data)
     assert data == {
-        "artifacts": [f"infinimem/native/{native.LIBRARY.name}"],
+        "artifacts": [f"infinimem/attention/native/{native.LIBRARY.name}"],
         "pure_python": False,
         "tag": "py3-none-linux_x86_64",
     }

@@ -244,7 +244,7 @@ def test_the_share_of_answers_that_say_there_is_none_is_reported(
 def test_none_asks_as_memory_does_and_gold_from_the_right_paragraph_alone(make_model: MakeModel) -> None:
     from infinimem import DocumentMemory
     from infinimem.answering.decoding import Decoding
-    from infinimem.answering.plan import asked_alone, plan_from_passages
+    from infinimem.answering.plan import asked_after, plan_from_passages
     from infinimem.answering.stream import continue_texts, stream_answer
     from infinimem.search.search import Search
 
@@ -258,7 +258,7 @@ def test_none_asks_as_memory_does_and_gold_from_the_right_paragraph_alone(make_m
     memory = DocumentMemory.from_text(docs[0].text, name=docs[0].title, model=model)
     search = Search([memory])
     ranked = search.within(question.text, question.spans, 4)
-    plan = plan_from_passages(model, search, ranked, asked_alone(question.text), Decoding(5))
+    plan = plan_from_passages(model, search, ranked, asked_after((), question.text), Decoding(5))
     assert said["gold"][0]["answer"] == "".join(stream_answer(model, plan, lambda: None, Decoding(5))).strip()
     assert len(memory.passages) > 1 and [p.text for p in plan.passages] == [memory.passages[-1].text]
 

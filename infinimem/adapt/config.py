@@ -12,7 +12,7 @@ from typing import Any
 
 from ..datasets.facts import MOST_FACTS
 from ..errors import InvalidConfig, warn_renamed
-from ..model.adapter import ANSWER, OLD_ANSWER
+from ..model.directories import ANSWER, OLD_ANSWER
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -17,7 +17,6 @@ from torch import nn
 from ..attention import GatedRule, MemoryRule, make_rule
 from ..errors import InvalidSetting, RunExists, TargetNotWritable, TrainingDiverged
 from ..model.adapter import (
-    ANSWER,
     CONFIG_FILE,
     LORA_FILE,
     MEMORY_FILE,
@@ -26,6 +25,7 @@ from ..model.adapter import (
     load_adapter,
     write_adapter,
 )
+from ..model.directories import ANSWER
 from ..model.embedded import DEFAULT_HUB_ID, DEFAULT_MODEL
 from ..model.infini_model import InfiniModel
 from ..model.lora import set_gates

@@ -11,10 +11,13 @@ from .prompts import NOT_SAID
 
 @dataclass(frozen=True)
 class Answer:
-    """A text from the model, and the passages that were found for it, best first.
+    """A text from the model, and the passages that were found for it.
 
-    mode: where the text comes from, "passages" or "memory" (the compressive memory alone).
-    forced: how the model differs from the model that read the document, where it was loaded all the same.
+    text: the answer, or the summary.
+    mode: where the text comes from: "passages", or "memory" (the compressive memory alone).
+    passages: the passages that were found, best first.
+    question: the question, or what the summary should be about; None for a summary of everything.
+    forced: how the model differs from the model that read the document, where it was loaded by force.
     """
 
     text: str
@@ -43,5 +46,5 @@ class Answer:
 
 
 def is_answer(text: str) -> bool:
-    """False where the text says, as the prompt asks for, that the document does not."""
+    """False where the text says, in the words of the prompt, that the document does not say."""
     return not text.strip().casefold().startswith(NOT_SAID.rstrip(".").casefold())

@@ -1,9 +1,9 @@
 """Conversations: messages in, a reply out, piece by piece.
 
 - a message is {"role": "system", "user" or "assistant", "content": text}
-- conversations that chat templates of small models refuse are put right (`prompts.conversation`): messages of one role
-  in a row become one, and the words of all system messages open the conversation
-- with a memory, passages are found for the last message, or the memory is asked it
+- conversations that chat templates of small models refuse are put right (`prompts.conversation`): neighbouring messages
+  of one role become one message, and the text of all system messages opens the conversation
+- with a memory, the last message is answered from the passages that are found for it, or from the compressive memory
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ REPLY = Decoding(max_new_tokens=256)
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply that is written while it is iterated, once; closing it stops the model.
+    """A reply that is written while it is iterated, which works once; closing it stops the model.
 
-    plan: the prompts it comes from. mode: "passages" or "memory", where it is answered from; None without a memory.
+    plan: the prompts that the reply comes from.
+    mode: what the reply is answered from: "passages" or "memory"; None without a memory.
+    continuation: gives the pieces of the reply.
     """
 
     plan: Plan
@@ -41,22 +43,22 @@ class Reply:
         return iter(self.continuation)
 
     def __aiter__(self) -> AsyncGenerator[str, None]:
-        """The pieces without blocking the event loop; leaving the loop stops the model."""
+        """The pieces of the reply, without blocking the event loop; leaving the `async for` stops the model."""
         return pieces_async(lambda: self.continuation)
 
     @property
     def passages(self) -> list[Passage]:
-        """What was found for the reply, best first."""
+        """The passages that were found for the reply, best first."""
         return self.plan.passages
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the conversation with its passages, of all candidate prompts together."""
+        """Number of tokens of the conversation with its passages, in all candidate prompts together."""
         return sum(map(len, self.plan.prompts))
 
     @property
     def tokens(self) -> int:
-        """Tokens of the reply that were computed so far."""
+        """Number of tokens of the reply that were computed so far."""
         return self.continuation.tokens
 
     @property
@@ -65,7 +67,7 @@ class Reply:
         return self.continuation.finish
 
     def text(self) -> str:
-        """The (rest of the) reply as a whole."""
+        """The whole reply, or the rest of it after the pieces that were already taken."""
         return "".join(self).strip()
 
     def close(self) -> None:
@@ -74,7 +76,11 @@ class Reply:
 
 
 def reply(model: InfiniModel, messages: Sequence[Mapping[str, str]], decoding: Decoding = REPLY) -> Reply:
-    """Reply to a conversation without any document; `DocumentMemory.reply` does it with one."""
+    """Reply to a conversation without any document; `DocumentMemory.reply` replies with a memory.
+
+    messages: {"role": "system", "user" or "assistant", "content": text} each; the last message is the user's.
+    Raises InvalidSetting, and EmptyQuestion where the last message has no words.
+    """
     asked = conversation(messages)
     plan = fit_prompt(
         model, lambda _: plain_messages(asked.question, asked.earlier, asked.system), [], decoding.max_new_tokens
@@ -85,10 +91,11 @@ def reply(model: InfiniModel, messages: Sequence[Mapping[str, str]], decoding: D
 def complete(
     model: InfiniModel, texts: Sequence[str], cache: InfiniCache | None = None, decoding: Decoding = REPLY
 ) -> list[str]:
-    """How the model goes on after plain texts, without a chat, decoded as one batch.
+    """The model's continuations of plain texts, without a chat, decoded as one batch.
 
-    `DocumentMemory.complete` does it with a memory in view. Control tokens in the texts are ordinary text. Raises
-    InvalidSetting where a text has no tokens or does not fit.
+    texts: control tokens in them are ordinary text.
+    cache: the memory that the model sees (`DocumentMemory.complete` gives its own); None for an empty memory.
+    Raises InvalidSetting where a text has no tokens or does not fit.
     """
     prompts = [[*model.prefix, *model.encoder.encode(text)] for text in texts]
     longest = max(map(len, prompts), default=0)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from ..errors import InvalidSetting
 
-# Small models fall into loops under greedy decoding. Facts and figures repeat themselves too, but not for so long.
+# Small models fall into loops under greedy decoding. Good answers repeat facts and figures too, but no run of this many
+# tokens.
 NO_REPEAT = 8
 
 
 def check_limits(max_new_tokens: int, temperature: float, top_p: float) -> None:
-    """Raises InvalidSetting where nothing can be decoded so."""
+    """Raise InvalidSetting where nothing can be decoded with these limits."""
     if not temperature >= 0 or not 0 < top_p <= 1:
         raise InvalidSetting(f"temperature ({temperature}) must be >= 0 and top_p ({top_p}) in (0, 1]")
     if max_new_tokens < 1:
@@ -28,7 +29,7 @@ class Decoding:
     top_p: see temperature.
     seed: makes sampling repeatable.
     stop: texts before which the answer ends.
-    timeout: seconds after which an unfinished answer is given up.
+    timeout: seconds after which an unfinished answer is given up (AnswerTimeout); None for no limit.
     no_repeat: no run of this many tokens comes twice in the answer; 0 allows any.
     """
 

@@ -1,11 +1,14 @@
 """Ensembles: several candidate prompts for one question, each with another part of the document, and one answer.
 
-- each candidate prompt gives an answer of its own, greedily; the answer is taken that all candidate prompts together
-  find best: a sum over the prompts of weight x p(answer | prompt), as in RAG-Sequence with thorough decoding (arXiv
-  2005.11401, section 2.1), with two changes: log p is divided by a power of the answer's length (arXiv 1609.08144,
-  section 7), as otherwise the shortest answer wins, and multiplied, so that prompts that are sure count for more
-- answers that cannot win any more are given up on the way
-- "not said" is what a prompt says of its own part of the document: it is the answer where all prompts say so
+- each candidate prompt gives one answer, decoded greedily; the ensemble takes the answer that all candidate prompts
+  together rate highest
+- the rating is the sum over the prompts of weight x p(answer | prompt), as in RAG-Sequence with thorough decoding
+  (arXiv 2005.11401, section 2.1), with two changes. log p is divided by a power of the answer's length (arXiv
+  1609.08144, section 7), because otherwise the shortest answer wins. log p is also multiplied, so that prompts that are
+  sure count for more
+- an unfinished answer that can hardly win any more is given up
+- a prompt that gives the answer NOT_SAID speaks only of its own part of the document, so the ensemble gives this
+  answer only where all of its prompts do
 """
 
 from __future__ import annotations
@@ -26,19 +29,19 @@ from .rows import Rows
 if TYPE_CHECKING:
     from ..model.infini_model import InfiniModel
 
-# Ensembles in one batch.
+# The most ensembles in one batch.
 ENSEMBLES = 4
-# A forward of its own costs as much as so many tokens: prompts side by side are padded by no more for one more of them.
+# A separate forward costs as much as this many tokens, so a prompt joins a batch only where it adds no more padding.
 FORWARD = 48
-# A candidate prompt says of an answer of n tokens, the end included: SURE x log p / n ** LENGTH.
+# A candidate prompt rates an answer of n tokens, the end token included, with SURE x log p / n ** LENGTH.
 LENGTH = 0.8
 SURE = 2.0
-# An answer that is so much less probable than one that is complete (log) is not written to its end.
+# An unfinished answer is given up once its log probability is this far below that of a complete answer.
 HOPELESS = 5.0
 
 
 class Said(NamedTuple):
-    """An answer's tokens, and whether the model ended it, by a token that is not among them."""
+    """The tokens of an answer, without the token that ended it, and whether the model ended it."""
 
     tokens: list[int]
     ended: bool
@@ -54,14 +57,17 @@ def answers(
     stop: Sequence[str] = (),
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[Said]:
-    """An answer from each ensemble, which has one candidate prompt at least.
+    """One answer from each ensemble, in their order.
 
-    no_repeat: as in `rows.generate`. stop: texts with which an answer is complete. tick: is called between all
-    steps, and may raise.
+    ensembles: candidate prompts, at least one for each ensemble.
+    max_new_tokens: most tokens of an answer, the end token included.
+    no_repeat: as in `rows.generate`.
+    stop: texts with which an answer is complete.
+    tick: is called between all steps, and may raise.
     """
     for start in range(0, len(ensembles), ENSEMBLES):
         some = ensembles[start : start + ENSEMBLES]
-        # By length, so that little is padded.
+        # Sorted by length, so that little is padded.
         flat = sorted(
             ((number, prompt) for number, prompts in enumerate(some) for prompt in prompts),
             key=lambda pair: len(pair[1].tokens),
@@ -90,9 +96,13 @@ class _Limits(NamedTuple):
 def read(
     model: InfiniModel, prompts: Sequence[Sequence[int]], tick: Callable[[], None] = lambda: None
 ) -> tuple[Rows, Tensor]:
-    """Prompts, the shortest first, as rows, and the logits after each, (B, V). What all begin with is computed once."""
-    # One token of each is left to be computed. What is padded after a common beginning would count as distance where
-    # attention has a window.
+    """The prompts as rows, and the logits after each prompt, (B, V).
+
+    prompts: token ids, the shortest prompt first. The tokens that all prompts begin with are computed once.
+    tick: is called before each batch, and may raise.
+    """
+    # The common beginning leaves at least one token of each prompt, which gives the logits. Where attention has a
+    # sliding window, padding between the beginning and the rest would count as distance.
     windowed = getattr(model.model.config.get_text_config(), "sliding_window", None) is not None
     alike = (len(set(column)) == 1 for column in zip(*prompts, strict=False))
     common = min(sum(takewhile(bool, alike)), len(prompts[0]) - 1)
@@ -131,12 +141,12 @@ def _greedy(
     owners: Sequence[int],
     limits: _Limits,
 ) -> list[list[int]]:
-    """The most probable tokens of every row, with the one that ends them; none of rows that were given up."""
+    """The most probable tokens of every row, with the token that ends them; no tokens for rows that were given up."""
     fresh = NoRepeatNGramLogitsProcessor(limits.no_repeat) if limits.no_repeat else None
     tokens = torch.empty(len(owners), 0, dtype=torch.long, device=logits.device)
     said: list[list[int]] = [[] for _ in owners]
     running, worth = set(range(len(owners))), list(weights)
-    # Of each question, the worth of the best answer that is complete.
+    # For each ensemble, the worth of its best complete answer.
     complete = dict.fromkeys(owners, float("-inf"))
     for step in range(limits.max_new_tokens):
         limits.tick()
@@ -184,8 +194,12 @@ def _best(
     weights: Mapping[int, float],
     candidates: Sequence[tuple[int, ...]],
 ) -> tuple[int, ...]:
-    """The candidate that the rows of these weights together find best: of those that answer, if any does, or of those
-    that say anything."""
+    """The candidate answer that the rows together rate highest.
+
+    weights: row to its log weight.
+    candidates: token ids of different answers. Those that answer the question come before those that give NOT_SAID,
+        and answers without text come last.
+    """
     texts = {candidate: _text(model, candidate) for candidate in candidates}
     some = [one for one, text in texts.items() if _speaks(text)]
     some = some or [one for one, text in texts.items() if text.strip()] or list(candidates)

@@ -1,8 +1,8 @@
 """From a question to a plan: the prompts that the model is shown, and the passages that the answer cites.
 
 - a plan is one of three: an answer that is known without the model, a single prompt, or an ensemble
-- a model with an answer adapter is shown parts of the document one by one, as an ensemble: small models read little
-  text better than much
+- a model with an answer adapter is shown the parts of the document one by one, in an ensemble, because small models
+  read a little text better than a lot of text
 - a prompt has as many of the best passages as fit into the model's context beside the answer
 """
 
@@ -20,11 +20,13 @@ from .prompts import (
     NOT_SAID,
     CandidatePrompt,
     Conversation,
+    History,
     Message,
     encode_chat,
     memory_messages,
     passage_messages,
     summary_messages,
+    told,
 )
 
 if TYPE_CHECKING:
@@ -52,8 +54,11 @@ class Ensemble(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a question is answered. passages: found for the question, best first; without them the model is shown its
-    compressive memory."""
+    """How a question is answered.
+
+    content: the known answer, or what the model is shown.
+    passages: the passages that were found, best first; a plan without passages asks the compressive memory.
+    """
 
     content: KnownAnswer | SinglePrompt | Ensemble
     passages: list[Passage]
@@ -65,7 +70,7 @@ class Plan(NamedTuple):
 
     @property
     def prompts(self) -> list[list[int]]:
-        """Token ids of all its prompts; none where the answer is known."""
+        """Token ids of all prompts of the plan; no prompts where the answer is known."""
         if isinstance(self.content, KnownAnswer):
             return []
         return (
@@ -83,9 +88,12 @@ def plan_from_memory(model: InfiniModel, asked: Conversation, decoding: Decoding
 
 
 def plan_from_search(model: InfiniModel, search: Search[Any], asked: Conversation, k: int, decoding: Decoding) -> Plan:
-    """Prompts with the k passages that fit the question best. Errors: those of `Search.rank`, and InvalidSetting."""
+    """Prompts with the k passages that fit the question best.
+
+    Raises InvalidSetting where the question does not fit into the model's context, and the errors of `Search.rank`.
+    """
     ranked = search.rank(asked.question, k)
-    # A question that goes on a conversation may have its words there.
+    # Within a conversation, the words that say what the question is about may stand in earlier messages.
     if ranked and not asked.earlier and not search.has_answer(asked.question):
         return Plan(KnownAnswer(NOT_SAID), search.scored(ranked))
     return plan_from_passages(model, search, ranked, asked, decoding)
@@ -98,8 +106,9 @@ def plan_from_passages(
     asked: Conversation,
     decoding: Decoding,
 ) -> Plan:
-    """Prompts with passages, pairs (index, score), best first.
+    """Prompts with passages.
 
+    ranked: pairs (index of the passage, score), best first.
     Raises InvalidSetting where not even the question fits.
     """
     found = search.scored(ranked)
@@ -107,7 +116,7 @@ def plan_from_passages(
     def messages(passages: Sequence[Passage]) -> list[Message]:
         return passage_messages(asked.question, passages, asked.earlier, asked.system)
 
-    # A sample is one of many answers that could be given, so there is no best one to choose.
+    # An ensemble chooses the best answer, but a sampled answer is one of many possible answers, and none is the best.
     apart = model.answering_model is not model and decoding.temperature == 0
     plan = fit_prompt(model, messages, found[:1] if apart else found, decoding.max_new_tokens)
     if not apart or not plan.passages:
@@ -121,13 +130,13 @@ def plan_from_passages(
 
 
 def plan_summary(model: InfiniModel, passages: list[Passage], focus: str | None, decoding: Decoding) -> Plan:
-    """A prompt for a summary of passages in reading order; without passages, of the memory."""
+    """A prompt for a summary of passages in reading order; without passages, of the compressive memory."""
     return fit_prompt(model, lambda shown: summary_messages(shown, focus), passages, decoding.max_new_tokens)
 
 
-def asked_alone(question: str) -> Conversation:
-    """A question without a conversation before it. Raises EmptyQuestion."""
-    return Conversation(checked_question(question), [], "")
+def asked_after(history: History, question: str) -> Conversation:
+    """A question after earlier (question, answer) pairs. Raises EmptyQuestion."""
+    return Conversation(checked_question(question), told(history), "")
 
 
 def fit_prompt(
@@ -136,8 +145,9 @@ def fit_prompt(
     passages: list[Passage],
     max_new_tokens: int,
 ) -> Plan:
-    """A single prompt with as many of the passages, from the front, as fit beside the answer.
+    """A single prompt with as many of the passages, from the first one on, as fit beside the answer.
 
+    messages: makes the chat messages from the passages that fit.
     Raises InvalidSetting where not even the question fits.
     """
     limit = model.context_length - max_new_tokens

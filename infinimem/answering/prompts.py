@@ -24,7 +24,7 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Conversation:
-    """The last question, what was said before it, and the words of the system messages."""
+    """The last question, the messages before it, and the text of the system messages."""
 
     question: str
     earlier: list[Message]
@@ -32,13 +32,17 @@ class Conversation:
 
 
 def conversation(messages: Sequence[Mapping[str, str]]) -> Conversation:
-    """Check and order messages. Raises InvalidSetting, and EmptyQuestion where the last message has no words."""
+    """Check and order messages.
+
+    messages: {"role": "system", "user" or "assistant", "content": text} each.
+    Raises InvalidSetting, and EmptyQuestion where the last message has no words.
+    """
     systems: list[str] = []
     turns: list[Message] = []
     for message in messages:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES or not isinstance(content, str):
-            raise InvalidSetting(f"a message has a role ({', '.join(ROLES)}) and a content, which is text")
+            raise InvalidSetting(f"a message needs a role ({', '.join(ROLES)}) and a content that is text")
         if role == "system":
             systems.append(content)
         elif turns and turns[-1]["role"] == role:
@@ -55,7 +59,7 @@ Message = dict[str, str]
 History = Sequence[tuple[str, str]]  # earlier questions and answers
 
 
-# How an answer says that there is none.
+# The sentence with which the model says that the document has no answer.
 NOT_SAID = "The document does not say."
 PASSAGES_SYSTEM = (
     "You answer questions about a document. Answer briefly, in the words of the excerpts. "
@@ -87,13 +91,17 @@ def told(history: History) -> list[Message]:
 def passage_messages(
     question: str, passages: Sequence[Passage], earlier: Sequence[Message] = (), system: str = ""
 ) -> list[Message]:
-    """A question with the passages that may answer it. earlier: the conversation so far. system: of the user."""
+    """A question with the passages that may answer it.
+
+    earlier: the conversation before the question.
+    system: the text of the user's own system messages.
+    """
     content = f"Excerpts from the document:\n\n{quote(passages)}\n\nQuestion: {question}"
     return _conversation([PASSAGES_SYSTEM, system], earlier, content if passages else f"Question: {question}")
 
 
 def memory_messages(question: str, earlier: Sequence[Message] = (), system: str = "") -> list[Message]:
-    """A question to the memory alone."""
+    """A question to the compressive memory alone; arguments as in `passage_messages`."""
     return _conversation([MEMORY_SYSTEM, system], earlier, question)
 
 
@@ -103,7 +111,10 @@ def plain_messages(question: str, earlier: Sequence[Message] = (), system: str =
 
 
 def summary_messages(passages: Sequence[Passage], focus: str | None) -> list[Message]:
-    """A summary of the document from passages in reading order."""
+    """The request for a summary from passages in reading order.
+
+    focus: what the summary should be about; None for the whole document.
+    """
     about = f"Summarize what the document says about this: {focus}" if focus else "Summarize the document."
     content = f"Excerpts from the document, in order:\n\n{quote(passages)}\n\n{about}" if passages else about
     return _conversation([SUMMARY_SYSTEM], (), content)
@@ -118,7 +129,7 @@ def _conversation(systems: Sequence[str], earlier: Sequence[Message], content: s
 def encode_chat(model: InfiniModel, messages: Sequence[Message]) -> list[int]:
     """Token ids of a chat, ready for the answer.
 
-    Models without a chat template get plain "Question / Answer" text.
+    Models without a chat template get plain text, whose turns begin with "User:" and "Answer:".
     """
     if not model.tokenizer.chat_template:
         lines = [m["content"] for m in messages if m["role"] == "system"]
@@ -130,7 +141,7 @@ def encode_chat(model: InfiniModel, messages: Sequence[Message]) -> list[int]:
     texts = [m["content"] for m in messages]
     pieces = _render(model, marked).split(mark)
     tokens: list[int] = []
-    # Between two marks stands the number of a message; everything else is the template's own.
+    # Between two marks stands the number of a message; everything else is text of the template.
     for place, piece in enumerate(pieces):
         if place % 2:
             tokens += model.encoder.encode(texts[int(piece)])
@@ -148,7 +159,7 @@ def _render(model: InfiniModel, messages: list[Message]) -> str:
     try:
         return apply(messages)
     except TemplateError:
-        # Some families (Gemma 2) know no system role: its words open the first question instead.
+        # Some families (Gemma 2) know no system role: the system message opens the first question instead.
         if messages[0]["role"] != "system":
             raise
         first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}

@@ -1,7 +1,7 @@
 """Decoding token by token: the next token of several answers.
 
-- prompts of different lengths stand side by side, padded on the left, where nothing is attended to
-- prompts that begin alike can go on from what was computed of their beginning once
+- prompts of different lengths are rows of one batch, padded on the left; no token attends to the padding
+- where prompts begin with the same tokens, these tokens can be computed once for all of them
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ if TYPE_CHECKING:
     from ..attention.cache import InfiniCache
     from ..model.infini_model import InfiniModel
 
-# Tokens whose logits are in memory at a time.
+# The number of tokens whose logits are in memory at a time.
 SCORED_TOKENS = 512
 
 
 class Rows:
-    """Prompts side by side, and all that was computed of them so far. cache: the memory in view; it stays as it is.
+    """Prompts as rows of one batch, and all that was computed for them so far.
 
-    begun: what all prompts begin with, without which they are given; its logits must have been computed.
+    prompts: token ids, at least one each.
+    cache: the memory that all prompts see, which stays as it is; None for an empty memory.
+    begun: one row with the tokens that all prompts begin with; its logits must have been computed, and `prompts` are
+        given without these tokens. It takes the place of `cache`.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class Rows:
             self._positions += begun._mask.shape[1]
 
     def logits(self) -> Tensor:
-        """Of the token after all that is there, (B, V)."""
+        """The logits of the next token of each row, (B, V)."""
         found: Tensor = self._model.model(
             input_ids=self._tokens,
             attention_mask=self._mask if self._mask.shape[0] > 1 else None,
@@ -70,12 +73,12 @@ class Rows:
         return found
 
     def add(self, chosen: Tensor) -> None:
-        """Go on with a token for each row, (B,); the logits of what was there must have been computed."""
+        """Append one token to each row, (B,); the logits of the tokens before must have been computed."""
         self._tokens, self._positions = chosen[:, None], self._positions[:, -1:] + 1
         self._mask = torch.cat((self._mask, self._mask.new_ones(self._mask.shape[0], 1)), dim=1)
 
     def copy(self) -> Rows:
-        """The same rows, which can go on in another way."""
+        """A copy of these rows, which can be continued in another way."""
         other = copy(self)
         other._window = self._window.clone()
         return other
@@ -83,11 +86,13 @@ class Rows:
     def log_probabilities(
         self, logits: Tensor, rows: Sequence[int], continuations: Sequence[Sequence[int]]
     ) -> list[float]:
-        """The log probability of each continuation after the row of that number; nothing changes.
+        """The log probability of each continuation; the rows stay as they are.
 
-        logits: (B, V), those that all that is there has led to.
+        logits: (B, V), the result of `logits` for these rows.
+        rows: for each continuation, the index of the row that it continues.
+        continuations: token ids, at least one each.
         """
-        # Logits are large: so many tokens at a time.
+        # Logits are large, so only SCORED_TOKENS tokens are computed at a time.
         some = max(1, SCORED_TOKENS // max(map(len, continuations)))
         found: list[float] = []
         for start in range(0, len(rows), some):
@@ -117,7 +122,7 @@ class Rows:
         return [float(row[: len(told)].sum()) for row, told in zip(found, continuations, strict=True)]
 
     def take_in(self, other: Rows) -> None:
-        """Go on with the rows of another one below one's own; the logits of what both have must have been computed."""
+        """Add the rows of `other` below these rows; the logits of both must have been computed."""
         self._window = join(self._window, other._window)
         self._tokens = torch.cat((self._tokens[:, -1:], other._tokens[:, -1:]))
         self._positions = torch.cat((self._positions[:, -1:], other._positions[:, -1:]))
@@ -126,7 +131,7 @@ class Rows:
 
 
 def _log_softmax_at(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log probabilities of tokens (N,) by logits (N, V)."""
+    """The log probabilities (N,) that the logits (N, V) give to the tokens (N,)."""
     logits = logits.float()
     return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=-1)
 
@@ -143,14 +148,17 @@ def generate(
     stop_at_eos: bool = True,
     no_repeat: int = 0,
 ) -> Iterator[list[int | None]]:
-    """Continue prompts (lists of token ids) with one memory in view, a step for all of them at a time.
+    """Continue several prompts, one token of each in a step.
 
-    Yields one token a prompt and step, None for prompts that have ended. The cache is cloned, never changed.
-
+    prompts: token ids, at least one each.
+    cache: the memory that all prompts see; it is cloned, never changed. None for an empty memory.
+    max_new_tokens: most tokens of an answer.
     temperature: 0 is greedy; above 0, nucleus sampling with `top_p`, repeatable with `seed`.
+    stop_at_eos: whether an end token ends an answer.
     no_repeat: no run of this many tokens comes twice in one answer; 0 allows any. The prompt does not count, so copying
         from it stays free.
-    Raises InvalidSetting.
+    Yields one token a prompt in each step, None for prompts that have ended.
+    Raises InvalidSetting where a prompt has no tokens, or where nothing can be decoded with these limits.
     """
     if not prompts or any(not prompt for prompt in prompts):
         raise InvalidSetting("there is nothing to continue: a prompt has no tokens")
@@ -180,8 +188,11 @@ def generate(
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
-    """The next token of every row, (B,), from logits (B, V): without a generator the most probable one, else one of
-    those that have `top_p` together."""
+    """The next token of every row, (B,), from logits (B, V).
+
+    generator: None takes the most probable token; otherwise it draws from the most probable tokens whose probabilities
+        add up to `top_p`.
+    """
     logits = logits.float()
     if generator is None:
         return logits.argmax(dim=-1)

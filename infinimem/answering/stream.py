@@ -1,4 +1,4 @@
-"""Plans in, text out, piece by piece; characters that span several tokens are kept whole."""
+"""From plans to text, piece by piece; characters that span several tokens are kept whole."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from ..attention.cache import InfiniCache
     from ..model.infini_model import InfiniModel
 
-    # Gives the compressive memory, with the unfinished segment in it.
+    # A function that gives the compressive memory, with the unfinished segment in it.
     View = Callable[[], InfiniCache | None]
 
 SENTENCES = re.compile(r".*[.!?][\"'”’)\]]*(?=\s|$)", re.DOTALL)
 
 
 class PieceDecoder:
-    """Turns tokens into pieces of text; a piece appears when its last byte has."""
+    """Turns tokens into pieces of text; a piece appears once its last byte is there."""
 
     def __init__(self, model: InfiniModel) -> None:
         self._tokenizer = model.tokenizer
@@ -35,7 +35,7 @@ class PieceDecoder:
     def step(self, token: int) -> str:
         """The text that this token completes; may be empty."""
         self._tokens.append(token)
-        # Decoding goes on from the last piece, not from the start, so a step costs the same however long the answer.
+        # Decoding goes on from the last piece, not from the start, so a step costs the same however long the answer is.
         context = self._decode(self._tokens[self._last : self._shown])
         text = self._decode(self._tokens[self._last :])
         if text.endswith("\N{REPLACEMENT CHARACTER}") or len(text) <= len(context):
@@ -48,20 +48,23 @@ class PieceDecoder:
 
 
 class Writer:
-    """One answer as its tokens come: pieces that can be shown, and where it ends.
+    """Makes pieces that can be shown from the tokens of one answer, and finds its end.
 
-    tokens: how many were written. finish: "stop" where the model or a stop text ended the answer, else None.
+    decoder: turns the tokens into text.
+    stop: texts before which the answer ends.
+
+    `tokens`: number of tokens so far. `finish`: "stop" where the model or a stop text ended the answer, else None.
     """
 
     def __init__(self, decoder: PieceDecoder, stop: Sequence[str]) -> None:
         self._decoder = decoder
         self._stops = [text for text in stop if text]
-        self._held = ""  # the beginning of a stop text, perhaps
+        self._held = ""  # text that may be the beginning of a stop text
         self.tokens = 0
         self.finish: str | None = None
 
     def step(self, token: int | None) -> str:
-        """The text that can be shown after this token (None: the model ended); may be empty."""
+        """The text that can be shown after this token (None: the model ended the answer); may be empty."""
         if self.finish is not None:
             return ""
         if token is None:
@@ -81,7 +84,7 @@ class Writer:
         return piece
 
     def rest(self) -> str:
-        """What was held back, at the end."""
+        """The text that was held back, once no more tokens come."""
         held, self._held = self._held, ""
         return held
 
@@ -89,7 +92,7 @@ class Writer:
 class Continuation:
     """The answer to one plan, piece by piece as the model writes it; closing it stops the model.
 
-    finish: "stop" where the model or a stop text ended the answer, "length" where the limit did, None before that.
+    `finish`: "stop" where the model or a stop text ended the answer, "length" where the limit did, None until then.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class Continuation:
         cache: InfiniCache | None,
         decoding: Decoding,
     ) -> None:
-        """cache: the memory in view of a single prompt; None for an empty memory."""
+        """cache: the memory that a single prompt sees; None for an empty memory."""
         self.finish: str | None = None
         self._stopped = False
         self._writer = Writer(PieceDecoder(model), decoding.stop)
@@ -112,7 +115,7 @@ class Continuation:
 
     @property
     def tokens(self) -> int:
-        """Tokens that were computed so far."""
+        """Number of tokens that were computed so far."""
         return self._writer.tokens
 
     def __iter__(self) -> Iterator[str]:
@@ -146,12 +149,18 @@ class Continuation:
 
 
 def stream_answer(model: InfiniModel, plan: Plan, view: View, decoding: Decoding) -> Continuation:
-    """The answer to one plan. view: gives the memory, for a plan without passages."""
+    """The answer to one plan.
+
+    view: gives the memory for a plan without passages.
+    """
     return Continuation(*_shown_to(model, plan, view), decoding)
 
 
 def answer_texts(model: InfiniModel, plans: Sequence[Plan], view: View, decoding: Decoding) -> list[str]:
-    """The answers to several plans; those of a kind are decoded as one batch. view: as for `stream_answer`."""
+    """The answers to several plans; plans of one kind are decoded as one batch.
+
+    view: as for `stream_answer`.
+    """
     texts = [plan.content.text if isinstance(plan.content, KnownAnswer) else "" for plan in plans]
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for row, plan in enumerate(plans):
@@ -173,7 +182,7 @@ def answer_texts(model: InfiniModel, plans: Sequence[Plan], view: View, decoding
 def _shown_to(
     model: InfiniModel, plan: Plan, view: View
 ) -> tuple[InfiniModel, KnownAnswer | SinglePrompt | Ensemble, InfiniCache | None]:
-    """The model that answers, the plan's content, and the memory in view."""
+    """The model that answers, the plan's content, and the memory that the model sees."""
     if isinstance(plan.content, KnownAnswer):
         return model, plan.content, None
     # Beside passages, an untrained memory of a whole book draws the model away from them (docs/log/answers.md).
@@ -188,7 +197,7 @@ def continue_texts(
 
 
 def whole_sentences(text: str) -> str:
-    """The text without a last sentence that is not complete, where others are."""
+    """The text without an unfinished last sentence; all of the text where no sentence in it is complete."""
     ended = SENTENCES.match(text)
     return ended[0] if ended else text
 
@@ -208,7 +217,7 @@ def single_steps(
     model: InfiniModel, prompts: Sequence[Sequence[int]], cache: InfiniCache | None, decoding: Decoding
 ) -> Iterator[list[int | None]]:
     """The tokens of the answers to several prompts, step by step; see `rows.generate`. Raises AnswerTimeout."""
-    # Torch is not needed before this.
+    # Imported here, because rows.py loads torch.
     from .rows import generate
 
     in_time = _clock(decoding)
@@ -232,10 +241,11 @@ def ensemble_steps(
     decoding: Decoding,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[int | None]]:
-    """`single_steps` for one answer an ensemble, greedily; the first step comes when all answers are complete.
+    """Like `single_steps`, with one answer an ensemble, decoded greedily.
 
-    stopped: whether nobody waits for the answers any more; then there are no steps.
-    Raises AnswerTimeout.
+    stopped: whether nobody waits for the answers any more; there are no steps then.
+
+    The first step comes when all answers are complete. Raises AnswerTimeout.
     """
     from .ensemble import answers
 
@@ -252,7 +262,7 @@ def ensemble_steps(
     except _Stopped:
         return
     for place in range(decoding.max_new_tokens):
-        # None once an answer has ended.
+        # An answer that has ended gives None.
         yield [one.tokens[place] if place < len(one.tokens) else None for one in said]
         if all(one.ended and place >= len(one.tokens) for one in said):
             return
@@ -277,7 +287,7 @@ class _Stopped(Exception):
 
 async def pieces_async(start: Callable[[], Iterator[str]]) -> AsyncGenerator[str, None]:
     """The pieces of a stream that `start` begins; leaving the loop stops the model."""
-    # mypy sees a plain iterator; what `start` returns is a generator, and closing it stops the computation.
+    # The type says only Iterator; generators and `Continuation` also have `close`, which stops the computation.
     stream = await asyncio.to_thread(start)
     step: asyncio.Future[str | None] | None = None
     close: Callable[[], None] = getattr(stream, "close", lambda: None)

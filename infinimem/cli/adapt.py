@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 @click.argument("config", type=click.Path(path_type=Path), metavar="CONFIG.toml")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in the output directory.")
 @click.option("--device", metavar="D", help="Where to train, such as cpu or cuda:1; default: a GPU if there is one.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after so long, with a checkpoint.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after this many minutes, with a checkpoint."
+)
 @json_option
 def adapt(config: Path, resume: bool, device: str | None, minutes: float | None, as_json: bool) -> None:
-    """Train an adapter: LoRA and memory gates, as the configuration says.
+    """Train an adapter: LoRA and memory gates, or a term head, as the configuration says.
 
-    Ctrl-C stops after the last whole step and leaves a checkpoint and the adapter as it is.
+    Ctrl-C drops the unfinished step, and leaves a checkpoint and the adapter as trained so far.
 
     \b
     infinimem adapt adapt.toml --minutes 60
@@ -67,9 +69,10 @@ def _adapt_term_head(
         apart = result["apart"]
         click.echo(
             f"Wrote {result['adapter']} after {result['documents']:,} documents and {result['questions']:,} questions, "
-            f"{result['seconds'] / 60:,.1f} minutes (losses {', '.join(map(str, result['losses']))}; apart: MRR "
-            f"{apart['mrr'][str(result['settings']['lexical'])]}, {apart['strangers_refused']:.0%} of another "
-            f"document's questions refused at {apart['refused']:.0%} of its own)."
+            f"{result['seconds'] / 60:,.1f} minutes (losses {', '.join(map(str, result['losses']))}; on documents not "
+            f"trained on: MRR {apart['mrr'][str(result['settings']['lexical'])]}, refused "
+            f"{apart['strangers_refused']:.0%} of the questions about another document and {apart['refused']:.0%} of "
+            "the questions about the document itself)."
         )
     else:
         click.echo(f"Stopped after {result['documents']:,} documents; go on with: infinimem adapt {config} --resume")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..document_memory import DocumentMemory
     from ..text.passages import Passage
 
-k_option = click.option("-k", type=click.IntRange(min=1), default=4, show_default=True, help="Passages to use.")
+k_option = click.option("-k", type=click.IntRange(min=1), default=4, show_default=True, help="Most passages to use.")
 
 
 @click.command()
@@ -21,7 +21,7 @@ k_option = click.option("-k", type=click.IntRange(min=1), default=4, show_defaul
 @click.argument("question")
 @k_option
 @choice_option("answer-from", ["passages", "memory"], renamed={"recall": "passages"},
-               help="passages: from the best passages; memory: from the compressive memory alone.")  # fmt: skip
+               help="passages: the best passages; memory: the compressive memory alone.")  # fmt: skip
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
 @json_option
 def ask(memory: DocumentMemory, question: str, k: int, answer_from: str, max_new_tokens: int, as_json: bool) -> None:
@@ -86,7 +86,7 @@ def place(passage: Passage) -> str:
 
 
 def print_citations(passages: list[Passage]) -> None:
-    """A numbered line a passage."""
+    """Print a numbered line for each passage."""
     if passages:
         click.echo()
     for number, passage in enumerate(passages, start=1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,44 +15,32 @@ from .output import plain, print_json
 
 @click.command("bench")
 @click.option("--tokens", type=click.IntRange(min=SHORTEST), default=TOKENS, show_default=True,
-              help="Tokens to read, with all systems but full attention.")  # fmt: skip
+              help="Tokens to read; full attention reads --lengths instead.")  # fmt: skip
 @click.option(
-    "--lengths", default=",".join(map(str, LENGTHS)), show_default=True, help="Tokens that full attention reads."
+    "--lengths", default=",".join(map(str, LENGTHS)), show_default=True, help="Tokens for full attention, a row each."
 )
 @click.option(
-    "--long", type=click.IntRange(min=SHORTEST), help="Also read so many tokens with infinimem, such as 200000."
+    "--long", type=click.IntRange(min=SHORTEST), help="Also read this many tokens with infinimem, such as 200000."
 )
 @click.option("--systems", default=",".join(SYSTEMS), show_default=True,
               help="infinimem: a DocumentMemory; transformers: full attention with its cache in a file; "
-              "langchain-minilm: MiniLM embeddings in LangChain's vector store; llama.cpp: its state.")  # fmt: skip
+              "langchain-minilm: MiniLM embeddings in LangChain's vector store; llama.cpp: "
+              "its state in a file.")  # fmt: skip
 @click.option("--repeats", type=click.IntRange(min=1), default=REPEATS, show_default=True,
-              help="Processes of each row; what takes over a minute to read is measured once.")  # fmt: skip
+              help="Processes per row; a row that takes over a minute to read is measured once.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), metavar="FILE",
               help="A document to read; default: Python's language reference.")  # fmt: skip
-@click.option("--question", metavar="Q", help="What is asked; default: about words of the text.")
+@click.option("--question", metavar="Q", help="The question to ask; default: a question about words of the text.")
 @model_option
 @adapter_option
 @click.option("--device", metavar="D", help="Where to compute, such as cpu or cuda:1; default: a GPU if there is one.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Also draw a plot (.png, .svg or .pdf).")
 @json_option
-def bench(
-    tokens: int,
-    lengths: str,
-    long: int | None,
-    systems: str,
-    repeats: int,
-    text: Path | None,
-    question: str | None,
-    model: str | None,
-    adapter: str | None,
-    device: str | None,
-    plot: Path | None,
-    as_json: bool,
-) -> None:
-    """Measure speed, memory and file size on this machine, beside what else could be used.
+def bench(lengths: str, systems: str, plot: Path | None, as_json: bool, **asked: Any) -> None:
+    """Measure speed, memory and file size on this machine, for infinimem and other systems.
 
-    Each row is measured in processes of its own, one after the other; times are medians. It takes a while, most of it
-    for the longest of --lengths. Leave other work alone meanwhile.
+    Each row is measured in separate processes, one after the other; times are medians. This takes a while, most of it
+    for the longest of --lengths. Run nothing else on the machine meanwhile.
 
     \b
     infinimem bench
@@ -75,15 +64,8 @@ def bench(
     watched = not as_json and sys.stderr.isatty()
     result = measure(
         systems=[name.strip() for name in systems.split(",") if name.strip()],
-        tokens=tokens,
         lengths=counts,
-        long=long,
-        repeats=repeats,
-        text=text,
-        question=question,
-        model=model,
-        adapter=adapter,
-        device=device,
+        **asked,
         on_run=(lambda line: click.echo(f"... {line}", err=True)) if watched else None,
     )
     if as_json:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @memory_options
 @k_option
 def chat(memory: DocumentMemory, k: int) -> None:
-    """Talk about a document; earlier questions are remembered. An empty line or Ctrl-D ends."""
+    """Talk about a document; the last three questions are remembered. An empty line or Ctrl-D ends the chat."""
     history: list[tuple[str, str]] = []
     while True:
         try:

@@ -13,7 +13,9 @@ from .output import count, plain, print_json, size, skipped
 @click.command()
 @file_argument
 @json_option
-@click.option("--html", type=click.Path(path_type=Path), metavar="REPORT", help="Also write a report to this file.")
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="REPORT", help="Also write an HTML report to this file."
+)
 def inspect(file: Path, as_json: bool, html: Path | None) -> None:
     """Show what is in a memory file, without its model."""
     from .report import describe, html_report
@@ -40,11 +42,11 @@ def inspect(file: Path, as_json: bool, html: Path | None) -> None:
 
 @click.command()
 @file_argument
-@click.option("--model", "-m", metavar="M", help="Also load this model ('default' for the one named in the file).")
+@click.option("--model", "-m", metavar="M", help="Also load this model; 'default': the model that the file names.")
 @adapter_option
 @json_option
 def verify(file: Path, model: str | None, adapter: str | None, as_json: bool) -> None:
-    """Check a memory file: checksums, finite values, structure; with --model or --adapter also what made it."""
+    """Check a memory file: structure, checksums, finite values. With --model or --adapter, also that they made it."""
     from ..document_memory import DocumentMemory
 
     memory = DocumentMemory.load(file)
@@ -66,7 +68,7 @@ def verify(file: Path, model: str | None, adapter: str | None, as_json: bool) ->
 @adapter_option
 @json_option
 def merge(files: tuple[Path, ...], output: Path, model: str | None, adapter: str | None, as_json: bool) -> None:
-    """Make one memory file of several that were read with the same model and settings."""
+    """Merge memory files that were made with the same model and settings into one."""
     from ..document_memory import DocumentMemory
     from ..storage.memory_file import check_memory_target
 

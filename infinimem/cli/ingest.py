@@ -8,35 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import CheckpointMismatch, FileInUse, InfinimemError, NotReplaced
+from ..errors import InfinimemError
 from .options import ingest_options
 from .output import MOST_WARNINGS, count, print_json, size, skipped
 
 if TYPE_CHECKING:
     from ..errors import SourceError
-    from ..readers import ReaderLimits
 
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The memory file to write.")
-@click.option("--resume", is_flag=True, help="Go on where an interrupted ingest into the same file stopped.")
+@click.option("--resume", is_flag=True, help="Go on where an interrupted ingestion into this file stopped.")
 @ingest_options
 def ingest(
-    sources: tuple[str, ...],
-    output: Path,
-    settings: dict[str, Any],
-    no_passages: bool,
-    resume: bool,
-    skip_errors: bool,
-    limits: ReaderLimits,
-    as_json: bool,
+    sources: tuple[str, ...], output: Path, settings: dict[str, Any], no_passages: bool, as_json: bool, **given: Any
 ) -> None:
     """Read documents into a memory file.
 
-    Until all of them are read, FILE.partial keeps what was read so far.
-
-    SOURCE is a PDF, EPUB, HTML, Markdown or text file, a directory, or a quoted glob pattern.
+    SOURCE is a PDF, EPUB, HTML, Markdown or text file, a directory, or a quoted glob pattern. With -o book.safetensors,
+    book.safetensors.partial keeps what was read so far, until all documents are read.
 
     \b
     infinimem ingest book.pdf -o book.safetensors
@@ -44,21 +35,21 @@ def ingest(
     """
     from ..document_memory import DocumentMemory
     from ..ingest.target import partial_of
+    from ..storage.files import version_of
 
+    partial = partial_of(output)
+    before = version_of(partial)
     try:
         memory = DocumentMemory.ingest(
             sources,
             passages=not no_passages,
             progress=not as_json,
             output=output,
-            resume=resume,
-            skip_errors=skip_errors,
-            limits=limits,
+            **given,
             **settings,
         )
-    except (InfinimemError, KeyboardInterrupt) as error:
-        partial = partial_of(output)
-        if partial.exists() and not isinstance(error, (CheckpointMismatch, FileInUse, NotReplaced)):
+    except (InfinimemError, KeyboardInterrupt):
+        if version_of(partial) not in (None, before):
             click.echo(f"What was read so far is in {partial}; go on with --resume.", err=True)
         raise
     info, speed = memory.info(), memory.speed
@@ -95,22 +86,21 @@ def ingest(
 @click.option(
     "--output", "-o", required=True, type=click.Path(path_type=Path), help="The directory to write memory files into."
 )
-@click.option("--resume", is_flag=True, help="Leave out documents whose memory files are there and up to date.")
+@click.option("--resume", is_flag=True, help="Leave out documents that have an up-to-date memory file.")
 @ingest_options
 def ingest_many(
     sources: tuple[str, ...],
     output: Path,
     settings: dict[str, Any],
     no_passages: bool,
-    resume: bool,
     skip_errors: bool,
-    limits: ReaderLimits,
     as_json: bool,
+    **given: Any,
 ) -> None:
-    """Read documents into a memory file each, several in one batch.
+    """Read each document into a separate memory file, several documents in one batch.
 
-    SOURCE is a PDF, EPUB, HTML, Markdown or text file, a directory, or a quoted glob pattern. The memory of book.pdf
-    is DIRECTORY/book.pdf.safetensors, written as soon as the document is read.
+    SOURCE is a PDF, EPUB, HTML, Markdown or text file, a directory, or a quoted glob pattern. With -o memories, the
+    memory of book.pdf is memories/book.pdf.safetensors, written as soon as the document is read.
 
     \b
     infinimem ingest-many notes/ -o memories
@@ -138,9 +128,8 @@ def ingest_many(
         passages=not no_passages,
         progress=not as_json,
         output=output,
-        resume=resume,
-        limits=limits,
         on_error=on_error if skip_errors else None,
+        **given,
         **settings,
     )
     started, tokens, written = time.perf_counter(), 0, []
@@ -166,7 +155,7 @@ def ingest_many(
         print_json(result)
         return
     if (more := len(left) - MOST_WARNINGS) > 0:
-        click.echo(f"Warning: left out {more:,} more; --json has all of it.", err=True)
+        click.echo(f"Warning: left out {more:,} more; --json shows all of it.", err=True)
     there = f"; {result['already_there']:,} were there already" if result["already_there"] else ""
     click.echo(
         f"Read {tokens:,} tokens in {seconds:,.1f} s ({result['tokens_per_second']:,.0f} tokens/s).\n"

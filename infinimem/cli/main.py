@@ -31,10 +31,10 @@ def main() -> None:
 
 
 def collect_rarely() -> None:
-    """Let Python look for cycles once in 100,000 new objects, for the rest of the process, and not at its end.
+    """From here on, let Python's garbage collector run once in 100,000 new objects, and not at the process's end.
 
-    Importing torch and transformers makes a million that stay, and looking through them again and again takes a fifth
-    of the time that a command needs to start; looking through them once more to end it takes another second.
+    Importing torch and transformers makes a million objects that stay. Going through them again and again takes a fifth
+    of the time that a command needs to start, and going through them once more at the end takes another second.
     """
     gc.set_threshold(100_000, *gc.get_threshold()[1:])
     atexit.unregister(gc.freeze)

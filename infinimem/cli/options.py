@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PACKINGS = ("float32", "float16", "int8")
 RULE_NAMES = ("slots", "linear", "delta", "recent")
-# The setting that --slots is for; rules that are not here have a size of their own.
+# The setting of the rule that --slots stands for. The memory of the other rules has a fixed size.
 SIZE_SETTINGS = {"slots": "slots", "recent": "tokens"}
 
 Command = Callable[..., None]
@@ -37,12 +37,14 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except InfinimemError as error:
-            # It may quote a memory file of a stranger.
+            # The message may quote a memory file from a stranger.
             raise click.ClickException(plain(" ".join(str(error).split()))) from error
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-model_option = click.option("--model", "-m", metavar="M", help="Directory or hub id of the model; default: embedded.")
+model_option = click.option(
+    "--model", "-m", metavar="M", help="Directory or hub id; default: the memory file's model, else the embedded model."
+)
 adapter_option = click.option("--adapter", metavar="A", help="Directory of an adapter; 'none': the bare model.")
 file_argument = click.argument("file", type=click.Path(path_type=Path))
 _MEMORY_OPTIONS = (
@@ -50,16 +52,16 @@ _MEMORY_OPTIONS = (
     adapter_option,
     click.option("--rule", type=click.Choice(RULE_NAMES), default=None, help="Memory rule; default: slots."),
     click.option("--slots", type=click.IntRange(min=2), help="Slots per KV head (rule recent: tokens kept)."),
-    click.option("--packing", type=click.Choice(PACKINGS), help="Numbers of slots; default: int8."),
+    click.option("--packing", type=click.Choice(PACKINGS), help="How slots store numbers; default: int8."),
     click.option("--segment-length", type=click.IntRange(min=1), help="Tokens per segment; default: 512."),
     click.option(
-        "--carry", type=click.IntRange(min=0), help="Last tokens kept as they are; default: 256, or 0 (linear, delta)."
+        "--carry", type=click.IntRange(min=0), help="Last tokens kept as they are; default: 256; linear, delta: 0."
     ),
 )
 
 
 def _limits(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> ReaderLimits:
-    """The limits that NAME=N, any number of times, stand for; memory may have a unit."""
+    """The limits that the given NAME=N stand for; N may have a unit for the limit memory."""
     from ..readers import ReaderLimits
 
     known, chosen = ReaderLimits().to_dict(), {}
@@ -80,8 +82,8 @@ def _limits(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) 
 UNITS = {"MB": 10**6, "GB": 10**9}
 limit_option = click.option(
     "--limit", "limits", multiple=True, callback=_limits, metavar="NAME=N",
-    help="What parsing a document may use: memory (as in 2GB), page_seconds, seconds, pages, page_characters, "
-    "characters.",
+    help="A limit for parsing a document: memory (as in memory=2GB), page_seconds, seconds, pages, page_characters or "
+    "characters. May be given several times.",
 )  # fmt: skip
 
 
@@ -97,16 +99,17 @@ def memory_options(command: Command) -> Command:
             memory = DocumentMemory.load(file, model=model, adapter=adapter, force=force)
             command(*args, memory=memory, **kwargs)
 
-    forced = click.option("--force", is_flag=True, help="Use the memory even under a model that did not make it.")
+    forced = click.option("--force", is_flag=True, help="Use the memory even with a model that did not make it.")
     for option in (forced, adapter_option, model_option, file_argument):
         run = option(run)
     return run
 
 
 def choice_option(name: str, choices: list[str], *, renamed: dict[str, str], help: str) -> Callable[[Command], Command]:
-    """An option with fixed values, the first of them its default, which older releases call --mode.
+    """An option with fixed values that older releases call --mode.
 
-    renamed: values that had another name there.
+    choices: the values; the first one is the default.
+    renamed: values with another name in older releases, from the old name to the present name.
     """
 
     def decorate(command: Command) -> Command:
@@ -127,8 +130,8 @@ def choice_option(name: str, choices: list[str], *, renamed: dict[str, str], hel
 
 
 def model_options(command: Command) -> Command:
-    """Options that say which model reads with which memory; the command gets `settings`, keyword arguments of
-    `DocumentMemory.ingest` and `InfiniModel.from_pretrained`."""
+    """Options for the model and its memory; the command gets `settings`, keyword arguments of `DocumentMemory.ingest`
+    and `InfiniModel.from_pretrained`."""
 
     @functools.wraps(command)
     def run(
@@ -158,23 +161,23 @@ def model_options(command: Command) -> Command:
 
 
 def ingest_options(command: Command) -> Command:
-    """`model_options`, and what commands that ingest documents have in common: what is kept, left out, allowed."""
+    """`model_options`, and the other options that all commands which ingest documents share."""
     for option in (
         json_option,
         limit_option,
         click.option(
             "--skip-errors",
             is_flag=True,
-            help="Leave out files and pages that are there but cannot be read, and say so.",
+            help="Leave out files and pages that are there but cannot be read, and say which.",
         ),
-        click.option("--no-passages", is_flag=True, help="Keep the compressive memory alone, no text."),
+        click.option("--no-passages", is_flag=True, help="Keep the compressive memory alone, without the text."),
     ):
         command = option(command)
     return model_options(command)
 
 
 def _rule_settings(rule: str | None, slots: int | None, packing: str | None) -> dict[str, Any]:
-    # Without --rule, an adapter may bring its own.
+    # Without --rule, the adapter may decide the rule; the default rule is only assumed here.
     from ..model.settings import DEFAULT_RULE
 
     sized = rule or DEFAULT_RULE
@@ -182,7 +185,7 @@ def _rule_settings(rule: str | None, slots: int | None, packing: str | None) -> 
     for option, value in (("--slots", slots), ("--packing", packing)):
         if value is not None:
             if sized not in SIZE_SETTINGS:
-                raise click.UsageError(f"{option} belongs to the rules {' and '.join(SIZE_SETTINGS)}, not {rule}.")
+                raise click.UsageError(f"{option} works with the rules {' and '.join(SIZE_SETTINGS)}, not with {rule}.")
             settings[SIZE_SETTINGS[sized] if option == "--slots" else "packing"] = value
     return settings
 

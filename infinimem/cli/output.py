@@ -13,7 +13,7 @@ import click
 
 
 def count(number: int, noun: str) -> str:
-    """A number of things, the noun in the plural where there are several."""
+    """A number and its noun, as in "1 page" and "2 pages"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
@@ -22,7 +22,11 @@ UNPRINTABLE = re.compile("[^ -~]")
 
 @contextlib.contextmanager
 def counter(what: str, silent: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on standard error for things that are counted; None where no one watches."""
+    """Show a progress bar on standard error, and give the function that takes the numbers done and in all.
+
+    what: what is counted.
+    silent: show no bar; nor is one shown where standard error is no terminal. The context then gives None.
+    """
     if silent or not sys.stderr.isatty():
         yield None
         return
@@ -35,7 +39,7 @@ def counter(what: str, silent: bool) -> Iterator[Callable[[int, int], None] | No
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on standard output; what a terminal would obey is escaped."""
+    """Print one JSON object on standard output; characters that a terminal would obey are escaped."""
     click.echo(UNPRINTABLE.sub(_escaped, json.dumps(value, ensure_ascii=False)))
 
 
@@ -44,12 +48,12 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """A number of bytes as people read it."""
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} KB"
 
 
 def plain(value: Any, keep: str = "") -> str:
-    """Text for a terminal: no control characters but those in `keep`, whatever a document holds."""
+    """Text that is safe to show in a terminal: no control characters from a document, except those in `keep`."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
 
@@ -59,7 +63,7 @@ MOST_WARNINGS = 20
 
 
 def skipped(name: str, page: int | None, reason: str) -> str:
-    """One thing that was left out of a source, and why."""
+    """Which part of a source was left out, and why. page: None for the rest of the source."""
     what = "what could not be read" if page is None else f"page {page}"
     return f"{what} of {plain(name)}: {plain(reason)}"
 

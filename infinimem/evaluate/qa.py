@@ -20,7 +20,7 @@ from typing import Any
 
 from ..answering.answer import is_answer
 from ..answering.decoding import Decoding
-from ..answering.plan import asked_alone, plan_from_passages
+from ..answering.plan import asked_after, plan_from_passages
 from ..answering.prompts import Message, encode_chat, memory_messages
 from ..answering.stream import answer_texts, continue_texts
 from ..datasets.documents import Document
@@ -162,7 +162,9 @@ def _ask_within(
     """Like `ask_many`, but for each question only the spans that hold its answer are searched and shown: gives the
     answers that a better search would bring."""
     plans = [
-        plan_from_passages(memory.model, search, search.within(one.text, one.spans, k), asked_alone(one.text), decoding)
+        plan_from_passages(
+            memory.model, search, search.within(one.text, one.spans, k), asked_after((), one.text), decoding
+        )
         for one in questions
     ]
     return answer_texts(memory.model, plans, lambda: None, decoding)

@@ -1,7 +1,8 @@
-"""Several documents in one batch, a memory each: segments of different documents in one forward.
+"""Ingest several documents in one batch, each into a separate memory.
 
-A short document, or the short end of a long one, leaves most of a GPU idle; in a batch with others it does not. Every
-memory is the memory of its document alone, but for the rounding of products of other shapes.
+One forward reads segments of different documents: read alone, a short document, or the short end of a long document,
+leaves most of a GPU idle. Each memory equals the memory that its document gives alone, except for rounding: matrix
+products of other shapes round differently.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ OnError = Callable[[Path, SourceError], None]
 def open_each(
     found: Iterable[Path | Source], limits: ReaderLimits | None, on_error: OnError | None
 ) -> Iterator[Source]:
-    """The files that can be opened. on_error: is called with the others, in place of raising SourceError."""
+    """Yield the files that can be opened.
+
+    on_error: called with the path and the error of each file that cannot be opened; None to raise the error.
+    """
     for one in found:
         try:
             yield one if isinstance(one, Source) else open_source(one, limits)
@@ -43,8 +47,13 @@ def ingest_batch(
     limits: ReaderLimits | None,
     on_error: OnError | None,
 ) -> Iterator[Ingestion]:
-    """Take in files, each into what `begin` gives, and give each ingestion back when it is complete; see
-    `DocumentMemory.ingest_many`."""
+    """Ingest files and yield each ingestion when it is complete.
+
+    begin: makes the empty ingestion for a file.
+    opened: the files.
+
+    The other arguments are those of `DocumentMemory.ingest_many`.
+    """
     with shown_progress(progress) as on_progress:
 
         def job(source: Source) -> Job:
@@ -69,7 +78,7 @@ def ingest_batch(
                 yield done.ingestion
                 begun.pop(done.path)
         finally:
-            # Documents are parsed in processes of their own, which end with this.
+            # Each document is parsed in a separate process. Closing its job ends the process.
             for one in begun.values():
                 one.close()
 
@@ -77,8 +86,10 @@ def ingest_batch(
 class Job:
     """A document on its way into a memory.
 
-    path: the file. steps: takes its text in, a piece at a time. failed: is called with the error that stops it, and may
-    raise it.
+    path: the file.
+    ingestion: takes the document in.
+    steps: takes in one piece of the text at each step.
+    failed: called with the error that stops the document; may raise the error.
     """
 
     def __init__(
@@ -88,23 +99,23 @@ class Job:
         self.ingestion = ingestion
         self._steps = steps
         self._failed = failed
-        # Once all text was taken in: a copy of the memory that reads the unfinished segment, and the tokens it reads.
+        # Set once all text was taken in: a copy of the memory, the segments that it has to read, and their weights.
         self._last: InfiniCache | None = None
         self._left: list[list[int]] = []
         self._weights: bytearray | None = None
         self.given_up = False
 
     def close(self) -> None:
-        """Give up taking its text in."""
+        """Stop taking text in."""
         self._steps.close()
 
     @property
     def cache(self) -> InfiniCache:
-        """The memory that reads the next segment."""
+        """The memory that the next segment is read into."""
         return self.ingestion.cache if self._last is None else self._last
 
     def segment(self) -> list[int] | None:
-        """The tokens to be read next; None when all were, or when the document cannot be read on."""
+        """The tokens of the next segment; None when all segments were read, or when an error stopped the document."""
         ingestion = self.ingestion
         while self._last is None:
             if (tokens := ingestion.whole()) is not None:
@@ -126,7 +137,7 @@ class Job:
         return None
 
     def have_read(self, tokens: list[int], weights: bytearray | None) -> None:
-        """The segment is in `cache`."""
+        """To be called when the next segment was read into `cache`. weights: a byte a token, None without term head."""
         if self._last is None:
             self.ingestion.have_read(len(tokens), weights)
             return
@@ -136,8 +147,8 @@ class Job:
 
 
 def read_jobs(jobs: Iterator[Job], rows: int) -> Iterator[Job]:
-    """Read documents, at most `rows` segments in one forward; gives back each job when it is done."""
-    # Segments of about one length go together, so that little is padding; short ones wait for at most `rows` rounds.
+    """Read documents, at most `rows` segments in one forward, and yield each job whose document is complete."""
+    # Segments of similar length go together, so that little is padding. Short segments wait for at most `rows` rounds.
     whole: list[tuple[Job, list[int]]] = []
     short: list[tuple[Job, list[int]]] = []
     read: list[Job] = []

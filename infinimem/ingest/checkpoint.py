@@ -1,8 +1,9 @@
 """Checkpoints of an ingestion: a memory file of what was read so far, from which the ingestion goes on.
 
-- written every so many segments, atomically, so that a process that dies at any moment leaves the last one whole
-- going on from a checkpoint gives the same bytes as an ingestion without a break, wherever it was written
-- a checkpoint belongs to its sources (by name and SHA-256), its model and its settings, and is refused with others
+- written atomically, once in SEGMENTS_BETWEEN segments; a process that dies at any moment leaves the last checkpoint
+  whole
+- an ingestion that goes on from a checkpoint, whichever it is, ends with the same bytes as an uninterrupted ingestion
+- a checkpoint belongs to its sources (by name and SHA-256), its model and its settings; it is refused with any other
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ SEGMENTS_BETWEEN = 32
 
 
 class Checkpoint:
-    """The checkpoint at `path`. segments: whole segments between one writing and the next."""
+    """The checkpoint of an ingestion.
+
+    path: the file.
+    segments: number of whole segments after which the file is written again.
+    """
 
     def __init__(self, path: Path, segments: int = SEGMENTS_BETWEEN) -> None:
         self.path = path
@@ -31,17 +36,20 @@ class Checkpoint:
         self._kept = 0
 
     def resume(self, empty: Ingestion, opened: Sequence[Source]) -> Ingestion:
-        """The ingestion to go on from, in place of the empty one.
+        """The ingestion in the checkpoint, to go on with.
 
-        Raises CheckpointMismatch where it was begun with other sources or settings, and the errors of
-        `read_memory_file`.
+        empty: a new ingestion with the model and settings of this run.
+        opened: the sources of this run.
+
+        Raises CheckpointMismatch where the checkpoint was begun with other sources, another model or other settings,
+        and the errors of `read_memory_file`.
         """
         remove_strays(self.path)
         file = read_memory_file(self.path)
         found = Record.from_file(file)
         different = differences(file.identity, empty.model.identity())
         if found.keep_passages != empty.record.keep_passages:
-            different.append("one keeps passages, the other does not")
+            different.append("either it or this ingestion keeps no passages")
         known, given = ([(s.name, s.kind, s.sha256) for s in sources] for sources in (found.sources, opened))
         if known != given[: len(known)]:
             names = ", ".join(f"'{source.name}'" for source in found.sources)
@@ -51,15 +59,15 @@ class Checkpoint:
             different.append("its term weights come from another term head")
         if different:
             raise CheckpointMismatch(
-                f"the ingestion cannot go on from '{self.path}': {'; '.join(different)}; give what it was begun with, "
-                "or ingest without resuming"
+                f"the ingestion cannot go on from '{self.path}': {'; '.join(different)}; give the sources, model and "
+                "settings that it was begun with, or ingest without resuming"
             )
         resumed = ingestion_of(empty.model, file, found)
         self._kept = resumed.seen
         return resumed
 
     def keep(self, ingestion: Ingestion) -> None:
-        """Write the checkpoint, if it is time to. Raises TargetNotWritable."""
+        """Write the checkpoint, if enough segments were read since the last time. Raises TargetNotWritable."""
         if ingestion.seen - self._kept >= self._segments * ingestion.model.segment_length:
             ingestion.to_file(whole=False).write(self.path)
             self._kept = ingestion.seen

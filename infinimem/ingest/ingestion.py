@@ -28,9 +28,13 @@ if TYPE_CHECKING:
 class Ingestion:
     """A memory that can take in more.
 
-    record: sources, passages and term weights. cache: the states of whole segments. tail: tokens of the unfinished
-    segment. ends: characters at which the tail's tokens end, counted over all sources. stream: text that is not yet
-    tokenized. `complete()` is a memory of everything, for asking.
+    record: sources, passages and term weights.
+    cache: the states of whole segments.
+    tail: tokens of the unfinished segment.
+    ends: characters at which the tail's tokens end, counted over all sources.
+    stream: text that is not yet tokenized.
+
+    Questions are asked of `complete()`, the memory with the unfinished segment in it.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class Ingestion:
         *,
         ends: Sequence[int] = (),
     ) -> None:
-        """pending: text taken in and not yet tokenized, the end of what the record has counted."""
+        """pending: text that was taken in and is not yet tokenized; the last characters that the record counts."""
         self.model = model
         self.record = record
         self.cache = cache
@@ -54,7 +58,7 @@ class Ingestion:
 
     @classmethod
     def empty(cls, model: InfiniModel, keep_passages: bool) -> Ingestion:
-        """Nothing taken in yet."""
+        """An ingestion that has not taken anything in."""
         record = Record(keep_passages)
         if keep_passages and model.term_head is not None:
             record.term_weights = TermWeights(model.term_head.sha256)
@@ -62,9 +66,10 @@ class Ingestion:
 
     @classmethod
     def merged(cls, parts: Sequence[Ingestion], weights: Sequence[list[bytes] | None]) -> Ingestion:
-        """One ingestion of several, as if each had been taken in after the one before.
+        """Merge several ingestions into one, as if each part had been taken in after the part before it.
 
-        weights: term weights of all passages of each part.
+        parts: at least one ingestion, all of the same model.
+        weights: for each part the term weights of all its passages; None for a part without term weights.
         """
         model = parts[0].model
         record = Record(parts[0].record.keep_passages)
@@ -76,30 +81,30 @@ class Ingestion:
         return cls(model, record, model.merge_caches([part.complete() for part in parts]))
 
     def copy(self) -> Ingestion:
-        """An ingestion that can go on while this one stays."""
+        """A copy that can go on while this ingestion stays as it is."""
         pending, record = self.stream.pending, self.record.copy()
         return Ingestion(self.model, record, self.cache.clone(), self.tail, pending, ends=self.ends)
 
     @property
     def seen(self) -> int:
-        """Tokens in whole segments, which are in the memory for good."""
+        """Number of tokens in whole segments, which are in the memory for good."""
         return 0 if self.cache.seen is None else int(self.cache.seen[0])
 
     @property
     def tokens(self) -> int:
-        """All tokens taken in so far, those of the unfinished segment and text included."""
+        """Number of all tokens taken in so far, including those of the unfinished segment and text."""
         return self.seen + len(self.unfinished())
 
     # Taking text in
 
     def begin_source(self, source: SourceRecord) -> None:
-        """Open a source, separated from the one before."""
+        """Begin a source, separated from the source before it."""
         if self.record.sources:
             self._tokenize(SEPARATOR)
         self.record.open(source)
 
     def begin_page(self, page: Page) -> None:
-        """Begin a page of the current source, separated from the one before."""
+        """Begin a page of the current source, separated from the page before it."""
         entry = self.record.sources[-1]
         if entry.pages:
             self.record.end_page()
@@ -108,19 +113,19 @@ class Ingestion:
         self.record.cutter.page, self.record.cutter.title = page.number, page.title
 
     def take(self, text: str) -> None:
-        """Take in text of the current page, which is read segment by segment by `read_whole`."""
+        """Take in text of the current page; `read_whole` reads it, segment by segment."""
         self.record.feed(text)
         self._tokenize(text)
 
     def take_string(self, text: str, name: str) -> None:
-        """Take in and read a string; with the name of the last source, if that was a string too, it goes on there."""
+        """Take in and read a string. If the last source is a string of the same name, the text continues it."""
         last = self.record.sources[-1] if self.record.sources else None
         if last is None or last.kind != "string" or self.record.cutter.source != name:
             self.begin_source(SourceRecord(name, "string", pages=1))
         for piece in pieces(text):
             self.take(piece)
             self.read_whole()
-        # Of no text at all, the separator from the source before may have made a segment whole.
+        # Even without any text: the separator from the source before may have made a segment whole.
         self.read_whole()
 
     def _tokenize(self, text: str) -> None:
@@ -136,20 +141,24 @@ class Ingestion:
             weights = self.new_weights()
             self.model.read_batch([tokens], [self.cache], [weights])
             self.have_read(len(tokens), weights)
-        # Passages may have been closed whose tokens had all been read before.
+        # The tokens of a passage may all have been read before the passage was closed.
         self.record.settle()
 
     def whole(self) -> list[int] | None:
-        """The tokens of the next whole segment, which `cache` is to read; None while there is none."""
+        """The tokens of the next whole segment, which `cache` is to read; None while no segment is whole."""
         end = self.model.segmenter.end(self.tail)
         return None if end is None else self.tail[:end]
 
     def new_weights(self) -> bytearray | None:
-        """What gets the weights of the next segment's tokens; None where the record has no term weights."""
+        """An empty buffer for the weights of the next segment's tokens; None where the record has no term weights."""
         return None if self.record.term_weights is None else bytearray()
 
     def have_read(self, tokens: int, weights: bytearray | None) -> None:
-        """The next whole segment, of so many tokens with these weights, is in `cache` now."""
+        """To be called when the next whole segment was read into `cache`.
+
+        tokens: number of tokens of the segment.
+        weights: weights of these tokens, a byte a token; None where the record has no term weights.
+        """
         if self.record.term_weights is not None and weights is not None:
             self.record.term_weights.weighed.add(self.ends[:tokens], weights)
         del self.tail[:tokens], self.ends[:tokens]
@@ -158,22 +167,26 @@ class Ingestion:
     # The unfinished segment
 
     def complete(self) -> InfiniCache:
-        """A memory that also holds the unfinished segment; computed once, then kept. Do not write into it."""
+        """The memory with the unfinished segment in it; computed once, then kept. Do not write into it."""
         return self._completed()[0]
 
     def term_weights(self) -> list[bytes] | None:
-        """Term weights of all passages, the unfinished segment included; None where there are none."""
+        """Term weights of all passages, including words of the unfinished segment; None where the record has none."""
         record = self.record
         if record.term_weights is None:
             return None
         return record.term_weights.of_all(record.passages, record.begin, self._completed()[1])
 
     def unfinished(self) -> list[int]:
-        """The tokens that are in no whole segment, those of text not yet tokenized included."""
+        """The tokens that are in no whole segment, including those of text in `stream`."""
         return self.tail + self.stream.rest()[0]
 
     def set_complete(self, cache: InfiniCache, weights: bytearray | None) -> None:
-        """Keep `cache` as the complete memory: a copy that has read `unfinished()`, with these weights."""
+        """Keep the complete memory.
+
+        cache: a copy of the memory that has also read `unfinished()`.
+        weights: weights of these tokens, a byte a token; None without a term head.
+        """
         ends = self.ends + self.stream.rest()[1] if weights else []
         self._complete = cache, TokenWeights(ends, weights or bytearray())
 
@@ -189,7 +202,8 @@ class Ingestion:
     def to_file(self, whole: bool = True) -> MemoryFile:
         """The memory file, passages included.
 
-        whole: weigh the words of the unfinished segment too; an ingestion that goes on will weigh them anew.
+        whole: also read the unfinished segment to weigh its words. A checkpoint needs no such weights, because the
+            ingestion weighs these words when it goes on.
         """
         record, weights = self.record, None
         addresses: dict[str, Any] | None = None
@@ -221,6 +235,6 @@ class Ingestion:
 
 
 def pieces(text: str, size: int = 1 << 14) -> Iterator[str]:
-    """A long text in pieces that are tokenized one after the other."""
+    """Yield a long text in pieces of `size` characters, so that one piece at a time is tokenized."""
     for start in range(0, len(text), size):
         yield text[start : start + size]

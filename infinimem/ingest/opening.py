@@ -1,4 +1,4 @@
-"""From a memory file to an ingestion under its model: which model, whether it is trusted, whether the states fit it."""
+"""Open a memory file under a model: choose the model, check that it may be loaded, check that the states fit it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ def model_of(
 ) -> InfiniModel:
     """The model for a memory file, with the settings that the file names.
 
-    name, adapter: those that the user names; None for those that the file names, which are loaded from trusted
-        directories alone, and never fetched.
+    name: the model that the user names. None for the model that the file names, which is never fetched; if it is a
+        directory, the directory must be trusted.
+    device: as for `MemorySettings`.
+    adapter: the adapter that the user names. None for the adapter that the file names; its directory must be trusted.
+
     Raises ModelNotFound, AdapterNotFound, and the errors of `shared_model`.
     """
     from ..model.adapter import adapter_directory
@@ -40,13 +43,13 @@ def model_of(
 
     if name is None and not is_trusted(model_directory(file.model)):
         raise ModelNotFound(
-            f"the memory file names the model directory '{file.model}', which was never named here; give it as model= "
-            "(--model) to allow it"
+            f"the memory file names the model directory '{file.model}', which you have not used on this machine "
+            "before; to allow it, give it as model= (--model)"
         )
     if adapter is None and not is_trusted(adapter_directory(file.adapter)):
         raise AdapterNotFound(
-            f"the memory file names the adapter directory '{file.adapter}', which was never named here; give it as "
-            "adapter= (--adapter) to allow it"
+            f"the memory file names the adapter directory '{file.adapter}', which you have not used on this machine "
+            "before; to allow it, give it as adapter= (--adapter)"
         )
     identity = file.identity
     settings = MemorySettings(
@@ -63,10 +66,13 @@ def model_of(
 
 
 def opened_under(model: InfiniModel, file: MemoryFile, record: Record, force: bool) -> tuple[Ingestion, list[str]]:
-    """The ingestion in a memory file, under a model, and how the model differs from the model that made the file.
+    """The ingestion in a memory file, opened under a model.
 
-    force: accept a model that differs, as long as the states fit it.
-    Raises ModelMismatch, DamagedMemoryFile.
+    record: the record in the file. It loses its term weights where the model has another term head, or none.
+    force: accept a model that did not make the file, as long as the states fit it.
+
+    Returns the ingestion, and a line for each difference between the model and the model that made the file. Raises
+    ModelMismatch, DamagedMemoryFile.
     """
     different = differences(file.identity, model.identity())
     if different and not force:
@@ -90,9 +96,11 @@ def opened_under(model: InfiniModel, file: MemoryFile, record: Record, force: bo
 
 
 def ingestion_of(model: InfiniModel, file: MemoryFile, record: Record) -> Ingestion:
-    """The ingestion in a memory file, whose record is given.
+    """The ingestion in a memory file.
 
-    Raises DamagedMemoryFile where it does not fit the model.
+    record: the record in the file.
+
+    Raises DamagedMemoryFile where the file does not fit the model.
     """
     cache = cache_from(model, file.states, int(file.reading["seen"]))
     vocabulary = model.model.config.get_text_config().vocab_size
@@ -101,12 +109,15 @@ def ingestion_of(model: InfiniModel, file: MemoryFile, record: Record) -> Ingest
     pending, addresses = str(file.reading["pending_text"]), file.reading["addresses"]
     ends = [] if addresses is None else addresses["tail"]
     if addresses is not None and len(ends) != len(file.tail):
-        raise DamagedMemoryFile("the unfinished segment in the memory file has another number of tokens than ends")
+        raise DamagedMemoryFile("the unfinished segment in the memory file does not have one end for each token")
     return Ingestion(model, record, cache, file.tail.tolist(), pending, ends=ends)
 
 
 def cache_from(model: InfiniModel, states: Mapping[int, Mapping[str, np.ndarray]], seen: int) -> InfiniCache:
-    """A memory from the state tensors of a file, (G, ...) each, into which `seen` tokens went.
+    """The memory that the state tensors of a file hold.
+
+    states: tensors by layer and name, (G, ...) each.
+    seen: number of tokens that were read into the memory.
 
     Raises DamagedMemoryFile where layers, names or shapes are not those that this model and rule write.
     """
@@ -144,7 +155,7 @@ def cache_from(model: InfiniModel, states: Mapping[int, Mapping[str, np.ndarray]
 
 
 def _check_layout(index: int, state: Mapping[str, np.ndarray], needed: Mapping[str, Any]) -> None:
-    """Raise DamagedMemoryFile where a layer's tensors are not those needed; None in a shape stands for any size."""
+    """Raise DamagedMemoryFile where a layer's tensors are not the needed tensors; None in a shape: any size."""
     for name in {*state, *needed}:
         dtype, shape = needed.get(name, (None, ()))
         found = state.get(name, np.zeros(()))

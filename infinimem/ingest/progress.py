@@ -1,4 +1,4 @@
-"""Progress of an ingestion on standard error: pages, tokens per second, time left. Silent where no one watches."""
+"""Progress of an ingestion: pages, tokens per second, time left. Shown on standard error if that is a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an ingestion has come. page_count and size (bytes) are None where unknown."""
+    """How far the ingestion of a source has come.
+
+    source: name of the source.
+    page: number of the last page that was taken in.
+    page_count: number of pages; None where unknown.
+    characters: characters of the source taken in so far.
+    size: bytes of the file; None where unknown.
+    tokens: tokens of the source taken in within `seconds`.
+    seconds: time since the ingestion of the source began, or was resumed.
+    """
 
     source: str
     page: int
@@ -22,7 +31,7 @@ class Progress:
 
     @property
     def fraction(self) -> float | None:
-        """Share of this source that is done, as far as it can be known."""
+        """Share of the source that is done, from 0 to 1; without a page count an estimate; None if unknown."""
         if self.page_count:
             return min(1.0, self.page / self.page_count)
         return min(1.0, self.characters / self.size) if self.size else None
@@ -33,7 +42,11 @@ ProgressCallback = Callable[[Progress], None]
 
 @contextlib.contextmanager
 def shown_progress(progress: bool | ProgressCallback) -> Iterator[ProgressCallback | None]:
-    """The function to call after each page: the caller's own, a rich bar for True, None for False or no terminal."""
+    """Give the function to call after each page.
+
+    progress: the function itself, or True for a bar on standard error. The context gives None for False, and for True
+        where standard error is no terminal.
+    """
     if callable(progress):
         yield progress
         return

@@ -20,9 +20,11 @@ SEPARATOR = "\n\n"  # between pages, and between sources
 
 @dataclass
 class SourceRecord:
-    """One source that was read.
+    """One source that was taken in.
 
-    sha256: of the file's bytes; None for text that was given as a string.
+    kind: as in `Source`, or "string" for text that was given as a string.
+    sha256: hash of the file's bytes; None for a string, and for a file that could not be opened.
+    pages, characters: numbers of pages and characters taken in so far.
     skipped: parts that could not be read and were left out, each {"page": number, or None for the rest of the file,
         "reason": text}.
     """
@@ -39,7 +41,10 @@ class SourceRecord:
 class Record:
     """Sources and passages of a memory.
 
-    term_weights: of the passages; None where the model gives none.
+    keep_passages: whether the text is kept.
+    closed: passages that no later text changes.
+    cutter: cuts the unfinished page into passages.
+    term_weights: term weights of the passages; None where the model gives no term weights.
     """
 
     keep_passages: bool = True
@@ -50,7 +55,7 @@ class Record:
 
     @classmethod
     def from_file(cls, file: MemoryFile) -> Record:
-        """The record in a memory file."""
+        """The record in a memory file. Raises DamagedMemoryFile where it is incomplete or does not fit its passages."""
         try:
             sources = [SourceRecord(**source) for source in file.sources]
             characters = [(source.name, source.characters) for source in sources]
@@ -61,10 +66,14 @@ class Record:
                 cutter=PassageCutter(**file.reading["cutter"]),
             )
         except (TypeError, KeyError) as error:
-            raise DamagedMemoryFile(f"the record of sources in the memory file is incomplete ({error})") from error
-        # An unfinished passage or block is cut as soon as it is longer.
+            raise DamagedMemoryFile(
+                f"the record of sources in the memory file is incomplete ({error}); ingest the documents again"
+            ) from error
+        # Ingestion cuts unfinished text before it gets this long. To cut longer text would take quadratic time.
         if len(record.cutter.pending) >= LONGEST_PENDING or len(file.reading["pending_text"]) > MAX_BLOCK:
-            raise DamagedMemoryFile("the memory file has more unfinished text than reading leaves; make it again")
+            raise DamagedMemoryFile(
+                "the memory file has more unfinished text than ingestion leaves; ingest the documents again"
+            )
         if file.term_weights is not None:
             plain = file.reading["addresses"]
             weights = split(file.term_weights, plain["sizes"])
@@ -73,11 +82,11 @@ class Record:
 
     @property
     def passages(self) -> list[Passage]:
-        """All passages, those of the unfinished page included."""
+        """All passages, including those of the unfinished page."""
         return self.closed + self.cutter.rest() if self.keep_passages else []
 
     def copy(self) -> Record:
-        """A record that can be changed while this one stays."""
+        """A copy that can change while this record stays as it is."""
         return Record(
             self.keep_passages,
             [SourceRecord(**asdict(source)) for source in self.sources],
@@ -88,7 +97,7 @@ class Record:
 
     @property
     def begin(self) -> int:
-        """Character at which the last source starts, counted over all that was read."""
+        """Character at which the last source starts, counted over all sources."""
         return sum(source.characters + len(SEPARATOR) for source in self.sources[:-1])
 
     @property
@@ -97,7 +106,7 @@ class Record:
         return self.begin + self.sources[-1].characters if self.sources else 0
 
     def pack(self) -> np.ndarray | None:
-        """The closed passages for the file, or None without passages."""
+        """The closed passages as the memory file stores them; None where no passages are kept."""
         return pack(self.closed) if self.keep_passages else None
 
     def open(self, source: SourceRecord) -> None:
@@ -124,6 +133,6 @@ class Record:
             self.term_weights.starts += [begin + passage.start for passage in passages]
 
     def settle(self) -> None:
-        """Give the closed passages whose words were all weighed their term weights."""
+        """Give term weights to the closed passages whose words were all weighed."""
         if self.term_weights is not None:
             self.term_weights.settle(self.closed)

@@ -1,4 +1,4 @@
-"""Source files into an ingestion: opened once, then taken in page by page."""
+"""Take source files into an ingestion: all files are opened first, then taken in page by page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Sources = PathLike | Source | Iterable[PathLike | Source]
 
 
 def found_sources(sources: Sources) -> list[Path | Source]:
-    """The files that `sources` stand for, in order; open files stay open. Errors: those of `find_sources`."""
+    """The files that `sources` stand for, in order; a `Source` stays as it is. Errors: those of `find_sources`."""
     given = [sources] if isinstance(sources, (str, os.PathLike, Source)) else list(sources)
     found: list[Path | Source] = []
     run: list[str] = []
@@ -30,7 +30,7 @@ def found_sources(sources: Sources) -> list[Path | Source]:
             found += [*(find_sources(run) if run else []), one]
             run = []
         else:
-            # As texts: an empty one would be the current directory as a path.
+            # As a string, because `find_sources` refuses an empty string; an empty path is the current directory.
             run.append(os.fspath(one))
     return found + (find_sources(run) if run else [])
 
@@ -38,14 +38,17 @@ def found_sources(sources: Sources) -> list[Path | Source]:
 def opened_sources(
     found: Sequence[Path | Source], skip: bool = False, limits: ReaderLimits | None = None
 ) -> list[Source]:
-    """Files, opened. skip: a file that cannot be opened has its place all the same. Raises SourceError."""
+    """Open files; a `Source` stays as it is.
+
+    skip: put an `unread_source` in the place of a file that cannot be opened; otherwise its SourceError is raised.
+    """
     opened = []
     for number, one in enumerate(found):
         if isinstance(one, Source):
             opened.append(one)
             continue
         try:
-            # The first file is read as soon as all are open, so its parser may wait.
+            # The first file is read as soon as all files are open, so the process that parses it may wait.
             opened.append(open_source(one, limits, wait=number == 0))
         except SourceError as error:
             if not skip:
@@ -66,7 +69,11 @@ def read_sources(
 ) -> None:
     """Take files in, one after the other, and read their whole segments.
 
-    checkpoint: is kept on the way. begun: files that were taken in before, the last of them perhaps in part.
+    checkpoint: the checkpoint to write on the way; None for no checkpoint.
+    begun: number of files that were begun before an interruption; the last of them may have been taken in in part.
+    skip: as for `take_source`.
+
+    Raises EmptySource where no file gave any text, and the errors of `take_source`.
     """
     for number, source in enumerate(opened, start=1):
         if number < begun:
@@ -86,17 +93,20 @@ def take_source(
     skip: bool = False,
     limits: ReaderLimits | None = None,
 ) -> Iterator[None]:
-    """Take one file in, page by page; after every piece it is the caller's turn to read whole segments.
+    """Take one file in, piece by piece; after each piece, the caller reads the whole segments.
 
-    resumed: it is the record's last source, of which as many characters as the record says were read before.
-    skip: leave out what cannot be read, and put it on record.
+    resumed: whether the file is the record's last source. The characters that the record counts are then passed over.
+    skip: leave out what cannot be read, and record it as skipped.
+
+    Raises the SourceError that names the cause, and CheckpointMismatch where a resumed file could be read further
+    before.
     """
     if not resumed:
         ingestion.begin_source(SourceRecord(source.name, source.kind, source.sha256))
     entry = ingestion.record.sources[-1]
     left_out = [row["page"] for row in entry.skipped]
     if None in left_out:
-        return  # the rest of it was given up before
+        return  # the rest of the file was given up before the interruption
     known = entry.characters
 
     def failed(page: int | None, reason: str) -> None:
@@ -105,7 +115,7 @@ def take_source(
                 f"the ingestion cannot go on in '{source.name}', which could be read further before than now "
                 f"({reason}); ingest it without resuming"
             )
-        # Memory files are passed on; the place of a source on this machine is nobody's business.
+        # Memory files are given to others, who need not know the source's path on this machine.
         plain = as_unicode(reason).replace(as_unicode(str(source.path)), source.name)
         entry.skipped.append({"page": page, "reason": plain})
 
@@ -140,7 +150,7 @@ def take_source(
 
 
 def check_something(sources: Sequence[SourceRecord]) -> None:
-    """Raise EmptySource where nothing was read of any of these."""
+    """Raise EmptySource where there are no sources, or no source gave any text."""
     if not sources:
         raise EmptySource("there is nothing to read; name a document")
     if not any(source.characters for source in sources):
@@ -149,7 +159,12 @@ def check_something(sources: Sequence[SourceRecord]) -> None:
 
 
 def read_passages(source: Source, *, limits: ReaderLimits | None = None) -> Iterator[Passage]:
-    """The passages of a file as a memory of it has them, without any model. Errors: those of `read_pages`."""
+    """Yield the passages of a file, the same that a memory of the file has. Needs no model.
+
+    limits: for the process that parses; default `ReaderLimits()`.
+
+    Errors: those of `read_pages`.
+    """
     cutter = PassageCutter()
     cutter.open(source.name)
     for number, page in enumerate(read_pages(source, limits=limits)):

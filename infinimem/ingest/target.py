@@ -1,4 +1,4 @@
-"""Where an ingestion is written: the memory file, FILE.partial beside it until it is complete, and the lock on both."""
+"""The place that an ingestion is written to: the memory file, its checkpoint FILE.partial, and the lock on both."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ if TYPE_CHECKING:
 
 
 def partial_of(output: Path) -> Path:
-    """The checkpoint of the ingestion into a memory file."""
+    """The path of the checkpoint of an ingestion into this memory file."""
     return output.with_name(f"{output.name}.partial")
 
 
 @contextlib.contextmanager
 def writing(output: Path, names: Sequence[str], resume: bool) -> Iterator[Path]:
-    """Keep others away from a memory file and its checkpoint, whose path this gives; once all went well, the
-    checkpoint is deleted.
+    """Lock a memory file and its checkpoint, and give the path of the checkpoint.
 
-    names: of the sources.
+    The checkpoint is deleted if the block ends without an error.
+
+    output: the memory file.
+    names: names of the sources.
+    resume: whether the ingestion goes on from the checkpoint.
+
     Raises FileInUse, TargetNotWritable, and NotReplaced where something else would be lost: a document, or, without
     `resume`, an interrupted ingestion of documents with other names.
     """
@@ -48,17 +52,17 @@ def _check_abandoned(partial: Path, names: Sequence[str]) -> None:
     if begun != list(names)[: len(begun)]:
         quoted = ", ".join(f"'{name}'" for name in begun)
         raise NotReplaced(
-            f"'{partial}' keeps an interrupted ingestion of {quoted}; go on with these and --resume, delete it, or "
-            "name another output"
+            f"'{partial}' keeps an interrupted ingestion of {quoted}; name these documents and --resume to go on with "
+            "it, delete this file, or name another output"
         )
 
 
 def targets_in(directory: Path, found: Sequence[Path | Source]) -> dict[str, Path]:
-    """Where the memory of each document goes, by its name. Raises InvalidSetting where two have the same name."""
+    """The memory file for each document, by the document's name. Raises InvalidSetting where two names are the same."""
     named: dict[str, Path] = {}
     paths = [one.path if isinstance(one, Source) else one for one in found]
     for path in paths:
-        # Some file systems take capitals for small letters.
+        # Some file systems do not tell capitals from small letters.
         if (other := named.setdefault(name_of(path).casefold(), path)) is not path:
             raise InvalidSetting(
                 f"'{other}' and '{path}' have the same name, and so would their memory files; read them into two "
@@ -68,9 +72,12 @@ def targets_in(directory: Path, found: Sequence[Path | Source]) -> dict[str, Pat
 
 
 def is_there(target: Path, source: Source, model: InfiniModel, passages: bool, skip: bool) -> bool:
-    """Whether the memory file has this document, as it is now, under this model; it may have grown since.
+    """Whether the memory file has the present content of this document, read by this model with these settings.
 
-    skip: a memory from which parts of the document were left out counts too.
+    The memory may have more documents that were appended later.
+
+    passages: whether the memory must keep passages, or must keep none.
+    skip: also accept a memory that leaves out parts of the document.
     """
     try:
         file = read_memory_file(target)

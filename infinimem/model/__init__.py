@@ -1,1 +1,1 @@
-"""Language models with a memory: finding, loading, adapting, reading, naming what a memory depends on."""
+"""Language models with a memory: how a model is found, loaded and adapted, and what its memories depend on."""

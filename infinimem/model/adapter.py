@@ -3,13 +3,14 @@
     adapter_config.json        peft_type LORA, r, lora_alpha, target_modules, base_model_name_or_path, ...
     adapter_model.safetensors  base_model.model.{module}.lora_A.weight (r, in) and .lora_B.weight (out, r)
     memory.safetensors         layers.{i}.gate (H,) float32, equation 10's beta; metadata `infinimem.trained`, JSON:
-                               rule, rule_settings, segment_length, memory_heads, carry that it was trained with
+                               the rule, rule_settings, segment_length, memory_heads and carry of the training
 
 An adapter is merged into the base weights when it is loaded, W += scale * B A with scale = lora_alpha / r. The third
-file may be missing: then it is a plain PEFT adapter. A fourth file, term_weights.safetensors, may hold the term head
-(term_head.py). A directory `answer` may hold the answer adapter: a second adapter of the first two files, which is
-merged on top of this one in a model that answers from passages in its prompt. Adapters of older releases call the
-fourth file addresses.safetensors and the directory `reader`. Nothing but safetensors and JSON is ever read.
+file may be missing: the adapter is then a plain PEFT adapter. A fourth file, term_weights.safetensors, may hold the
+term head (term_head.py). A directory `answer` may hold the answer adapter: a second adapter with the first two files
+alone, which is merged on top of this adapter in a model that answers from passages in its prompt. Adapters of older
+releases call the fourth file addresses.safetensors and the directory `reader`. Nothing but safetensors and JSON is ever
+read.
 """
 
 from __future__ import annotations
@@ -30,18 +31,17 @@ from torch import Tensor
 from ..errors import AdapterNotFound, DamagedAdapter, UnsupportedAdapter
 from ..storage.files import make_directory, write_atomically
 from ..storage.layout import PREFIX
-from .directories import directory_at, trust
+from .directories import ANSWER, OLD_ANSWER, directory_at, trust
 from .embedded import DEFAULT_MODEL
 from .term_head import FILE as TERM_HEAD_FILE
 from .term_head import TermHead, head_file, read_head
 
 NO_ADAPTER = "none"
 SHIPPED = Path(__file__).parents[1] / "adapters"
-# The adapter of the default model. Memory files name it, so another adapter gets another name and this one stays.
+# The adapter of the default model. Memory files name it, so a later adapter gets another name, and this adapter stays
+# in the package.
 DEFAULT_ADAPTER: str | None = "smollm2-135m-instruct-2"
 CONFIG_FILE, LORA_FILE, MEMORY_FILE = "adapter_config.json", "adapter_model.safetensors", "memory.safetensors"
-# The directory of an answer adapter within that of its adapter, and what older releases call it.
-ANSWER, OLD_ANSWER = "answer", "reader"
 TRAINED = f"{PREFIX}trained"
 MAX_CONFIG_BYTES = 1 << 20
 LORA_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
@@ -62,8 +62,9 @@ VARIANTS = (
     "lora_bias",
     "use_qalora",
 )
-# Ways to begin LoRA that leave the base weights as they are; others (pissa, olora, corda, loftq) change them, and what
-# was trained beside the changed base is no adapter of the one that is loaded here.
+# Initializations of LoRA that leave the base weights as they are. Others (pissa, olora, corda, loftq) change the base
+# weights, and an adapter that was trained beside changed weights does not fit the unchanged weights, which are loaded
+# here.
 BEGINNINGS = (None, "true", "false", "gaussian", "orthogonal", "eva")
 
 
@@ -71,10 +72,17 @@ BEGINNINGS = (None, "true", "false", "gaussian", "orthogonal", "eva")
 class Adapter:
     """A loaded adapter.
 
-    name: what memory files call it. lora: module path to (A (r, in), B (out, r)), float32. scale: of their product.
-    gates: layer to beta (H,) float32. memory: what it was trained with, of MEMORY_TYPES, with "carry" unless it is
-    older than that; {} if unknown. sha256: of the content of these files. term_head: what gives term weights. answer:
-    the answer adapter. Both have files and hashes of their own, as the memory's states do not depend on them.
+    name: the name by which memory files call it.
+    sha256: hash of the content of its first three files, without term head and answer adapter.
+    lora: module path to (A (r, in), B (out, r)), float32.
+    scale: factor of the product of B and A.
+    gates: layer to beta (H,) float32.
+    memory: the settings that it was trained with: the keys of MEMORY_TYPES, and "carry" unless the adapter is older
+        than this setting; {} if unknown.
+    term_head: gives term weights; None without a term head.
+    answer: the answer adapter; None without an answer adapter.
+
+    Term head and answer adapter have their own hashes, because a memory's states do not depend on them.
     """
 
     name: str
@@ -90,9 +98,12 @@ class Adapter:
 def load_adapter(
     adapter: str | os.PathLike[str] | Adapter | None, model: str | os.PathLike[str] | None = None
 ) -> Adapter | None:
-    """The adapter at a directory or of that name in the package; None where none is wanted.
+    """The adapter in a directory, or of that name in the package; None where no adapter is wanted.
 
-    adapter: None takes the package's own for the default model (`model` None or its name), where there is one.
+    adapter: a directory (which becomes a trusted directory), the name of an adapter in the package, or an Adapter,
+        which is returned as it is. None takes the package's adapter for the default model, and no adapter for other
+        models; "none" takes no adapter.
+    model: name of the base model; None for the default model.
     Raises AdapterNotFound, DamagedAdapter, UnsupportedAdapter.
     """
     if isinstance(adapter, Adapter):
@@ -116,7 +127,7 @@ def load_adapter(
 
 
 def adapter_directory(name: str) -> Path | None:
-    """The directory of the user's that an adapter of this name is read from; None for those of the package."""
+    """The user's directory from which an adapter of this name is read; None for adapters of the package."""
     return None if not name or name == NO_ADAPTER or _is_shipped(name) else directory_at(name)
 
 
@@ -140,13 +151,15 @@ def _read_files(directory: Path, name: str) -> Adapter:
             content[file] = (directory / file).read_bytes()
         except FileNotFoundError as error:
             if file == CONFIG_FILE:
-                raise AdapterNotFound(f"'{directory}' is no adapter: it has no {CONFIG_FILE}") from error
+                raise AdapterNotFound(f"'{directory}' has no {CONFIG_FILE}; name an adapter directory") from error
             if file == LORA_FILE:
                 raise DamagedAdapter(
                     f"the adapter '{directory}' has no {LORA_FILE}; only safetensors are read"
                 ) from error
         except OSError as error:
-            raise DamagedAdapter(f"'{directory / file}' cannot be read ({error.strerror}); check its rights") from error
+            raise DamagedAdapter(
+                f"'{directory / file}' cannot be read ({error.strerror}); check its permissions"
+            ) from error
     rank, scale = _check_config(directory, content[CONFIG_FILE])
     gates, memory = _memory_part(directory, content.get(MEMORY_FILE))
     digest = hashlib.sha256()
@@ -157,15 +170,15 @@ def _read_files(directory: Path, name: str) -> Adapter:
 
 
 def _check_config(directory: Path, data: bytes) -> tuple[int, float]:
-    """Rank and scale."""
+    """Check the configuration; returns the rank and the scale."""
     try:
         config = json.loads(data) if len(data) <= MAX_CONFIG_BYTES else None
     except (ValueError, RecursionError) as error:
         raise DamagedAdapter(f"{CONFIG_FILE} in '{directory}' is not JSON ({error}); restore a copy") from error
     if not isinstance(config, dict):
-        raise DamagedAdapter(f"{CONFIG_FILE} in '{directory}' is no JSON object of a sensible size; restore a copy")
+        raise DamagedAdapter(f"{CONFIG_FILE} in '{directory}' is too large, or not a JSON object; restore a copy")
     if config.get("peft_type") != "LORA":
-        raise UnsupportedAdapter(f"'{directory}' is a {config.get('peft_type')} adapter; infinimem takes LORA")
+        raise UnsupportedAdapter(f"'{directory}' is a {config.get('peft_type')} adapter; infinimem takes LoRA only")
     variant = [key for key in VARIANTS if config.get(key)]
     if config.get("bias", "none") != "none":
         variant.append("bias")
@@ -183,7 +196,7 @@ def _check_config(directory: Path, data: bytes) -> tuple[int, float]:
 
 
 def _tensors(directory: Path, file: str, data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, float32, and metadata of a safetensors file; checked to be finite numbers."""
+    """Tensors, in float32, and metadata of a safetensors file. Raises DamagedAdapter for values that are not finite."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -195,7 +208,7 @@ def _tensors(directory: Path, file: str, data: bytes) -> tuple[dict[str, Tensor]
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise DamagedAdapter(
-                f"'{name}' in {file} of '{directory}' has values that no adapter can have; restore a copy"
+                f"'{name}' in {file} of '{directory}' has values that are not finite numbers; restore a copy"
             )
     return {name: tensor.float() for name, tensor in tensors.items()}, header.get("__metadata__") or {}
 
@@ -213,13 +226,14 @@ def _lora_part(directory: Path, data: bytes, rank: int) -> dict[str, tuple[Tenso
             raise DamagedAdapter(f"{LORA_FILE} in '{directory}' lacks lora_A or lora_B of '{path}'; restore a copy")
         if pair["A"].shape[0] != rank or pair["B"].shape[1] != rank:
             raise DamagedAdapter(
-                f"'{path}' in {LORA_FILE} of '{directory}' does not have the rank {rank} of its config"
+                f"'{path}' in {LORA_FILE} of '{directory}' does not have the rank {rank} of the configuration; restore "
+                "a copy"
             )
     return {path: (pair["A"], pair["B"]) for path, pair in sorted(halves.items())}
 
 
 def _memory_part(directory: Path, data: bytes | None) -> tuple[dict[int, Tensor], dict[str, Any]]:
-    """Gates, and what the adapter was trained with."""
+    """The gates, and the settings of the memory that the adapter was trained with."""
     if data is None:
         return {}, {}
     tensors, metadata = _tensors(directory, MEMORY_FILE, data)
@@ -233,7 +247,7 @@ def _memory_part(directory: Path, data: bytes | None) -> tuple[dict[int, Tensor]
         memory = json.loads(metadata[TRAINED])
     except (KeyError, ValueError, RecursionError) as error:
         raise DamagedAdapter(
-            f"{MEMORY_FILE} in '{directory}' does not say what it was trained with ({error}); restore a copy"
+            f"{MEMORY_FILE} in '{directory}' does not say what the adapter was trained with ({error}); restore a copy"
         ) from error
     if (
         not isinstance(memory, dict)
@@ -258,10 +272,15 @@ def write_adapter(
     memory: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write an adapter directory, each file atomically. Raises TargetNotWritable.
+    """Write an adapter directory, each file atomically.
 
-    lora: module path to (A, B), written in `dtype`. base: name of the base model. gates: layer to beta. memory: of
-    MEMORY_TYPES; empty for an answer adapter, which reads no memory.
+    lora: module path to (A (r, in), B (out, r)); one rank for all modules.
+    alpha: lora_alpha; the scale is alpha / r.
+    base: name of the base model.
+    gates: layer to beta (H,); written in float32.
+    memory: as in `Adapter`; empty for an answer adapter, which reads no memory.
+    dtype: of the LoRA tensors in the file.
+    Raises TargetNotWritable.
     """
     from safetensors.torch import save
 
@@ -287,7 +306,7 @@ def write_adapter(
         for half, tensor in zip("AB", pair, strict=True)
     }
     betas = {f"layers.{index}.gate": beta.detach().float().cpu().contiguous() for index, beta in gates.items()}
-    # One key alone: the library writes several in random order, and equal adapters must have equal hashes.
+    # A single key, because safetensors writes several keys in random order, and equal adapters must have equal hashes.
     trained = {TRAINED: json.dumps({key: memory[key] for key in MEMORY_KEYS if key in memory}, sort_keys=True)}
     write_atomically(directory / LORA_FILE, save(halves, {"format": "pt"}))
     if memory:

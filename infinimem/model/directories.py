@@ -1,9 +1,9 @@
 """Directories: the cache, and the trusted directories of models and adapters.
 
-A memory file says which model made it. Where that is a directory, it is loaded unasked only if the user of this machine
-has named it before, which makes it a trusted directory: files come from strangers, and so may directories. Trusted
-directories are kept in the cache directory, a JSON string a line, or in the file that INFINIMEM_TRUSTED_DIRECTORIES
-names.
+A memory file says which model made it, and that may be a directory. Memory files come from strangers, and so may
+directories. So a directory that only the file names is loaded only if the user of this machine has named it before,
+which makes it a trusted directory. Trusted directories are listed in a file in the cache directory, or in the file that
+INFINIMEM_TRUSTED_DIRECTORIES names, one JSON string a line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def cache_directory() -> Path:
 
 
 def directory_at(name: str | os.PathLike[str]) -> Path | None:
-    """The directory at that path, `~` expanded; None if there is none, or if no path can be called that."""
+    """The directory at that path, `~` expanded; None if no directory is there, or if the name cannot be a path."""
     try:
         path = Path(name).expanduser()
         return path if path.is_dir() else None
@@ -37,11 +37,16 @@ def directory_at(name: str | os.PathLike[str]) -> Path | None:
 
 FILE, OLD_FILE = "trusted-directories.jsonl", "known-directories.jsonl"
 VARIABLE, OLD_VARIABLE = "INFINIMEM_TRUSTED_DIRECTORIES", "INFINIMEM_KNOWN_DIRECTORIES"
+# The directory of the answer adapter inside the adapter's directory, and its name in older releases.
+ANSWER, OLD_ANSWER = "answer", "reader"
 _named: set[str] = set()
 
 
 def trust(directory: Path) -> None:
-    """The user has named this directory. Where that cannot be written down, it holds for this process."""
+    """Remember that the user has named this directory, which makes it a trusted directory.
+
+    Where the list cannot be written, the directory is trusted in this process alone.
+    """
     place = os.path.realpath(directory)
     if place in _named or place in _kept():
         return
@@ -49,7 +54,8 @@ def trust(directory: Path) -> None:
     file = _files()[0]
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        # One write of one line: processes that do this at once do not mix. A line that was cut off is ended first.
+        # Each line is one write, so that lines of several processes do not mix. The line end in front ends a line that
+        # was cut off.
         with file.open("a", encoding="utf-8") as kept:
             kept.write(f"\n{json.dumps(place)}\n")
 
@@ -63,7 +69,7 @@ def is_trusted(directory: Path | None) -> bool:
 
 
 def _files() -> list[Path]:
-    """The file that is written, and the file of older releases that is read too."""
+    """The file that is written, and after it the file of older releases, which is read too."""
     if chosen := os.environ.get(VARIABLE):
         return [Path(chosen)]
     if chosen := os.environ.get(OLD_VARIABLE):

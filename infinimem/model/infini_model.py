@@ -1,11 +1,12 @@
 """`InfiniModel`: a pretrained causal language model that reads through a memory.
 
-- a stock transformers model; `read_tokens` streams tokens into an `InfiniCache`, from which answers are decoded
-- while reading, the language-model head is not computed, and attention sees a segment, the tokens carried over from
-  before it, and the memory: the same cost however long the text
-- positions start at 0 in every segment and in every prompt: the memory knows no positions beyond them
-- models that begin every text with a special token (Gemma, Llama) get it at the start of each segment too, as the
-  place where attention rests; it is not written into the memory
+- it wraps a stock transformers model; `read_tokens` streams tokens into an `InfiniCache`, and answers are decoded from
+  this cache
+- while the model reads, the language-model head is not computed, and attention sees one segment, the tokens that were
+  carried over to it, and the memory: a segment costs the same however long the text is
+- positions start at 0 in every segment and in every prompt; the memory itself has no positions
+- some models begin every text with a special token (Gemma, Llama), on which attention rests. Their segments begin with
+  this token too; it is not written into the memory
 """
 
 from __future__ import annotations
@@ -55,20 +56,25 @@ from .term_head import TermHead
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Ingestion gives freed memory back to the system after so many segments.
+# Ingestion gives freed memory back to the system each time after this many segments.
 SEGMENTS_BETWEEN_TRIMS = 16
-# Short segments in one batch are padded to a multiple of so many tokens.
+# Short segments in one batch are padded to a multiple of this many tokens.
 PADDING = 64
 
 
 class InfiniModel:
     """A causal language model with a compressive memory in its attention layers.
 
-    model, tokenizer: from transformers; the model is changed in place (`close` undoes it). rule: a MemoryRule.
-    segment_length: most tokens per segment. memory_heads: layers that get a memory, or layer to KV heads that get one;
-    None for all of them, or all but the lowest fifth of the layers under `slots`. carry: tokens that each segment
-    leaves to the next one as they are, in all layers; None for 256, or none under the paper's rules. name: what files
-    call the model.
+    model: from transformers; it is changed in place, and `close` undoes the change.
+    tokenizer: from transformers.
+    rule: how the memory is written and read.
+    segment_length: most tokens of a segment.
+    memory_heads: layers with a memory, or layer to KV heads with a memory. None for all heads of all layers under the
+        paper's rules, and of all but the lowest fifth of the layers under `slots` and `recent`.
+    carry: number of tokens that each segment carries over to the next segment unchanged, in all layers. None for 0
+        under the paper's rules, else for 256, or fewer where the model's context has less room.
+    name: the name by which memory files call the model.
+    Raises InvalidSetting, and NoRotaryEmbedding where the model's family cannot have a memory.
     """
 
     def __init__(
@@ -130,17 +136,18 @@ class InfiniModel:
         fetch: bool = True,
         adapter: str | os.PathLike[str] | Adapter | None = None,
     ) -> InfiniModel:
-        """Load a base model (None: the embedded default) and give it a memory.
+        """Load a base model and give it a memory.
 
-        model: None, a directory, or a hub id.
-        rule, rule_settings, segment_length, memory_heads, carry: of the memory; None for what the adapter was trained
-            with, if it says so, else for the default.
+        model: None for the embedded default model, a directory, or a hub id.
+        rule, rule_settings, segment_length, memory_heads, carry: as in `MemorySettings`; None for the value that the
+            adapter was trained with, where the adapter gives it, else for the default.
         device: None takes a CUDA GPU if there is one.
-        dtype: of the weights; None for bfloat16, or float32 where that is clearly faster.
-        fetch: whether a hub id may be fetched.
-        adapter: directory of an adapter, or the name of one in the package; it is merged into the weights. None takes
-            the one that the package has for the default model, if any; "none" takes none.
-        Errors: those of `pretrained.load_base` and `adapter.load_adapter`, AdapterMismatch, InvalidSetting.
+        dtype: of the weights; None for bfloat16, or for float32 where float32 is clearly faster.
+        fetch: as for `pretrained.load_base`.
+        adapter: directory of an adapter, name of an adapter in the package, or an Adapter; it is merged into the
+            weights. None takes the package's adapter for the default model, and no adapter for other models; "none"
+            takes no adapter.
+        Raises AdapterMismatch, InvalidSetting, and the errors of `pretrained.load_base` and `adapter.load_adapter`.
         """
         settings = MemorySettings(rule, rule_settings, segment_length, memory_heads, carry, device, adapter)
         return cls.load(model, settings, dtype=dtype, fetch=fetch)
@@ -154,13 +161,14 @@ class InfiniModel:
         dtype: torch.dtype | None = None,
         fetch: bool = True,
     ) -> InfiniModel:
-        """`from_pretrained` with the settings as one thing."""
+        """`from_pretrained`, with the settings in one object."""
         adapter = load_adapter(settings.adapter, model)
         memory = settings.resolved(adapter)
         rule = memory.make_rule()
         device = memory.device or ("cuda" if torch.cuda.is_available() else "cpu")
         base, tokenizer, name = load_base(model, device=device, dtype=dtype, fetch=fetch)
-        # Of the base, not of the sum, which rounds differently in every dtype; an adapter has a hash of its own.
+        # The hash is of the base weights, because merged weights round differently in every dtype; the adapter has its
+        # own hash.
         weights = None if adapter is None else hash_weights(base)
         if adapter is not None:
             merge_lora(base, adapter)
@@ -179,7 +187,7 @@ class InfiniModel:
         return made
 
     def _use(self, adapter: Adapter) -> None:
-        """Take over the parts of an adapter beside its LoRA, which is merged already."""
+        """Take over the other parts of an adapter whose LoRA is already merged."""
         set_gates(self.attachment.modules, adapter)
         self.adapter_name, self.adapter_hash = adapter.name, adapter.sha256
         if adapter.term_head is not None:
@@ -199,13 +207,20 @@ class InfiniModel:
 
     @property
     def answering_model(self) -> InfiniModel:
-        """The model that answers from passages in its prompt: this one, or, where the adapter has an answer adapter,
-        another one that is made on first use and shares all weights that the answer adapter does not change. Memories
-        of this model are not memories of that one."""
+        """The model that answers from passages in its prompt.
+
+        Where the adapter has an answer adapter, this is a second model, which is made on first use and shares all
+        weights that the answer adapter does not change; it cannot use memories of this model. Otherwise it is this
+        model itself.
+        """
         return self if self._answering is None else self._answering.get()
 
     def use_term_head(self, head: TermHead | None) -> None:
-        """Weigh words with this head from now on. Raises AdapterMismatch where it is for another model."""
+        """Weigh words with this term head from now on; None weighs no words.
+
+        Raises AdapterMismatch where the head is for another model, or where the tokenizer does not say where its tokens
+        stand in a text.
+        """
         if head is not None:
             width = int(self.model.config.get_text_config().hidden_size)
             settings = head.settings
@@ -215,7 +230,10 @@ class InfiniModel:
                     f"'{self.name}' has {self.num_layers} layers of width {width}"
                 )
             if not self.encoder.places:
-                raise AdapterMismatch(f"the tokenizer of '{self.name}' does not say where tokens stand in a text")
+                raise AdapterMismatch(
+                    f"the tokenizer of '{self.name}' does not say where tokens stand in a text, so words can have no "
+                    "term weights; use an adapter without a term head"
+                )
             head = head.to(self.device)
         self.term_head = head
 
@@ -225,16 +243,16 @@ class InfiniModel:
         return self.model.device
 
     def close(self) -> None:
-        """Give the wrapped model back as it was; an adapter stays merged into it."""
+        """Restore the wrapped model's own attention; an adapter stays merged into the weights."""
         self.attachment.detach()
 
     def with_rule(self, rule: MemoryRule) -> InfiniModel:
-        """This model with another rule, over the same weights and hooks: nothing is loaded, both can be used.
+        """This model with another memory rule, on the same weights and hooks: nothing is loaded, and both can be used.
 
-        Close the original alone. Raises InvalidSetting where a rule needs gates that this model does not have.
+        Close only the original. Raises InvalidSetting where the rule needs gates, which this model does not have.
         """
         if isinstance(rule, GatedRule) and not isinstance(self.rule, GatedRule):
-            raise InvalidSetting(f"rule {rule.name!r} needs gates; load the model with it instead")
+            raise InvalidSetting(f"the rule {rule.name!r} needs gates; load the model with this rule instead")
         other = copy(self)
         other.rule, other._identity = rule, None
         return other
@@ -245,9 +263,10 @@ class InfiniModel:
 
     @torch.no_grad()
     def read_tokens(self, tokens: Iterable[int], cache: InfiniCache, weights: bytearray | None = None) -> int:
-        """Read one row of token ids into the memory, in segments that end where sentences do; returns how many.
+        """Read token ids into a memory, in segments that end where sentences do; returns the number of segments.
 
-        weights: gets the weight of every token, a byte each (`term_weights.to_bytes`); the model must have a term head.
+        cache: the memory; changed in place.
+        weights: gets the weight of every token, one byte each (`term_weights.to_bytes`), if the model has a term head.
         """
         segments = 0
         for segment in self.segmenter.split(tokens):
@@ -262,13 +281,17 @@ class InfiniModel:
         caches: Sequence[InfiniCache],
         weights: Sequence[bytearray | None],
     ) -> None:
-        """Read a segment into each of several memories, in one forward: as one after the other, but for rounding.
+        """Read one segment into each of several memories, in one forward.
 
-        segments: token ids, at least one and at most `segment_length` each. weights: as for `read_tokens`.
+        segments: token ids, at least one and at most `segment_length` each.
+        caches: one memory for each segment, changed in place.
+        weights: for each segment, as for `read_tokens`.
+
+        Up to rounding, the memories are those of segments that are read one after the other.
         """
         lengths = [len(segment) for segment in segments]
         size = max(lengths)
-        # Few shapes: every other one leaves compiled kernels of its own in memory.
+        # Few shapes, because the compiled kernels of every shape stay in memory.
         if size > self.segment_length // 2:
             size = self.segment_length
         elif len(segments) > 1:
@@ -299,11 +322,16 @@ class InfiniModel:
         hidden: bool = False,
         pad_to: int = 0,
     ) -> Tensor | None:
-        """Read one segment (B, T) and write it into the memory; with `logits`, also return them, (B, T, V).
+        """Read one segment and write it into the memory. Gradients flow if they are enabled.
 
-        lengths: tokens of each row (B,), where the rest is padding. hidden: return the last hidden states (B, T, E)
-        instead, for `head`. pad_to: compute on at least so many tokens; those after the T given are neither seen nor
-        written. Gradients flow if they are enabled.
+        tokens: (B, T) token ids.
+        cache: the memory; changed in place.
+        attention_mask: (B, T), 0 for padding; None without padding.
+        lengths: (B,) tokens of each row; the rest of the row is padding.
+        logits: whether to return the logits, (B, T, V).
+        hidden: whether to return the last hidden states, (B, T, E), for `head`.
+        pad_to: compute on at least this many tokens; tokens after the T given tokens are neither seen nor written.
+        Returns None without `logits` and `hidden`.
         """
         batch, length = tokens.shape
         skip = len(self.prefix)
@@ -318,7 +346,7 @@ class InfiniModel:
             full = F.pad(torch.cat((mask.new_ones(batch, skip), mask), dim=1), (0, max(0, pad_to - length)))
             inputs |= {"attention_mask": full.long(), "position_ids": (full.long().cumsum(-1) - 1).clamp_min(0)}
         elif lengths is not None and bool((lengths < length).any()):
-            # Tokens do not see what comes after them, so it is enough not to write it.
+            # No token sees the padding after it, so it is enough not to write the padding.
             mask = (torch.arange(length) < lengths.unsqueeze(-1)).to(self.device)
         cache.recording()
         network = self.model if logits else self.model.get_decoder()
@@ -339,7 +367,7 @@ class InfiniModel:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def merge_caches(self, caches: Sequence[InfiniCache]) -> InfiniCache:
-        """One memory of several, by the rule's `merge`, as if read in this order; empty ones add nothing."""
+        """One memory made of several by the rule's `merge`, in the order of reading; empty memories add nothing."""
         result = self.new_cache()
         for cache in caches:
             result = result.merged(cache)
@@ -363,7 +391,7 @@ class InfiniModel:
         return frozenset(ends)
 
     def describe(self) -> dict[str, Any]:
-        """What measurements depend on, for people; `identity` has all that memory files depend on."""
+        """The settings that measurements depend on, for people; `identity` has all that memory files depend on."""
         return {
             "model": self.name,
             "adapter": self.adapter_name,
@@ -377,7 +405,7 @@ class InfiniModel:
     def identity(self) -> dict[str, Any]:
         """What a memory depends on: two models with equal identities can use each other's memory files.
 
-        The weights enter as a sample (up to 4,096 elements of every tensor), not byte for byte.
+        The weights enter as a sample (`identity.hash_weights`), not byte for byte.
         """
         if self._identity is None:
             memory = {
@@ -394,7 +422,7 @@ class InfiniModel:
 
 
 class LazyModel:
-    """A model that is made once, by whichever thread needs it first."""
+    """A model that is made once, by the first thread that needs it."""
 
     def __init__(self, make: Callable[[], InfiniModel]) -> None:
         self._make = make
@@ -402,7 +430,7 @@ class LazyModel:
         self._lock = threading.Lock()
 
     def get(self) -> InfiniModel:
-        """The model."""
+        """The model, made on the first call."""
         with self._lock:
             if self._made is None:
                 self._made = self._make()
@@ -425,6 +453,6 @@ def _malloc_trim() -> Any:
 
 
 def give_back_memory() -> None:
-    """Give freed memory back to the system, where the C library can; about as costly as touching it again."""
+    """Give freed memory back to the system, where the C library can; this costs about as much as touching it again."""
     if (trim := _malloc_trim()) is not None:
         trim(0)

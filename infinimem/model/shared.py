@@ -22,12 +22,12 @@ _lock = threading.Lock()
 def shared_model(
     name: str | os.PathLike[str] | None = None, settings: MemorySettings | None = None, *, fetch: bool = True
 ) -> InfiniModel:
-    """The model of that name with these settings, loaded once per process as long as anything uses it.
+    """The model of this name with these settings; it is loaded once per process, and stays while anything uses it.
 
     name: as for `InfiniModel.from_pretrained`.
     settings: None for the defaults.
-    fetch: whether a hub id may be fetched.
-    Errors: those of `InfiniModel.from_pretrained`.
+    fetch: as for `pretrained.load_base`.
+    Raises the errors of `InfiniModel.from_pretrained`.
     """
     asked = settings or MemorySettings()
     adapter = load_adapter(asked.adapter, name)
@@ -36,7 +36,8 @@ def shared_model(
     heads: Any = None if memory.memory_heads is None else list(memory.memory_heads)
     if isinstance(memory.memory_heads, Mapping):
         heads = {int(layer): list(members) for layer, members in memory.memory_heads.items()}
-    # Missing heads and carry stand for the default ones, which the model alone knows.
+    # Where heads or carry are None, only the loaded model knows their default values. So the model is kept under two
+    # keys: with the values that were asked for, and with the values that it has.
     key: list[Any] = [str(name or DEFAULT_MODEL), memory.rule, rule, memory.segment_length, str(memory.device)]
     key += [adapter.name, adapter.sha256, adapter.answer and adapter.answer.sha256] if adapter else []
     with _lock:

@@ -1,9 +1,11 @@
 """The term head: the small network that gives term weights, on top of one layer of the model.
 
-- it looks at the input of one layer's attention, so it costs next to nothing during ingestion, and a question has to
-  pass the layers below that layer alone
-- one half weighs the words of passages as they are read, the other those of questions; `infinimem adapt` trains both
-- calibration: how the best passage's score tells whether the document has an answer at all
+- it looks at the input of one layer's attention: it costs next to nothing during ingestion, and a question has to pass
+  only the layers below that layer
+- one half weighs the words of passages during ingestion, the other half weighs the words of questions;
+  `infinimem adapt` trains both halves
+- its calibration says how much BM25 counts in the hybrid ranking, and how well the best passage must fit a question
+  before the document is taken to have an answer at all
 """
 
 from __future__ import annotations
@@ -24,15 +26,21 @@ from ..storage.layout import PREFIX
 FILE, OLD_FILE = "term_weights.safetensors", "addresses.safetensors"
 # The name is historical: heads of all releases have their settings under this key.
 SETTINGS = f"{PREFIX}addresses"
-# softplus of this is 1: at first all words weigh the same.
+# softplus(ONE) is 1: before training, all words have the weight 1.
 ONE = 0.5413
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """layer: whose attention input is looked at. width: of that input. hidden: units of each half. lexical: share of
-    BM25's score in the fused one. least: coverage of a question that has an answer, which is the best passage's score
-    over the highest that the question allows."""
+    """Layer, sizes and calibration of a term head.
+
+    layer: index of the layer whose attention input the head looks at.
+    width: width E of this input.
+    hidden: hidden units of each half.
+    lexical: share of BM25's score that the hybrid ranking adds to the score by term weights.
+    least: the least coverage of a question that has an answer. The coverage is the best passage's score, divided by the
+        highest score that the question allows.
+    """
 
     layer: int
     width: int
@@ -42,7 +50,7 @@ class HeadSettings:
 
 
 class Weigher(nn.Module):
-    """Weights of words, at least 0, from the inputs of a layer at their last tokens."""
+    """Gives every word a weight of at least 0, from a layer's input at the last token of the word."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -52,12 +60,17 @@ class Weigher(nn.Module):
         nn.init.constant_(self.outer.bias, ONE)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., E) to (...) float32."""
+        """The weights (...) float32 for the inputs x (..., E)."""
         return F.softplus(self.outer(F.gelu(self.inner(x.float())))).squeeze(-1)
 
 
 class TermHead(nn.Module):
-    """Both halves. sha256: of layer and weights, not of the calibration; term weights of different heads do not mix."""
+    """A term head with both halves.
+
+    settings: its layer, sizes and calibration.
+    sha256: hash of the layer and of the weights, without the calibration. Term weights of heads with different hashes
+        do not mix.
+    """
 
     def __init__(self, settings: HeadSettings, sha256: str = "") -> None:
         super().__init__()
@@ -68,12 +81,12 @@ class TermHead(nn.Module):
 
 
 def head_file(directory: Path) -> Path | None:
-    """The file of the head in an adapter directory, under its name of today or of older releases; None without one."""
+    """The file of the head in an adapter directory, by its present or its older name; None where there is no file."""
     return next((path for name in (FILE, OLD_FILE) if (path := directory / name).exists()), None)
 
 
 def read_head(directory: Path) -> TermHead | None:
-    """The head in an adapter directory, None where there is none. Raises DamagedAdapter."""
+    """The term head in an adapter directory; None where there is no head. Raises DamagedAdapter."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -83,7 +96,7 @@ def read_head(directory: Path) -> TermHead | None:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DamagedAdapter(f"'{path}' cannot be read ({error.strerror}); check its rights") from error
+        raise DamagedAdapter(f"'{path}' cannot be read ({error.strerror}); check its permissions") from error
     try:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -95,7 +108,7 @@ def read_head(directory: Path) -> TermHead | None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedAdapter(f"'{path}' is no term head ({reason}); restore a copy") from error
     if not all(bool(tensor.isfinite().all()) for tensor in head.state_dict().values()):
-        raise DamagedAdapter(f"'{path}' has values that no head can have; restore a copy")
+        raise DamagedAdapter(f"'{path}' has values that are not finite numbers; restore a copy")
     return head.requires_grad_(False).eval()
 
 

@@ -8,15 +8,15 @@ from itertools import pairwise
 from ..text.passages import Passage
 from .ranking import LexicalRanker
 
-# Passages of a part of a document that is summarized by itself.
+# Where a document is summarized in parts, each part has at least this many passages.
 STRETCH = 16
 
 
 def central_passages(passages: Sequence[Passage], k: int) -> list[Passage]:
-    """k passages that stand for the whole, in reading order.
+    """k passages that stand for the whole document, in reading order; all passages where there are no more than k.
 
-    The document is cut into k equal stretches; from each comes the passage that says most of what the document's
-    frequent words are about.
+    The document is cut into k equal stretches. From each stretch comes the passage that fits the document's most
+    frequent words best.
     """
     if len(passages) <= k:
         return list(passages)
@@ -27,9 +27,10 @@ def central_passages(passages: Sequence[Passage], k: int) -> list[Passage]:
 
 
 def central_parts(passages: Sequence[Passage], k: int, most: int) -> list[list[Passage]]:
-    """Central passages, k at most, of each of several equal parts of a long document; of a short one, of all of it.
+    """Central passages of each part of a document that is cut into equal parts; a short document is a single part.
 
-    most: parts. Each has `STRETCH` passages or more.
+    k: most passages of a part.
+    most: most parts; several parts have at least `STRETCH` passages each.
     """
     count = max(1, min(most, len(passages) // STRETCH))
     bounds = [len(passages) * i // count for i in range(count + 1)]

@@ -1,4 +1,4 @@
-"""A query as the model sees it: the weights of its words, by the same term head that weighs those of passages."""
+"""A query as the model sees it: the term head that weighs the words of passages weighs the query's words too."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def weigh(model: InfiniModel, query: str) -> list[float]:
-    """The weight of each of a query's words (`words.spans`), 0 for those at the end of a very long query.
+    """The weight of each word of a query (`words.spans`); words at the end of a very long query have the weight 0.
 
     Raises InvalidSetting where the model has no term head.
     """
@@ -30,10 +30,12 @@ def weigh(model: InfiniModel, query: str) -> list[float]:
 
 
 def echo(model: InfiniModel, query: str, layer: int) -> tuple[list[int], Tensor]:
-    """A query's words as the model sees them when it reads the query a second time.
+    """The words of a query as the model sees them when it reads the query a second time.
 
-    Returns, for each of `words.spans`, the index of its last token, and the inputs of the layer at the second time's
-    tokens, (T, E). A query has at most half a segment of tokens; words after those have the index T.
+    layer: index of the layer whose attention input is returned.
+    Returns, for each of `words.spans`, the index of its last token in the second copy of the query, and the inputs of
+    the layer at the tokens of the second copy, (T, E). Each copy is cut to half a segment of tokens; words that end
+    after the cut have the index T.
     """
     most = max(1, model.segment_length // 2)
     first, (second, ends) = model.encoder.encode(f"{query}\n")[:most], model.encoder.encode_placed([query])
@@ -43,7 +45,7 @@ def echo(model: InfiniModel, query: str, layer: int) -> tuple[list[int], Tensor]
 
 @torch.no_grad()
 def inputs_at(model: InfiniModel, layer: int, tokens: Sequence[int]) -> Tensor:
-    """The input of a layer's attention, (T, E), for a text by itself; nothing above the layer is computed."""
+    """The input of a layer's attention, (T, E), for a text with no memory before it; no layer above is computed."""
     cache = model.new_cache()
     cache.watched, cache.enough = layer, True
     with contextlib.suppress(SeenEnough):

@@ -25,23 +25,25 @@ from ..text.sentences import around, sentences
 from ..text.term_weights import from_bytes
 from ..text.words import WORD, rarity, spans, stems
 
-# Chinese and Japanese have no spaces: what stands between other characters is searched by pairs.
+# Chinese and Japanese have no spaces between words, so a run of their characters is searched by pairs of neighbours.
 UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]{2,}")
-# What a word that many passages have is rare at least, where coverage is concerned: what all of a short text is about
-# is in all of its passages, and asked for all the same.
+# The least rarity of a word in the coverage. The words that a short text is about are in all of its passages, so they
+# are not rare at all, and yet questions ask for them.
 COMMON = 1.0
-# Of its passage's score that a sentence has beside its own.
+# The share of its passage's score that a sentence gets beside its own score.
 OF_THE_PASSAGE = 0.3
-# Cosines of words' vectors from which on they are related, and as good as the same; words that are counted beside one
-# of a query, and their share where the document has that one too.
+# Two words are related where the cosine of their vectors is above NOT_RELATED; from THE_SAME on, they count as the same
+# word.
 NOT_RELATED = 0.2
 THE_SAME = 0.5
+# The most related words that count beside one word of a query.
 RELATED = 32
+# A related word counts only this share where the document also has the query's own word.
 BESIDE_IT = 0.5
 
-# Of words: the places of those that have a vector, (F,), and the vectors, (F, E); see word_vectors.py.
+# From words to the indexes of the words that have a vector, (F,), and these vectors, (F, E); see word_vectors.py.
 Vectors = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
-# Words of a query whose cosines with all of a document's are computed at a time.
+# The number of a query's words that are compared at a time with all words of the document.
 CHUNK = 64
 
 
@@ -53,13 +55,16 @@ class Ranker(Protocol):
 
 
 class LexicalRanker:
-    """BM25 over stemmed words; stem: False leaves them as they are."""
+    """BM25 over stemmed words.
+
+    stem: False leaves the words as they are.
+    """
 
     def __init__(self, passages: Sequence[Passage], stem: bool = True) -> None:
         import bm25s
         import Stemmer
 
-        # It logs every index at a level of its own, which shows wherever a program has a handler at the root.
+        # bm25s sets its own logger to DEBUG, so every index would show in programs whose root logger has a handler.
         logging.getLogger("bm25s").setLevel(logging.WARNING)
         self._stemmer = Stemmer.Stemmer("english").stemWords if stem else None
         self._size = len(passages)
@@ -96,20 +101,22 @@ class LexicalRanker:
 
 
 def _pairs(run: re.Match[str]) -> str:
-    # Apart from letters and digits that stand beside it.
+    # The spaces at both ends keep the pairs apart from letters and digits beside the run.
     return f" {' '.join(map(''.join, pairwise(run[0])))} "
 
 
 class LearnedRanker:
-    """Ranks by term weights: a passage's score is the sum, over the query's words, of the word's weight in the query
-    times its rarity (idf) times its highest weight in the passage. Words are compared by their stems.
+    """Ranks passages by term weights.
 
-    Words related to a query's word count too: in proportion to their relation, and as no rarer than the query's word.
+    A passage's score is a sum over the query's words: the word's weight in the query, times its rarity (idf), times its
+    highest weight in the passage. Words are compared by their stems. A word that is related to a query's word can
+    count in its place, in proportion to their relation, and never as rarer than the query's word.
 
+    passages: the passages to rank.
     weights: term weights of each passage (text/term_weights.py).
     weigh: gives the weights of a query's words.
-    vectors: gives vectors of words (word_vectors.py); without it only the words themselves count.
-    Raises DamagedMemoryFile where a passage has another number of words than weights.
+    vectors: gives vectors of words (word_vectors.py); None where related words do not count.
+    Raises DamagedMemoryFile where a passage does not have one weight a word.
     """
 
     def __init__(
@@ -130,7 +137,7 @@ class LearnedRanker:
             words = stems(passage.text)
             if len(words) != len(given):
                 raise DamagedMemoryFile(
-                    f"a passage of {len(words)} words has term weights for {len(given)}; read the document again"
+                    f"a passage of {len(words)} words has {len(given)} term weights; ingest the document again"
                 )
             spelled.update(zip((word.lower() for word in WORD.findall(passage.text)), words, strict=True))
             for stem, weight in _heaviest(words, from_bytes(given)).items():
@@ -147,7 +154,7 @@ class LearnedRanker:
             places, found = vectors(list(spelled))
             kinds = np.array([self._vocabulary[stem] for stem in spelled.values()], np.int64)[places]
             self._meant, self._meanings = _of_stems(kinds, found)
-        # All that is asked about a query is asked one after the other, and weighing it is most of the work.
+        # Calls about one query come one after the other, and weighing its words is most of the work.
         self._last: tuple[str, _Wanted] | None = None
 
     def rank(self, query: str, k: int) -> list[tuple[int, float]]:
@@ -159,16 +166,18 @@ class LearnedRanker:
         return self._look(query).scores
 
     def coverage(self, query: str) -> float:
-        """The best passage's score over what it would be if it had all words of the query with weight 1; 0 and up.
+        """The best passage's score, divided by the score of a passage that has all words of the query with weight 1.
 
-        No word's rarity is less than COMMON here.
+        The coverage is at least 0. Related words do not count here, and every word has a rarity of at least COMMON.
         """
         return self._look(query).coverage
 
     def sentences(self, query: str, ranked: Sequence[tuple[int, float]]) -> list[Sentence]:
-        """The sentences of some passages, pairs (index, score), those that fit a query best first.
+        """The sentences of some passages, the best first.
 
-        A sentence's score is that of a passage, and a share of its passage's.
+        ranked: pairs (index of the passage, score).
+
+        A sentence is scored as a passage is, and gets the share OF_THE_PASSAGE of its passage's score in addition.
         """
         wanted, found = self._look(query).words, []
         for index, score in ranked:
@@ -183,13 +192,13 @@ class LearnedRanker:
         return sorted(found, key=lambda one: -one.score)
 
     def _look(self, query: str) -> _Wanted:
-        # Read once: another thread may ask something else meanwhile.
+        # `_last` is read only once, because another thread may replace it meanwhile.
         last = self._last
         if last is not None and last[0] == query:
             return last[1]
         scores, covered = np.zeros((2, self._size), np.float32)
         words, highest = [], 0.0
-        # Twice the same word is one that weighs as much as both.
+        # A word that stands in the query twice counts as one word with the sum of both weights.
         asked: dict[tuple[str, str], float] = {}
         for word, stem, weight in zip(WORD.findall(query), stems(query), self._weigh(query), strict=True):
             if weight > 0:
@@ -219,7 +228,7 @@ class LearnedRanker:
         return wanted
 
     def _related(self, words: Sequence[str]) -> dict[int, list[tuple[int, float]]]:
-        """For each word of a query, by its place, the document's words that are related to it, and how much, 0 to 1."""
+        """For each word of a query, by its index, pairs (index of a related stem in `_stems`, strength from 0 to 1)."""
         found: dict[int, list[tuple[int, float]]] = {}
         if self._vectors is None:
             return found
@@ -235,9 +244,10 @@ class LearnedRanker:
 
 
 def _of_stems(kinds: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Stems that have words with vectors, (M,), and the direction of the mean of those, (M, E).
+    """The stems that have words with vectors, (M,), and the direction of the mean of each stem's vectors, (M, E).
 
-    kinds: (F,) the stem of each word; vectors: (F, E).
+    kinds: (F,), the stem of each word.
+    vectors: (F, E), the vector of each word.
     """
     meant, rows = np.unique(kinds, return_inverse=True)
     sums = np.zeros((len(meant), vectors.shape[1]), np.float32)
@@ -246,7 +256,13 @@ def _of_stems(kinds: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 class Sentence(NamedTuple):
-    """A sentence of a passage (its index): where it stands in the passage's text, alone and with its neighbours."""
+    """A sentence of a passage.
+
+    passage: index of the passage.
+    span: (start, end) of the sentence in the passage's text, in characters.
+    around: (start, end) of the sentence together with its neighbours.
+    score: how well the sentence fits the query.
+    """
 
     passage: int
     span: tuple[int, int]
@@ -255,8 +271,12 @@ class Sentence(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """A query: for each of its words the stems that count and what each is worth, the scores of all passages, (P,)
-    float32, and its coverage, which is of the words themselves."""
+    """A query and how well it fits.
+
+    words: for each word of the query, the stems that count and the worth of each stem.
+    scores: of all passages, (P,) float32.
+    coverage: see `LearnedRanker.coverage`.
+    """
 
     words: list[dict[str, float]]
     scores: np.ndarray
@@ -264,7 +284,7 @@ class _Wanted(NamedTuple):
 
 
 def _fits(worth: dict[str, float], heaviest: dict[str, float]) -> float:
-    """What one word of a query finds among weighed stems."""
+    """The score of one word of a query among stems with weights; 0 where none of its stems is there."""
     return max((worth[stem] * heaviest[stem] for stem in worth.keys() & heaviest.keys()), default=0.0)
 
 
@@ -277,7 +297,7 @@ def _heaviest(words: Iterable[str], weights: Iterable[float]) -> dict[str, float
 
 
 class HybridRanker:
-    """The score by term weights, and `share` of BM25's score."""
+    """Adds the share `share` of BM25's score to the score by term weights."""
 
     def __init__(self, learned: LearnedRanker, lexical: LexicalRanker, share: float) -> None:
         self._learned = learned
@@ -290,13 +310,13 @@ class HybridRanker:
 
 
 def best(scores: np.ndarray, k: int) -> list[tuple[int, float]]:
-    """At most k pairs (index, score) with scores above 0, best first, equal ones in order."""
+    """At most k pairs (index, score) with scores above 0, best first; equal scores in the order of their indexes."""
     order = np.argsort(-scores, kind="stable")[:k]
     return [(int(index), float(scores[index])) for index in order if scores[index] > 0]
 
 
 def distinct(passages: Sequence[Passage], ranked: Sequence[tuple[int, float]], k: int) -> list[tuple[int, float]]:
-    """The first k whose words none before them has."""
+    """The first k pairs (index, score) whose passage does not repeat the text of a passage before it."""
     seen: set[str] = set()
     found = []
     for index, score in ranked:

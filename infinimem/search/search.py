@@ -1,4 +1,4 @@
-"""Searching the passages of one or several memories, as one.
+"""Searching the passages of one or several memories together.
 
 - lexical: BM25, without any model
 - learned: by the term weights that the model gave the words of the passages during ingestion
@@ -20,11 +20,12 @@ from .ranking import HybridRanker, LearnedRanker, LexicalRanker, Ranker, distinc
 if TYPE_CHECKING:
     from ..model.infini_model import InfiniModel
 
-# Passages from which on the rarity of words says something.
+# The number of passages from which on the rarity of words says something.
 ENOUGH = 4
-# Sentences in candidate prompts, each alone and with its neighbours.
+# Sentences for candidate prompts; each stands alone in one prompt and between its neighbours in another.
 SENTENCES = 3
-# Log of a candidate's weight for a score of 1. A candidate that weighs less than the heaviest by LIGHT is left out.
+# The log weight of a candidate prompt is WEIGHT times its score. A candidate prompt whose log weight is more than LIGHT
+# below the heaviest is left out.
 WEIGHT = 0.3
 LIGHT = 4.5
 RANKINGS = ("hybrid", "learned", "lexical")
@@ -46,16 +47,16 @@ class Searchable(Protocol):
         """The model, loaded on first use."""
 
     def searchable(self) -> tuple[list[Passage], Callable[[], list[bytes] | None]]:
-        """The passages as they are now, and a function that gives their term weights, None where they have none."""
+        """The passages as they are now, and a function that gives their term weights (None without term weights)."""
 
 
 M = TypeVar("M", bound=Searchable)
 
 
 class Search(Generic[M]):
-    """The passages of memories, ranked as one. Raises NoPassages where a memory that has read something has none.
+    """The passages of several memories, ranked together.
 
-    Models are loaded with the first search that needs them.
+    The first search that needs the models loads them. Raises NoPassages where a memory does not keep passages.
     """
 
     def __init__(self, memories: Sequence[M]) -> None:
@@ -68,13 +69,13 @@ class Search(Generic[M]):
         self.passages: list[Passage] = [passage for part in self._parts for passage in part]
         self._lexical = LexicalRanker(self.passages)
         self._rankers: dict[str, Ranker] = {"lexical": self._lexical}
-        self._least = 0.0  # coverage of a question that has an answer
+        self._least = 0.0  # the least coverage of a question that has an answer
         self._lock = threading.Lock()
 
     @property
     def is_current(self) -> bool:
-        """Whether the memories have the passages that they had."""
-        # All of them, not their number: appended text can also lengthen the last one.
+        """Whether the memories still have the passages of this search."""
+        # Their number is not enough, because appended text can also lengthen the last passage.
         return list(self._parts) == [memory.passages for memory in self._memories]
 
     def memory_of(self, index: int) -> M:
@@ -88,14 +89,19 @@ class Search(Generic[M]):
     def find(self, query: str, k: int = 4, rank_by: str = "hybrid") -> list[tuple[Passage, M]]:
         """The k passages that fit a query best, with their scores, and the memory of each; fewer if fewer fit at all.
 
-        Errors: those of `rank`, and EmptyQuestion.
+        Raises EmptyQuestion, and the errors of `rank`.
         """
         ranked = self.rank(checked_question(query), k, rank_by)
         return [(self.passages[index].scored(score), self.memory_of(index)) for index, score in ranked]
 
     def rank(self, query: str, k: int, rank_by: str = "hybrid") -> list[tuple[int, float]]:
-        """At most k pairs (index of the passage, score), best first, without passages that do not fit at all; of
-        passages with the same words the best. Raises NoTermWeights, InvalidSetting."""
+        """At most k pairs (index of the passage, score), best first.
+
+        rank_by: "hybrid", "learned" or "lexical".
+
+        Passages that do not fit at all are left out; of passages with the same text, only the best stays. Raises
+        NoTermWeights, InvalidSetting.
+        """
         if k < 1:
             raise InvalidSetting(f"k is {k}; ask for at least one passage")
         if rank_by not in RANKINGS:
@@ -104,16 +110,16 @@ class Search(Generic[M]):
             self.prepare()
         if rank_by == "learned" and rank_by not in self._rankers:
             raise NoTermWeights(
-                "these passages have no term weights: the model that read them has no term head, or another one; "
-                "ingest the documents again, or rank with rank_by='lexical'"
+                "these passages have no term weights of this model: they were ingested without a term head, or with "
+                "another term head; ingest the documents again, or rank with rank_by='lexical'"
             )
         ranker = self._rankers.get(rank_by, self._lexical)
         return distinct(self.passages, ranker.rank(query, len(self.passages)), k)
 
     def has_answer(self, query: str) -> bool:
-        """False where the passages have so little of the query that they hardly answer it.
+        """False where the passages cover so little of the query that they hardly answer it.
 
-        True without term weights, and where the passages are so few that the model itself decides.
+        True without term weights, and for fewer than ENOUGH passages, where the model itself decides.
         """
         if len(self.passages) < ENOUGH:
             return True
@@ -122,12 +128,17 @@ class Search(Generic[M]):
         return not isinstance(ranker, LearnedRanker) or ranker.coverage(query) >= self._least
 
     def scored(self, ranked: Sequence[tuple[int, float]]) -> list[Passage]:
-        """The passages of pairs (index, score)."""
+        """The passages of pairs (index, score), with their scores."""
         return [self.passages[index].scored(score) for index, score in ranked]
 
     def within(self, query: str, spans: Sequence[tuple[int, int]], k: int) -> list[tuple[int, float]]:
-        """Like `rank`, of the passages that stand in or reach into spans of characters; all of them may be ranked, and
-        those that do not fit at all come last. Raises InvalidSetting where there are none."""
+        """Like `rank`, for the passages that stand in spans of characters or reach into them.
+
+        spans: (start, end) in the document's text, in characters.
+
+        Passages that do not fit the query at all come last, with the score 0. Raises InvalidSetting where no passage
+        stands in the spans.
+        """
         if k < 1:
             raise InvalidSetting(f"k is {k}; ask for at least one passage")
         self.prepare()
@@ -142,10 +153,11 @@ class Search(Generic[M]):
     def candidates(self, query: str, ranked: Sequence[tuple[int, float]]) -> list[tuple[Passage, float]]:
         """The parts of some passages that candidate prompts show, and the log of each part's weight.
 
-        The parts are the best passage, and the SENTENCES sentences of any passage that fit best, each with its
-        neighbours and by itself; without term weights, every passage. Parts of next to no weight are left out.
-
         ranked: pairs (index of the passage, score), best first.
+
+        The parts are the best passage, and the SENTENCES best sentences of all these passages, each once between its
+        neighbours and once alone. Without term weights, every passage is a part. Parts of next to no weight are left
+        out (see LIGHT).
         """
         self.prepare()
         ranker = self._rankers.get("learned")
@@ -163,7 +175,7 @@ class Search(Generic[M]):
         return [(shown, WEIGHT * score) for shown, score in texts.values() if score >= least]
 
     def prepare(self) -> None:
-        """Index the term weights, if there are any; ranking does so when it is first needed."""
+        """Index the term weights, if there are any; the first ranking that needs the index calls this itself."""
         with self._lock:
             if "hybrid" in self._rankers:
                 return
@@ -174,7 +186,7 @@ class Search(Generic[M]):
                 if part is None:
                     return
                 weights += part
-            # Torch is not needed before this.
+            # Imported here, because these modules load torch, which lexical search does not need.
             from .query import weigh
             from .word_vectors import WordVectors
 

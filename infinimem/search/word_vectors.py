@@ -1,8 +1,8 @@
-"""Which words are related, as the model's own input embeddings have it: fog and mist, sea and ocean, error and mistake.
+"""Which words are related, by the model's own input embeddings: fog and mist, sea and ocean, error and mistake.
 
-- only words that are a single token have a vector; the others are related to nothing
-- embeddings have a mean and a few directions that say how frequent a token is, not what it means; those are taken out
-  (as in "All-but-the-Top", arXiv 1702.01417)
+- only words that are a single token have a vector; other words are related to nothing
+- the mean of all embeddings and a few directions say how frequent a token is, not what it means; they are removed (as
+  in "All-but-the-Top", arXiv 1702.01417)
 """
 
 from __future__ import annotations
@@ -20,16 +20,23 @@ if TYPE_CHECKING:
     from ..model.infini_model import InfiniModel
     from ..text.tokens import TextEncoder
 
-# Directions that are taken out, and embeddings of which they are found, evenly from the whole table.
+# The number of directions that are removed.
 DIRECTIONS = 3
+# Directions are found from at least this many embeddings, and fewer than twice as many, evenly spaced in the table.
 SAMPLE = 2048
+# Rounds of the subspace iteration.
 ROUNDS = 4
-# Shorter words are mostly grammar.
+# The least number of letters of a word with a vector: shorter words are mostly grammar.
 LETTERS = 3
 
 
 class WordVectors:
-    """Vectors of words from a table of input embeddings, (V, E). unknown: the token of whatever is none."""
+    """Vectors of words from a table of input embeddings.
+
+    embeddings: (V, E).
+    encoder: encodes words for the same vocabulary.
+    unknown: the token for text that the vocabulary lacks; None without such a token.
+    """
 
     def __init__(self, embeddings: Tensor, encoder: TextEncoder, unknown: int | None = None) -> None:
         self._embeddings = embeddings.detach()
@@ -38,7 +45,7 @@ class WordVectors:
         sample = self._embeddings[:: max(1, len(embeddings) // SAMPLE)].float()
         self._mean = sample.mean(dim=0)
         sample = sample - self._mean
-        # Subspace iteration: the widest directions, without all the others.
+        # Subspace iteration finds the widest directions without computing the others.
         directions = torch.linalg.qr(sample[:DIRECTIONS].T).Q  # (E, DIRECTIONS)
         for _ in range(ROUNDS):
             directions = torch.linalg.qr(sample.T @ (sample @ directions)).Q
@@ -46,17 +53,17 @@ class WordVectors:
 
     @classmethod
     def of(cls, model: InfiniModel) -> WordVectors:
-        """The vectors by a model's input embeddings."""
+        """Word vectors from a model's input embeddings."""
         table: Any = model.model.get_input_embeddings()
         return cls(table.weight, model.encoder, model.tokenizer.unk_token_id)
 
     def __call__(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The places (F,) of the words that have a vector, and their vectors of length 1, (F, E) float32.
+        """The indexes (F,) of the words that have a vector, and their vectors of length 1, (F, E) float32.
 
         Capitals make no difference.
         """
         tokens: list[int | None] = [None] * len(words)
-        # Names are single tokens as they are written.
+        # Names are often a single token only with a capital letter.
         for spelled in (str.lower, str.capitalize):
             left = [r for r, word in enumerate(words) if tokens[r] is None and len(word) >= LETTERS and word.isalpha()]
             for row, ids in zip(left, self._encoder.encode_words([spelled(words[row]) for row in left]), strict=True):

@@ -1,4 +1,4 @@
-"""What the components share: opening memories and models, settings of decoding, documents of passages."""
+"""What the components share: opening memories and models, decoding settings, passages as documents."""
 
 from __future__ import annotations
 
@@ -17,19 +17,24 @@ from infinimem import Decoding, DocumentMemory, InfiniModel, MemorySettings, Pas
 
 
 def renamed_mode(values: Any, name: str, renamed: Mapping[str, str]) -> Any:
-    """Settings in which `mode`, the name of a field in older releases, has its name and values of today."""
+    """Replace the field `mode` of older releases by its present name and value.
+
+    values: the settings that a component was given.
+    name: the present name of the field.
+    renamed: values with another name in older releases, from the old name to the present name.
+    """
     if not isinstance(values, dict) or "mode" not in values:
         return values
     values = dict(values)
     old = values.pop("mode")
     values[name] = renamed.get(old, old)
-    told = f"mode={old!r} is now called {name}={values[name]!r}; the old name goes with the next release"
+    told = f"mode={old!r} is now called {name}={values[name]!r}; the next release drops the old name"
     warnings.warn(told, DeprecationWarning, stacklevel=3)
     return values
 
 
 def opened(memory: Any) -> DocumentMemory:
-    """A memory, or the one in the file of that path."""
+    """The memory itself, or the memory in the file at that path."""
     if isinstance(memory, DocumentMemory):
         return memory
     if isinstance(memory, (str, Path)):
@@ -38,7 +43,7 @@ def opened(memory: Any) -> DocumentMemory:
 
 
 def document(passage: Passage, fingerprint: str) -> Document:
-    """A passage as a LangChain document; `memory` in its metadata is the fingerprint of where it comes from."""
+    """A passage as a LangChain document. fingerprint: of the passage's memory; becomes `memory` in the metadata."""
     metadata = passage.to_dict()
     text = str(metadata.pop("text"))
     place = f"{fingerprint[:16]}:{passage.source}:{passage.page}:{passage.start}"
@@ -56,7 +61,7 @@ class Settings(BaseModel):
     """Without a memory: a directory, a hub id, an `InfiniModel`, or None for the embedded default. A memory names
     its own model."""
     adapter: str | None = None
-    """A directory, "none", or None for what belongs to the model; only without a memory."""
+    """Without a memory: a directory, "none", or None for the adapter that belongs to the model."""
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -64,13 +69,13 @@ class Settings(BaseModel):
     """Makes sampling repeatable."""
     max_tokens: int = Field(default=256, ge=1)
     stop: list[str] | None = None
-    """Texts before which an answer ends."""
+    """Texts that end an answer; they are not part of it."""
     timeout: float | None = Field(default=None, gt=0)
     """Seconds after which an unfinished answer is given up with a TimeoutError."""
     max_retries: int = 0
-    """Accepted as elsewhere; nothing here fails in a way that trying again would mend."""
+    """Accepted as in other LangChain models, and not used: another try would fail in the same way."""
     api_key: SecretStr | None = Field(default=None, exclude=True)
-    """Accepted as elsewhere, and not used: the model runs on this machine."""
+    """Accepted as in other LangChain models, and not used: the model runs on this machine."""
 
     _loaded: InfiniModel | None = PrivateAttr(default=None)
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
@@ -107,12 +112,18 @@ class Settings(BaseModel):
             return self._loaded
 
     def decoding(self, stop: list[str] | None, given: Mapping[str, Any]) -> Decoding:
-        """Settings of one call, what was `given` to it first. Raises ValueError for unknown ones."""
+        """The decoding settings of one call.
+
+        stop: stop texts of the call; None for those of the component.
+        given: settings of the call, which take the place of the component's settings.
+
+        Raises ValueError for an unknown setting.
+        """
         own = {name: getattr(self, name) for name in ("temperature", "top_p", "seed", "max_tokens", "timeout")}
         unknown = sorted(set(given) - set(own) - {"stream"})
         if unknown:
             raise ValueError(f"no setting {', '.join(unknown)}; known are {', '.join(own)}")
-        # As every setting is checked when a component is made, so is every one of a call.
+        # The settings of a call are checked as the settings of a new component are.
         checked = Settings(**{**own, **{name: value for name, value in given.items() if name in own}})
         ends = stop if stop is not None else self.stop or []
         return Decoding(
@@ -120,7 +131,7 @@ class Settings(BaseModel):
         )
 
     def identifying(self) -> dict[str, Any]:
-        """What an answer depends on: in LLM caches, calls that differ in any of it are different calls."""
+        """Everything that an answer depends on. LLM caches keep calls apart that differ in any of these values."""
         model = self.infini_model
         fingerprint = None if self.memory is None else self.memory.info()["fingerprint"]
         identity = hashlib.sha256(json.dumps(model.identity(), sort_keys=True).encode()).hexdigest()

@@ -33,7 +33,7 @@ ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
 
 
 class ChatInfinimem(Settings, BaseChatModel):
-    """Answers from a document memory, or, without one, as the model behind it.
+    """A chat model that answers from a document memory; without a memory, a plain chat model.
 
     Setup:
         ```bash
@@ -48,9 +48,9 @@ class ChatInfinimem(Settings, BaseChatModel):
 
         chat = ChatInfinimem(memory="handbook.safetensors", k=4, max_tokens=64)
         ```
-        answer_from: "passages" shows the model the k passages that fit the last message; "memory" lets it read the
-        compressive memory alone. Without `memory` it is a plain chat model; `model` then names another model than the
-        default.
+        answer_from: "passages" shows the model the k passages that fit the last message best; "memory" lets the model
+        read the compressive memory alone. Without `memory`, `model` names the model to use in place of the default
+        model.
 
     Invoke:
         ```python
@@ -63,7 +63,7 @@ class ChatInfinimem(Settings, BaseChatModel):
         for chunk in chat.stream("What is the violet ink made of?"):
             print(chunk.content, end="", flush=True)
         ```
-        A stream that is left or cancelled stops the model.
+        Leaving or cancelling a stream stops the model.
 
     Async:
         ```python
@@ -79,13 +79,13 @@ class ChatInfinimem(Settings, BaseChatModel):
         as `infinimem ask --json` prints them.
     """
 
-    # Of several bases the last one's configuration counts.
+    # Without this line, the configuration of the last base class would count.
     model_config = Settings.model_config
 
     k: int = Field(default=4, ge=1)
     """Most passages that the model is shown."""
     answer_from: Literal["passages", "memory"] = "passages"
-    """passages: the model is shown passages; memory: it reads the compressive memory alone."""
+    """passages: the model is shown passages; memory: the model reads the compressive memory alone."""
     streaming: bool = False
     """Whether `invoke` streams for callbacks."""
 
@@ -215,7 +215,7 @@ def _usage(written: Reply) -> UsageMetadata:
 
 
 def _plain(message: BaseMessage) -> dict[str, str]:
-    """A message as infinimem takes it. Raises ValueError for tools, images and sounds."""
+    """A message in the form that infinimem takes. Raises ValueError for tools, images and sounds."""
     role = message.role if isinstance(message, ChatMessage) else None
     role = role or next((name for kind, name in ROLES if isinstance(message, kind)), None)
     if role is None:

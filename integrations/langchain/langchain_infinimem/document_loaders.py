@@ -18,7 +18,7 @@ MEMORY_SUFFIX = ".safetensors"
 
 
 class InfinimemLoader(BaseLoader):
-    """Yields documents of memory files, or of files that infinimem can read (PDF, EPUB, HTML, Markdown, text).
+    """Loads memory files, or files that infinimem can read (PDF, EPUB, HTML, Markdown, text), as documents.
 
     Setup:
         ```bash
@@ -32,7 +32,7 @@ class InfinimemLoader(BaseLoader):
         loader = InfinimemLoader("examples/handbook.pdf", unit="pages")
         ```
         `source` is a `DocumentMemory`, the path of a memory file, or a path, directory or glob pattern of documents,
-        or a list of these. unit: "passages" (default), as a memory cites them, or "pages". Nothing needs a model.
+        or a list of these. `unit` is "passages" (default), as answers cite them, or "pages". No model is needed.
 
     Load:
         ```python
@@ -58,7 +58,7 @@ class InfinimemLoader(BaseLoader):
         self.unit = unit
 
     def lazy_load(self) -> Iterator[Document]:
-        """The documents, as they are read."""
+        """Yield the documents, as they are read."""
         listed = self.source if isinstance(self.source, (list, tuple)) else [self.source]
         for one in listed:
             if isinstance(one, DocumentMemory):

@@ -1,4 +1,4 @@
-"""`InfinimemLLM`: plain text in, how the model goes on out."""
+"""`InfinimemLLM`: continues plain text."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class InfinimemLLM(Settings, BaseLLM):
         await llm.ainvoke("The capital of France is")
         ```
 
-    For questions and answers use `ChatInfinimem`: only it writes the prompt that the model was trained on.
+    For questions and answers use `ChatInfinimem`: only that class writes the prompt that the model was trained on.
     """
 
-    # Of several bases the last one's configuration counts.
+    # Without this line, the configuration of the last base class would count.
     model_config = Settings.model_config
 
     @property

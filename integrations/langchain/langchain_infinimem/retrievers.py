@@ -32,7 +32,7 @@ class InfinimemRetriever(BaseRetriever):
         retriever = InfinimemRetriever(memory="handbook.safetensors", k=4)
         ```
         `memory` is a path, a `DocumentMemory`, or a list of them, which are searched as one. The model is loaded with
-        the first search; with `rank_by="lexical"`, none is.
+        the first search; `rank_by="lexical"` loads no model.
 
     Invoke:
         ```python
@@ -80,7 +80,7 @@ class InfinimemRetriever(BaseRetriever):
         return memories
 
     def _current(self) -> Search[DocumentMemory]:
-        """The passages of all memories; made anew where a memory has grown."""
+        """The search over the passages of all memories; made anew where a memory has grown."""
         with self._lock:
             if self._search is None or not self._search.is_current:
                 self._search = Search(self.memory)

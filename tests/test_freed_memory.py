@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from conftest import MakeModel, random_tokens
 
 from infinimem.cli.main import main
-from infinimem.model import infini_model as heap
+from infinimem.model import infini_model
 from infinimem.model.infini_model import SEGMENTS_BETWEEN_TRIMS
 
 
@@ -23,13 +23,13 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc and needs glibc")
-@pytest.mark.skipif(heap._malloc_trim() is None, reason="this C library keeps what it likes")
+@pytest.mark.skipif(infini_model._malloc_trim() is None, reason="this C library keeps what it likes")
 def test_pieces_between_what_stays_go_back_to_the_system() -> None:
     pieces = [b"x" * 100_000 for _ in range(2_000)]
     stays = pieces[::100]
     before = resident()
     del pieces
-    heap.give_back()
+    infini_model.give_back_memory()
     assert before - resident() > 150_000_000 and len(stays) == 20
 
 
@@ -37,7 +37,7 @@ def test_reading_gives_memory_back_every_so_many_segments(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(heap, "give_back", lambda: calls.append(1))
+    monkeypatch.setattr(infini_model, "give_back_memory", lambda: calls.append(1))
     model = make_model(segment_length=8)
     cache = model.new_cache()
     tokens = random_tokens(1, 8 * SEGMENTS_BETWEEN_TRIMS * 3)[0].tolist()
@@ -74,4 +74,4 @@ print("done")
         ).stdout.split("\n")[:-1]
 
     assert said("") == ["done", "looked for"]
-    assert said("import infinimem.heap; infinimem.heap.collect_rarely()") == ["done"]
+    assert said("from infinimem.cli.main import collect_rarely; collect_rarely()") == ["done"]
