@@ -12,44 +12,27 @@ from typing import TYPE_CHECKING, Any
 from .errors import InfinimemError
 
 if TYPE_CHECKING:
-    from .answering.answer import Answer
-    from .answering.conversation import Reply, complete, reply
-    from .answering.decoding import Decoding
-    from .document_memory import DocumentMemory
-    from .ingest.progress import Progress
-    from .ingest.stream import read_passages
-    from .model.infini_model import InfiniModel
-    from .model.settings import MemorySettings
-    from .model.shared import shared_model
-    from .readers import Page, ReaderLimits, Source, find_sources, open_source, read_pages
-    from .search.search import Search
-    from .text.passages import Passage
+    from .answering.answer import Answer as Answer
+    from .answering.conversation import Reply as Reply
+    from .answering.conversation import complete as complete
+    from .answering.conversation import reply as reply
+    from .answering.decoding import Decoding as Decoding
+    from .document_memory import DocumentMemory as DocumentMemory
+    from .ingest.progress import Progress as Progress
+    from .ingest.stream import read_passages as read_passages
+    from .model.infini_model import InfiniModel as InfiniModel
+    from .model.settings import MemorySettings as MemorySettings
+    from .model.shared import shared_model as shared_model
+    from .readers import Page as Page
+    from .readers import ReaderLimits as ReaderLimits
+    from .readers import Source as Source
+    from .readers import find_sources as find_sources
+    from .readers import open_source as open_source
+    from .readers import read_pages as read_pages
+    from .search.search import Search as Search
+    from .text.passages import Passage as Passage
 
 __version__ = "0.1.0"
-__all__ = [
-    "Answer",
-    "Decoding",
-    "DocumentMemory",
-    "InfiniModel",
-    "InfinimemError",
-    "MemorySettings",
-    "Page",
-    "Passage",
-    "Progress",
-    "ReaderLimits",
-    "Reply",
-    "Search",
-    "Source",
-    "__version__",
-    "complete",
-    "find_sources",
-    "open_source",
-    "read_pages",
-    "read_passages",
-    "reply",
-    "shared_model",
-]
-
 _HOMES = {
     "Answer": "answering.answer",
     "Decoding": "answering.decoding",
@@ -71,6 +54,7 @@ _HOMES = {
     "reply": "answering.conversation",
     "shared_model": "model.shared",
 }
+__all__ = ["InfinimemError", "__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -181,7 +181,7 @@ class DocumentMemory:
             opened = opened_sources(found, skip_errors, limits)
             memory = cls._of(_empty(passages, model, settings))
             kept = None if checkpoint is None else Checkpoint(Path(checkpoint))
-            memory._read(opened, progress, kept, resume=resume, skip=skip_errors, limits=limits)
+            memory._read(opened, progress, skip_errors, limits, kept, resume)
             if output is not None:
                 memory.save(output)
         return memory
@@ -320,7 +320,7 @@ class DocumentMemory:
         Settings, and errors, as for `ingest`.
         """
         opened = opened_sources(found_sources(sources), skip_errors, limits)
-        self._read(opened, progress, skip=skip_errors, limits=limits)
+        self._read(opened, progress, skip_errors, limits)
 
     def append_text(self, text: str, *, name: str = "text") -> None:
         """Read a string into this memory. If the last source is a string of the same name, the text continues that
@@ -337,11 +337,10 @@ class DocumentMemory:
         self,
         opened: Sequence[Source],
         progress: bool | ProgressCallback,
+        skip: bool,
+        limits: ReaderLimits | None,
         checkpoint: Checkpoint | None = None,
-        *,
         resume: bool = False,
-        skip: bool = False,
-        limits: ReaderLimits | None = None,
     ) -> None:
         with self._lock, shown_progress(progress) as on_progress:
             ingestion, begun = self._open_for_more().copy(), 0
@@ -349,15 +348,7 @@ class DocumentMemory:
                 ingestion = checkpoint.resume(ingestion, opened)
                 begun = len(ingestion.record.sources)
             before, started = ingestion.tokens, time.perf_counter()
-            read_sources(
-                ingestion,
-                opened,
-                on_progress=on_progress,
-                checkpoint=checkpoint,
-                begun=begun,
-                skip=skip,
-                limits=limits,
-            )
+            read_sources(ingestion, opened, on_progress, skip, limits, checkpoint, begun)
             self.speed = Speed(ingestion.tokens - before, time.perf_counter() - started)
             self._replace(ingestion)
 
@@ -655,7 +646,7 @@ class DocumentMemory:
 
     def complete(self, texts: Sequence[str], decoding: Decoding = REPLY) -> list[str]:
         """Continue plain texts with the memory in view; see `answering.conversation.complete`."""
-        return complete(self.model, texts, self._view(), decoding)
+        return complete(self.model, texts, self._complete_memory(), decoding)
 
     def ask_many(
         self,
@@ -672,7 +663,7 @@ class DocumentMemory:
         if isinstance(questions, str):
             raise InvalidSetting("questions is one text; give a list of questions")
         plans = [self._plan(asked_after((), question), k, answer_from, decoding) for question in questions]
-        texts = answer_texts(self.model, plans, self._view, decoding) if plans else []
+        texts = answer_texts(self.model, plans, self._complete_memory, decoding) if plans else []
         return [
             Answer(text, plan.answer_from, plan.passages, question, self._forced)
             for text, plan, question in zip(texts, plans, questions, strict=True)
@@ -708,7 +699,7 @@ class DocumentMemory:
             parts = [search.scored(sorted(search.rank(checked_question(focus), k)))]
         decoding = Decoding(max_new_tokens // len(parts), no_repeat=NO_REPEAT_IN_SUMMARIES)
         plans = [plan_summary(self.model, part, focus, decoding) for part in parts]
-        text = "\n\n".join(map(whole_sentences, answer_texts(self.model, plans, self._view, decoding)))
+        text = "\n\n".join(map(whole_sentences, answer_texts(self.model, plans, self._complete_memory, decoding)))
         shown = [passage for plan in plans for passage in plan.passages]
         return Answer(text, "passages" if shown else "memory", shown, focus, self._forced)
 
@@ -721,9 +712,9 @@ class DocumentMemory:
 
     def _reply(self, asked: Conversation, k: int, answer_from: str, decoding: Decoding) -> Reply:
         plan = self._plan(asked, k, answer_from, decoding)
-        return Reply(plan, plan.answer_from, stream_answer(self.model, plan, self._view, decoding))
+        return Reply(plan, plan.answer_from, stream_answer(self.model, plan, self._complete_memory, decoding))
 
-    def _view(self) -> InfiniCache:
+    def _complete_memory(self) -> InfiniCache:
         """The compressive memory, with the unfinished segment in it."""
         with self._lock:
             return self._open().complete()

@@ -281,8 +281,8 @@ def test_states_are_not_packed_in_training_but_as_asked_in_use(
     model = train_module.load_model(config)
     assert model.rule.settings()["packing"] == "float32"
     adapt(config, model=model)
-    worn = InfiniModel.from_pretrained(small_directory, adapter=config.path(config.output) / "adapter")
-    assert worn.rule.settings() == {**worn.rule.settings(), **settings}
+    adapted = InfiniModel.from_pretrained(small_directory, adapter=config.path(config.output) / "adapter")
+    assert adapted.rule.settings() == {**adapted.rule.settings(), **settings}
 
 
 def test_a_loss_that_is_no_number_ends_the_run(configured: Callable[..., AdaptConfig], make_model: MakeModel) -> None:
@@ -321,9 +321,14 @@ def test_what_was_trained_is_what_an_adapter_gives(
         return found
 
     beside = last_logits(model)
-    worn = InfiniModel.from_pretrained(small_directory, adapter=output, dtype=torch.float32)
-    assert (worn.rule.name, worn.memory_heads, worn.segment_length, worn.carry) == ("linear", {1: [0, 1]}, 160, 24)
-    torch.testing.assert_close(last_logits(worn), beside, rtol=1e-4, atol=1e-4)
+    adapted = InfiniModel.from_pretrained(small_directory, adapter=output, dtype=torch.float32)
+    assert (adapted.rule.name, adapted.memory_heads, adapted.segment_length, adapted.carry) == (
+        "linear",
+        {1: [0, 1]},
+        160,
+        24,
+    )
+    torch.testing.assert_close(last_logits(adapted), beside, rtol=1e-4, atol=1e-4)
     bare = InfiniModel.from_pretrained(small_directory, adapter="none", rule="linear", dtype=torch.float32)
     assert not torch.allclose(last_logits(bare), beside, atol=1e-2)
     # And a second run can start from it.
@@ -340,7 +345,7 @@ READING = [
 
 
 @pytest.fixture
-def worn(configured: Callable[..., AdaptConfig], tmp_path: Path) -> Path:
+def adapted(configured: Callable[..., AdaptConfig], tmp_path: Path) -> Path:
     """An adapter with a memory of its own settings."""
     settings = {"model__rule": "linear", "model__rule_settings": {}, "model__memory_layers": [1], "lora__lr": 0.03}
     config = configured(output=str(tmp_path / "first"), stages=[{"segments": 2, "steps": 2}], **settings)
@@ -349,26 +354,26 @@ def worn(configured: Callable[..., AdaptConfig], tmp_path: Path) -> Path:
 
 
 def test_an_answer_adapter_is_trained_over_an_adapter_that_stays_as_it_is(
-    configured: Callable[..., AdaptConfig], small_directory: Path, worn: Path
+    configured: Callable[..., AdaptConfig], small_directory: Path, adapted: Path
 ) -> None:
-    config = configured(objectives=READING, lora__over=str(worn), lora__rank=2, stages=[{"segments": 2, "steps": 3}])
+    config = configured(objectives=READING, lora__over=str(adapted), lora__rank=2, stages=[{"segments": 2, "steps": 3}])
     adapt(config)
     output = config.path(config.output) / "adapter"
     for file in ("adapter_config.json", "adapter_model.safetensors", "memory.safetensors"):
-        assert (output / file).read_bytes() == (worn / file).read_bytes()
+        assert (output / file).read_bytes() == (adapted / file).read_bytes()
     halves = load_file(output / "answer" / "adapter_model.safetensors")
     assert {half.dtype for half in halves.values()} == {torch.float16}
     assert all(bool(half.any()) for half in halves.values())
     card = (output / "answer" / "README.md").read_text()
-    assert card.startswith("# Answer adapter for small\n") and str(worn.parent) not in card
+    assert card.startswith("# Answer adapter for small\n") and str(adapted.parent) not in card
     model = InfiniModel.from_pretrained(small_directory, adapter=output)
-    assert model.identity() == InfiniModel.from_pretrained(small_directory, adapter=worn).identity()
+    assert model.identity() == InfiniModel.from_pretrained(small_directory, adapter=adapted).identity()
 
 
 def test_what_an_answer_adapter_was_trained_as_is_what_it_answers_as(
-    configured: Callable[..., AdaptConfig], small_directory: Path, worn: Path
+    configured: Callable[..., AdaptConfig], small_directory: Path, adapted: Path
 ) -> None:
-    config = configured(objectives=READING, lora__over=str(worn), lora__rank=2, lora__lr=0.03)
+    config = configured(objectives=READING, lora__over=str(adapted), lora__rank=2, lora__lr=0.03)
     trainer = Trainer(config, train_module.load_model(config))
     for step in range(3):
         trainer.step(step)
@@ -379,7 +384,7 @@ def test_what_an_answer_adapter_was_trained_as_is_what_it_answers_as(
     answering = InfiniModel.from_pretrained(small_directory, adapter=output, dtype=torch.float32).answering_model
     with torch.no_grad():
         beside, merged = trainer.model.model(tokens).logits, answering.model(tokens).logits
-        bare = InfiniModel.from_pretrained(small_directory, adapter=worn, dtype=torch.float32).model(tokens).logits
+        bare = InfiniModel.from_pretrained(small_directory, adapter=adapted, dtype=torch.float32).model(tokens).logits
     torch.testing.assert_close(merged, beside, rtol=1e-2, atol=1e-2)
     assert not torch.allclose(bare, beside, atol=0.1)
 
@@ -393,9 +398,9 @@ def test_an_answer_adapter_is_trained_on_passages_alone(
 
 
 def test_an_answer_adapter_goes_on_from_another(
-    configured: Callable[..., AdaptConfig], worn: Path, tmp_path: Path
+    configured: Callable[..., AdaptConfig], adapted: Path, tmp_path: Path
 ) -> None:
-    settings = {"objectives": READING, "lora__over": str(worn), "lora__rank": 2}
+    settings = {"objectives": READING, "lora__over": str(adapted), "lora__rank": 2}
     adapt(configured(**settings, output=str(tmp_path / "once"), stages=[{"segments": 2, "steps": 3}]))
     answering = load_adapter(tmp_path / "once" / "adapter" / "answer")
     config = configured(**settings, lora__start=answering.name if answering else "")

@@ -54,12 +54,12 @@ def directory(tmp_path: Path, tiny_directory: Path) -> Path:
         for name in NAMES
     ]
     write_rows(tmp_path / "single.jsonl.gz", *single)
-    make_adapter(tmp_path / "worn", rule="slots", rule_settings={"slots": 24, "distance": 16}, segment_length=64)
+    make_adapter(tmp_path / "adapted", rule="slots", rule_settings={"slots": 24, "distance": 16}, segment_length=64)
     return tmp_path
 
 
 def config(directory: Path, tiny_directory: Path, **changes: Any) -> dict[str, Any]:
-    head = {"adapter": "worn", "data": ["articles.jsonl.gz"], "layer": 2, "hidden": 8, "epochs": 3, "lr": 0.01}
+    head = {"adapter": "adapted", "data": ["articles.jsonl.gz"], "layer": 2, "hidden": 8, "epochs": 3, "lr": 0.01}
     return {"output": "run", "model": str(tiny_directory), "term_weights": {**head, **changes}}
 
 
@@ -71,7 +71,7 @@ def run_of(directory: Path, tiny_directory: Path, **changes: Any) -> TermHeadRun
 
 @pytest.fixture
 def model(tiny_directory: Path, directory: Path) -> InfiniModel:
-    return InfiniModel.from_pretrained(tiny_directory, adapter=directory / "worn")
+    return InfiniModel.from_pretrained(tiny_directory, adapter=directory / "adapted")
 
 
 def test_scores_are_those_of_the_ranker(model: InfiniModel, directory: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_run_learns_and_leaves_the_adapter_as_it_was(directory: Path, tiny_dir
     assert result["finished"] and result["documents"] == 12 and result["questions"] == 24
     assert result["losses"][-1] < result["losses"][0]
     for file in ("adapter_config.json", "adapter_model.safetensors", "memory.safetensors"):
-        assert (directory / "run" / "adapter" / file).read_bytes() == (directory / "worn" / file).read_bytes()
+        assert (directory / "run" / "adapter" / file).read_bytes() == (directory / "adapted" / file).read_bytes()
     head = read_head(directory / "run" / "adapter")
     assert head is not None and head.settings.layer == 2 and 0 <= head.settings.least < 9
     assert result["apart"]["refused"] <= 0.05 + 1 / result["apart"]["questions"]

@@ -146,11 +146,11 @@ def test_an_adapter_enters_the_identity_beside_the_weights_of_the_base(tiny_dire
     settings: dict[str, Any] = {"rule": "linear", "rule_settings": {"gate": -3.0}}
     layout: dict[str, Any] = {"segment_length": 40, "memory_heads": [1, 2, 3]}
     bare = InfiniModel.from_pretrained(tiny_directory, **settings, **layout).identity()
-    worn = InfiniModel.from_pretrained(tiny_directory, adapter=adapter).identity()
-    assert bare["adapter"] == "none" and worn["adapter"] == read_adapter(adapter).sha256
-    assert {**worn, "adapter": "none"} == bare
+    adapted = InfiniModel.from_pretrained(tiny_directory, adapter=adapter).identity()
+    assert bare["adapter"] == "none" and adapted["adapter"] == read_adapter(adapter).sha256
+    assert {**adapted, "adapter": "none"} == bare
     half = InfiniModel.from_pretrained(tiny_directory, adapter=adapter, dtype=torch.bfloat16)
-    assert half.identity()["adapter"] == worn["adapter"]
+    assert half.identity()["adapter"] == adapted["adapter"]
 
 
 def test_an_adapter_changes_what_the_model_says(tiny_directory: Path, adapter: Path) -> None:
@@ -419,7 +419,7 @@ def test_a_memory_file_of_the_bare_base_refuses_an_adapter(
         DocumentMemory.load(tmp_path / "m", model=tiny_directory, adapter=slots_adapter)
 
 
-def test_the_default_model_and_no_other_wears_the_adapter_in_the_package(
+def test_the_default_model_and_no_other_has_the_adapter_in_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter_module, "SHIPPED", tmp_path)

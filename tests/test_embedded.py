@@ -43,6 +43,13 @@ def test_a_new_process_answers_from_the_file_with_the_right_page(handbook: Path)
     assert page in [p["page"] for p in answer["passages"]]
 
 
+def test_none_is_the_bare_model_for_every_way_of_making_a_memory() -> None:
+    bare = DocumentMemory.from_text("A short tale of the sea.", adapter="none")
+    assert bare.model.adapter_name == "none" and bare.model.term_head is None
+    assert bare.model.answering_model is bare.model
+    assert DocumentMemory.from_text("A short tale.").model.adapter_name != "none"
+
+
 def test_the_reloaded_memory_continues_with_the_same_tokens(handbook: Path, embedded: InfiniModel) -> None:
     first = DocumentMemory.load(handbook, model=embedded)
     again = DocumentMemory.load(handbook, model=embedded)

@@ -21,14 +21,13 @@ from hostile import tiny_model
 
 from infinimem import DocumentMemory
 from infinimem.errors import FileChanged
-from infinimem.model import infini_model as heap
-from infinimem.model import infini_model as model_module
+from infinimem.model import infini_model
 from infinimem.model.infini_model import InfiniModel
 from infinimem.search.search import Search
 
 THREADS = 32
 MEMORIES = 8
-MODES = ("recall", "memory", "retrieve", "summarize")
+WAYS = ("passages", "memory", "retrieve", "summarize")
 MEGABYTE = 1 << 20
 NAMES = ("Heron", "Otter", "Gannet", "Plover", "Dunlin", "Curlew", "Merlin", "Petrel")
 
@@ -70,7 +69,7 @@ def questions(count: int) -> list[Asked]:
     """Mixed so that neighbours ask different memories in different ways."""
     words = ("sails", "bell", "ships", "keeper", "fog", "breakfast", "zeppelin")
     return [
-        Asked(i % MEMORIES, MODES[i // MEMORIES % len(MODES)], f"What of the {words[i % 7]} of {NAMES[i * 3 % 8]}?")
+        Asked(i % MEMORIES, WAYS[i // MEMORIES % len(WAYS)], f"What of the {words[i % 7]} of {NAMES[i * 3 % 8]}?")
         for i in range(count)
     ]
 
@@ -115,7 +114,7 @@ def expected_of(memories: Sequence[DocumentMemory], asked: Sequence[Asked]) -> d
 def test_answers_of_thirty_two_threads_are_those_of_one(memories: list[DocumentMemory], busy: None) -> None:
     asked = questions(200)
     expected = expected_of(memories, asked)
-    assert len({one.way for one in expected}) == len(MODES) and len({one.memory for one in expected}) == MEMORIES
+    assert len({one.way for one in expected}) == len(WAYS) and len({one.memory for one in expected}) == MEMORIES
     got = together([lambda one=one: answer(memories[one.memory], one) for one in asked])
     wrong = [one for one, found in zip(asked, got, strict=True) if found != expected[one]]
     assert not wrong, f"{len(wrong)} of {len(asked)} answers differ, as for {wrong[0]}"
@@ -190,7 +189,7 @@ def test_one_file_loaded_and_asked_by_thirty_two_threads_at_once(
     memories: list[DocumentMemory], model: InfiniModel, tmp_path: Path, busy: None
 ) -> None:
     memories[3].save(tmp_path / "memory.safetensors")
-    asked = [Asked(3, MODES[i % len(MODES)], f"What of the {NAMES[i % MEMORIES]}?") for i in range(THREADS)]
+    asked = [Asked(3, WAYS[i % len(WAYS)], f"What of the {NAMES[i % MEMORIES]}?") for i in range(THREADS)]
     expected = expected_of(memories, asked)
 
     def load(one: Asked) -> tuple[str, Any]:
@@ -213,7 +212,7 @@ def test_a_model_that_thirty_two_threads_need_is_loaded_once(
         loaded.append(str(name))
         return original(cls, name, *settings, **more)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(model_module.InfiniModel, "load", classmethod(counting))
+    monkeypatch.setattr(infini_model.InfiniModel, "load", classmethod(counting))
     opened = [DocumentMemory.load(tmp_path / "memory") for _ in range(THREADS)]
     question = "What of the sails of Otter?"
     got = together([lambda memory=memory: memory.ask(question, max_new_tokens=4).to_dict() for memory in opened])
@@ -265,7 +264,7 @@ def test_many_threads_save_one_memory_and_the_file_is_always_whole(
 def resident() -> int:
     """Bytes of this process in memory, after what is free was given back."""
     gc.collect()
-    heap.give_back()
+    infini_model.give_back_memory()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 

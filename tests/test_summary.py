@@ -113,9 +113,9 @@ def test_the_bare_model_is_the_base_without_its_adapter(tiny_directory: Path, tm
 
     from infinimem.model.infini_model import InfiniModel
 
-    worn = InfiniModel.from_pretrained(tiny_directory, adapter=make_adapter(tmp_path / "a"))
-    bare = module._bare(worn)
-    assert bare.adapter_hash == "none" and bare.name == worn.name
+    adapted = InfiniModel.from_pretrained(tiny_directory, adapter=make_adapter(tmp_path / "a"))
+    bare = module._bare(adapted)
+    assert bare.adapter_hash == "none" and bare.name == adapted.name
     assert module._bare(bare) is bare
 
 

@@ -342,10 +342,10 @@ def adapt_term_head(
     kept = output / "features"
     if kept.exists() and not resume:
         raise RunExists(f"'{output}' holds a run already; go on with --resume, or name another output")
-    worn = load_adapter(run.adapter_path())
-    if worn is None:
+    adapter = load_adapter(run.adapter_path())
+    if adapter is None:
         raise InvalidConfig("term_weights.adapter is 'none'; name the adapter that the term head is for")
-    model = InfiniModel.from_pretrained(run.model, adapter=worn, device=device)
+    model = InfiniModel.from_pretrained(run.model, adapter=adapter, device=device)
     make_directory(kept)
     _same_features(kept, run, model)
     chosen = documents([run.path(name) for name in settings.data], settings.tokens, model, run.seed)

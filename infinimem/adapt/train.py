@@ -20,7 +20,6 @@ from ..model.adapter import (
     CONFIG_FILE,
     LORA_FILE,
     MEMORY_FILE,
-    NO_ADAPTER,
     copy_adapter,
     load_adapter,
     write_adapter,
@@ -29,6 +28,7 @@ from ..model.directories import ANSWER
 from ..model.embedded import DEFAULT_HUB_ID, DEFAULT_MODEL
 from ..model.infini_model import InfiniModel
 from ..model.lora import set_gates
+from ..model.settings import NO_ADAPTER
 from ..storage.files import check_writable, make_directory, write_atomically
 from .card import card, hardware
 from .checkpoint import NAME as CHECKPOINT

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..model.infini_model import InfiniModel
 
     # A function that gives the compressive memory, with the unfinished segment in it.
-    View = Callable[[], InfiniCache | None]
+    GiveMemory = Callable[[], InfiniCache | None]
 
 SENTENCES = re.compile(r".*[.!?][\"'”’)\]]*(?=\s|$)", re.DOTALL)
 
@@ -148,18 +148,18 @@ class Continuation:
         yield text
 
 
-def stream_answer(model: InfiniModel, plan: Plan, view: View, decoding: Decoding) -> Continuation:
+def stream_answer(model: InfiniModel, plan: Plan, memory: GiveMemory, decoding: Decoding) -> Continuation:
     """The answer to one plan.
 
-    view: gives the memory for a plan without passages.
+    memory: gives the memory for a plan without passages.
     """
-    return Continuation(*_shown_to(model, plan, view), decoding)
+    return Continuation(*_shown_to(model, plan, memory), decoding)
 
 
-def answer_texts(model: InfiniModel, plans: Sequence[Plan], view: View, decoding: Decoding) -> list[str]:
+def answer_texts(model: InfiniModel, plans: Sequence[Plan], memory: GiveMemory, decoding: Decoding) -> list[str]:
     """The answers to several plans; plans of one kind are decoded as one batch.
 
-    view: as for `stream_answer`.
+    memory: as for `stream_answer`.
     """
     texts = [plan.content.text if isinstance(plan.content, KnownAnswer) else "" for plan in plans]
     kinds: dict[tuple[bool, bool], list[int]] = {}
@@ -167,7 +167,7 @@ def answer_texts(model: InfiniModel, plans: Sequence[Plan], view: View, decoding
         if not isinstance(plan.content, KnownAnswer):
             kinds.setdefault((bool(plan.passages), isinstance(plan.content, Ensemble)), []).append(row)
     for rows in kinds.values():
-        chosen, _, cache = _shown_to(model, plans[rows[0]], view)
+        chosen, _, cache = _shown_to(model, plans[rows[0]], memory)
         contents = [plans[row].content for row in rows]
         ensembles = [content.prompts for content in contents if isinstance(content, Ensemble)]
         prompts = [content.tokens for content in contents if isinstance(content, SinglePrompt)]
@@ -180,13 +180,13 @@ def answer_texts(model: InfiniModel, plans: Sequence[Plan], view: View, decoding
 
 
 def _shown_to(
-    model: InfiniModel, plan: Plan, view: View
+    model: InfiniModel, plan: Plan, memory: GiveMemory
 ) -> tuple[InfiniModel, KnownAnswer | SinglePrompt | Ensemble, InfiniCache | None]:
     """The model that answers, the plan's content, and the memory that the model sees."""
     if isinstance(plan.content, KnownAnswer):
         return model, plan.content, None
     # Beside passages, an untrained memory of a whole book draws the model away from them (docs/log/answers.md).
-    return (model.answering_model, plan.content, None) if plan.passages else (model, plan.content, view())
+    return (model.answering_model, plan.content, None) if plan.passages else (model, plan.content, memory())
 
 
 def continue_texts(

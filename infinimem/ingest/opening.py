@@ -53,13 +53,13 @@ def model_of(
         )
     identity = file.identity
     settings = MemorySettings(
-        rule=identity["rule"],
-        rule_settings=identity["rule_settings"],
-        segment_length=identity["segment_length"],
-        memory_heads={int(layer): heads for layer, heads in identity["memory_heads"].items()},
-        carry=identity["carry"],
-        device=device,
-        adapter=file.adapter if adapter is None else adapter,
+        identity["rule"],
+        identity["rule_settings"],
+        identity["segment_length"],
+        {int(layer): heads for layer, heads in identity["memory_heads"].items()},
+        identity["carry"],
+        device,
+        file.adapter if adapter is None else adapter,
     )
     # A file from elsewhere must not decide what is fetched from a network.
     return shared_model(file.model if name is None else name, settings, fetch=name is not None)

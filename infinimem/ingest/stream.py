@@ -60,12 +60,11 @@ def opened_sources(
 def read_sources(
     ingestion: Ingestion,
     opened: Sequence[Source],
-    *,
-    on_progress: ProgressCallback | None = None,
+    on_progress: ProgressCallback | None,
+    skip: bool,
+    limits: ReaderLimits | None,
     checkpoint: Checkpoint | None = None,
     begun: int = 0,
-    skip: bool = False,
-    limits: ReaderLimits | None = None,
 ) -> None:
     """Take files in, one after the other, and read their whole segments.
 

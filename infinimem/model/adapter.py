@@ -33,10 +33,10 @@ from ..storage.files import make_directory, write_atomically
 from ..storage.layout import PREFIX
 from .directories import ANSWER, OLD_ANSWER, directory_at, trust
 from .embedded import DEFAULT_MODEL
+from .settings import NO_ADAPTER
 from .term_head import FILE as TERM_HEAD_FILE
 from .term_head import TermHead, head_file, read_head
 
-NO_ADAPTER = "none"
 SHIPPED = Path(__file__).parents[1] / "adapters"
 # The adapter of the default model. Memory files name it, so a later adapter gets another name, and this adapter stays
 # in the package.

@@ -39,13 +39,14 @@ from ..errors import AdapterMismatch, InvalidSetting
 from ..text.segments import Segmenter
 from ..text.term_weights import to_bytes
 from ..text.tokens import TextEncoder
-from .adapter import NO_ADAPTER, Adapter, load_adapter
+from .adapter import Adapter, load_adapter
 from .identity import hash_weights, identity_of
 from .lora import check_lora, merge_lora, set_gates
 from .pretrained import load_base
 from .settings import (
     DEFAULT_CARRY,
     DEFAULT_SEGMENT_LENGTH,
+    NO_ADAPTER,
     SHARE_WITHOUT_SLOTS,
     MemoryHeads,
     MemorySettings,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidSetting
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..attention import MemoryRule
     from .adapter import Adapter
 
+NO_ADAPTER = "none"
 DEFAULT_RULE = "slots"
 DEFAULT_SEGMENT_LENGTH = 512
 # The share of the layers, from the lowest layer up, that have no memory under `slots`: merged slots in these layers
@@ -78,15 +79,9 @@ class MemorySettings:
                 heads = {int(layer): members for layer, members in trained["memory_heads"].items()}
             if carry is None and "carry" in trained:
                 carry = int(trained["carry"])
-        return replace(
-            self,
-            rule=rule,
-            rule_settings=settings,
-            segment_length=length,
-            memory_heads=heads,
-            carry=carry,
-            adapter=adapter,
-        )
+        # "none" rather than None, which stands for the default model's own adapter.
+        used = NO_ADAPTER if adapter is None else adapter
+        return MemorySettings(rule, settings, length, heads, carry, self.device, used)
 
 
 def checked_heads(chosen: MemoryHeads, layers: int, heads: int) -> dict[int, list[int]]:

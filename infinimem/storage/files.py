@@ -12,30 +12,34 @@ from pathlib import Path
 from ..errors import FileInUse, TargetNotWritable
 
 
+@contextlib.contextmanager
+def _writing(what: str, verb: str = "written") -> Iterator[None]:
+    """Turn errors of the operating system into TargetNotWritable."""
+    try:
+        yield
+    except OSError as error:
+        raise TargetNotWritable(f"{what} cannot be {verb} ({error.strerror or error}); choose another place") from error
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that others see either the old content or the new, also after a crash. Raises TargetNotWritable.
 
     A link is followed: the file it leads to is replaced. An old file keeps its mode bits; a new file's bits follow the
     umask.
     """
-    temporary: Path | None = None
-    try:
-        target = regular_target(path)
-        temporary = temporary_beside(target)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            temporary.chmod(target.stat().st_mode & 0o777)
-        os.replace(temporary, target)
-        temporary = None
-    except OSError as error:
-        raise TargetNotWritable(
-            f"'{path}' cannot be written ({error.strerror or error}); choose another place"
-        ) from error
-    finally:
-        if temporary is not None:
+    with _writing(f"'{path}'"):
+        target = _regular_target(path)
+        temporary = _temporary_beside(target)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if target.exists():
+                temporary.chmod(target.stat().st_mode & 0o777)
+            os.replace(temporary, target)
+        finally:
+            # There is none left where all went well.
             temporary.unlink(missing_ok=True)
     _sync_directory(target.parent)
 
@@ -53,17 +57,14 @@ def locked(path: str | os.PathLike[str], wait: float = 0) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     try:
-        target = regular_target(Path(path))
-        # Raises where the directory is missing; filelock would create the directory.
-        target.parent.stat()
-        lock = FileLock(target.with_name(f".{target.name[:100]}.lock"), is_singleton=True)
-        lock.acquire(timeout=wait)
+        with _writing(f"'{path}'"):
+            target = _regular_target(Path(path))
+            # Raises where the directory is missing; filelock would create the directory.
+            target.parent.stat()
+            lock = FileLock(target.with_name(f".{target.name[:100]}.lock"), is_singleton=True)
+            lock.acquire(timeout=wait)
     except Timeout as error:
         raise FileInUse(f"'{path}' is being written by another process; wait for it, or name another file") from error
-    except OSError as error:
-        raise TargetNotWritable(
-            f"'{path}' cannot be written ({error.strerror or error}); choose another place"
-        ) from error
     try:
         yield
     finally:
@@ -84,25 +85,17 @@ def version_of(path: Path) -> tuple[int, ...] | None:
 
 def check_writable(path: Path) -> None:
     """Raise TargetNotWritable now rather than after an hour of ingestion; leaves no file behind."""
-    try:
-        temporary_beside(regular_target(path)).unlink()
-    except OSError as error:
-        raise TargetNotWritable(
-            f"'{path}' cannot be written ({error.strerror or error}); choose another place"
-        ) from error
+    with _writing(f"'{path}'"):
+        _temporary_beside(_regular_target(path)).unlink()
 
 
 def make_directory(path: Path) -> None:
     """Make a directory and the directories above it, unless they are there. Raises TargetNotWritable."""
-    try:
+    with _writing(f"the directory '{path}'", "made"):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TargetNotWritable(
-            f"the directory '{path}' cannot be made ({error.strerror or error}); choose another place"
-        ) from error
 
 
-def regular_target(path: Path) -> Path:
+def _regular_target(path: Path) -> Path:
     """The file that a path leads to when links are followed. Raises TargetNotWritable where it is no regular file."""
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -110,7 +103,7 @@ def regular_target(path: Path) -> Path:
     return target
 
 
-def temporary_beside(target: Path) -> Path:
+def _temporary_beside(target: Path) -> Path:
     """A new, empty file in the same directory, with the mode bits that the umask gives."""
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
