@@ -24,11 +24,10 @@ from ..model.adapter import (
     load_adapter,
     write_adapter,
 )
-from ..model.directories import ANSWER
+from ..model.directories import ANSWER, NO_ADAPTER
 from ..model.embedded import DEFAULT_HUB_ID, DEFAULT_MODEL
 from ..model.infini_model import InfiniModel
 from ..model.lora import set_gates
-from ..model.settings import NO_ADAPTER
 from ..storage.files import check_writable, make_directory, write_atomically
 from .card import card, hardware
 from .checkpoint import NAME as CHECKPOINT

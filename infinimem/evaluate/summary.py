@@ -17,8 +17,8 @@ from ..datasets.documents import Document
 from ..datasets.summaries import Request
 from ..document_memory import DocumentMemory
 from ..errors import RougeMissing, check_names
+from ..model.directories import NO_ADAPTER
 from ..model.infini_model import InfiniModel
-from ..model.settings import NO_ADAPTER
 from ..text.passages import Passage
 from .intervals import bootstrap, mean
 from .sampling import choose_questions

@@ -31,9 +31,8 @@ from torch import Tensor
 from ..errors import AdapterNotFound, DamagedAdapter, UnsupportedAdapter
 from ..storage.files import make_directory, write_atomically
 from ..storage.layout import PREFIX
-from .directories import ANSWER, OLD_ANSWER, directory_at, trust
+from .directories import ANSWER, NO_ADAPTER, OLD_ANSWER, directory_at, trust
 from .embedded import DEFAULT_MODEL
-from .settings import NO_ADAPTER
 from .term_head import FILE as TERM_HEAD_FILE
 from .term_head import TermHead, head_file, read_head
 

@@ -39,6 +39,8 @@ FILE, OLD_FILE = "trusted-directories.jsonl", "known-directories.jsonl"
 VARIABLE, OLD_VARIABLE = "INFINIMEM_TRUSTED_DIRECTORIES", "INFINIMEM_KNOWN_DIRECTORIES"
 # The directory of the answer adapter inside the adapter's directory, and its name in older releases.
 ANSWER, OLD_ANSWER = "answer", "reader"
+# Stands for no adapter where the name of an adapter is expected.
+NO_ADAPTER = "none"
 _named: set[str] = set()
 
 

@@ -40,13 +40,13 @@ from ..text.segments import Segmenter
 from ..text.term_weights import to_bytes
 from ..text.tokens import TextEncoder
 from .adapter import Adapter, load_adapter
+from .directories import NO_ADAPTER
 from .identity import hash_weights, identity_of
 from .lora import check_lora, merge_lora, set_gates
 from .pretrained import load_base
 from .settings import (
     DEFAULT_CARRY,
     DEFAULT_SEGMENT_LENGTH,
-    NO_ADAPTER,
     SHARE_WITHOUT_SLOTS,
     MemoryHeads,
     MemorySettings,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidSetting
+from .directories import NO_ADAPTER
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from ..attention import MemoryRule
     from .adapter import Adapter
 
-NO_ADAPTER = "none"
 DEFAULT_RULE = "slots"
 DEFAULT_SEGMENT_LENGTH = 512
 # The share of the layers, from the lowest layer up, that have no memory under `slots`: merged slots in these layers
