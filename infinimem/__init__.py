@@ -7,9 +7,11 @@ Importing this package loads neither torch nor a model; both are loaded with the
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .errors import InfinimemError
+from .renamed import OldModules
 
 if TYPE_CHECKING:
     from .answering.answer import Answer as Answer
@@ -55,6 +57,8 @@ _HOMES = {
     "shared_model": "model.shared",
 }
 __all__ = ["InfinimemError", "__version__", *_HOMES]
+
+sys.meta_path.append(OldModules())
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from infinimem.cli.main import main
 from infinimem.model import adapter as adapter_module
 from infinimem.model import directories, term_head
 from infinimem.model.adapter import read_adapter
+from infinimem.renamed import MOVED
 
 SHIPPED = adapter_module.SHIPPED / str(adapter_module.DEFAULT_ADAPTER)
 
@@ -122,3 +125,18 @@ def test_the_old_error_is_the_new_one() -> None:
         assert errors.NoAddresses is errors.NoTermWeights
     with pytest.raises(AttributeError):
         errors.Nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_what_could_be_imported_before_still_can_be(old: str) -> None:
+    module, _, name = old.rpartition(".")
+    with pytest.warns(DeprecationWarning, match=re.escape(f"{old} is now called {MOVED[old]};")):
+        found = getattr(importlib.import_module(module), name)
+    home, _, name = MOVED[old].rpartition(".")
+    assert found is getattr(importlib.import_module(home), name)
+
+
+@pytest.mark.parametrize("statement", ["import infinimem.unknown", "from infinimem.chat import unknown"])
+def test_names_that_no_release_had_are_not_found(statement: str) -> None:
+    with pytest.raises(ImportError, match="unknown"):
+        exec(statement)

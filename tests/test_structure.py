@@ -15,7 +15,7 @@ LANGCHAIN = Path(__file__).parents[1] / "integrations" / "langchain" / "langchai
 # The parts, the lowest first; each may lean on those before it. Parts of one line do not lean on each other.
 LEVELS = (
     {"errors"},
-    {"text", "langchain"},
+    {"text", "langchain", "renamed"},
     {"attention", "storage", "readers"},
     {"model"},
     {"search", "ingest"},
