@@ -178,7 +178,7 @@ class DocumentMemory:
                 names = [one.name if isinstance(one, Source) else name_of(one) for one in found]
                 checkpoint = stack.enter_context(writing(Path(output), names, resume))
             # Files are opened before the model is loaded, which takes a while: errors should come early.
-            opened = opened_sources(found, skip_errors, limits)
+            opened = stack.enter_context(opened_sources(found, skip_errors, limits))
             memory = cls._of(_empty(passages, model, settings))
             kept = None if checkpoint is None else Checkpoint(Path(checkpoint))
             memory._read(opened, progress, skip_errors, limits, kept, resume)
@@ -319,8 +319,8 @@ class DocumentMemory:
 
         Settings, and errors, as for `ingest`.
         """
-        opened = opened_sources(found_sources(sources), skip_errors, limits)
-        self._read(opened, progress, skip_errors, limits)
+        with opened_sources(found_sources(sources), skip_errors, limits) as opened:
+            self._read(opened, progress, skip_errors, limits)
 
     def append_text(self, text: str, *, name: str = "text") -> None:
         """Read a string into this memory. If the last source is a string of the same name, the text continues that
@@ -708,7 +708,10 @@ class DocumentMemory:
             raise InvalidSetting(f"answer_from cannot be {answer_from!r}; choose one of {', '.join(ANSWER_FROM)}")
         if answer_from == "memory":
             return plan_from_memory(self.model, asked, decoding)
-        return plan_from_search(self.model, self._search(), asked, k, decoding)
+        # Ranked before the model is loaded: there may be no passages, or nothing to look for.
+        search = self._search()
+        ranked = search.rank(asked.question, k)
+        return plan_from_search(self.model, search, ranked, asked, decoding)
 
     def _reply(self, asked: Conversation, k: int, answer_from: str, decoding: Decoding) -> Reply:
         plan = self._plan(asked, k, answer_from, decoding)

@@ -15,6 +15,7 @@ from infinimem.attention import InfiniCache
 from infinimem.attention.rules import make_rule
 from infinimem.model import directories
 from infinimem.model.infini_model import InfiniModel
+from infinimem.readers.process import parent
 
 TINY: dict[str, Any] = {
     "vocab_size": 512,
@@ -132,6 +133,21 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> 
     tokenizer.save_pretrained(directory)
     directories.trust(directory)
     return directory
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Every process that was started to parse; none is left at the end."""
+    started: list[Any] = []
+
+    class Seen(parent._Process):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            started.append(self)
+
+    monkeypatch.setattr(parent, "_Process", Seen)
+    yield started
+    assert all(child._child.poll() is not None for child in started)
 
 
 @pytest.fixture(scope="session")

@@ -463,6 +463,22 @@ def test_without_passages_only_memory_mode_answers(model: InfiniModel, tmp_path:
     assert b"Marchetti" not in (tmp_path / "m").read_bytes()
 
 
+def test_a_question_that_cannot_be_answered_loads_no_model(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    model.name = str(tmp_path / "moved")
+    for name, passages in (("with", True), ("without", False)):
+        DocumentMemory.from_text(STORY, model=model, passages=passages).save(tmp_path / name)
+    with pytest.raises(NoPassages):
+        DocumentMemory.load(tmp_path / "without").ask("Who?")
+    with pytest.raises(InvalidSetting, match="k is 0"):
+        DocumentMemory.load(tmp_path / "with").ask("Who?", k=0)
+
+
+def test_a_segment_has_at_least_one_token(tiny_directory: Path) -> None:
+    with pytest.raises(InvalidSetting, match="segment_length is 0"):
+        DocumentMemory.from_text(STORY, model=tiny_directory, segment_length=0)
+
+
 @pytest.mark.parametrize("text", ["", "  \n "])
 def test_an_empty_text_is_refused(model: InfiniModel, text: str) -> None:
     with pytest.raises(EmptySource):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +13,9 @@ from conftest import FAMILIES, TEXT, MakeModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infinimem import DocumentMemory
+from infinimem import DocumentMemory, open_source
 from infinimem.attention.batch import stack, unstack
 from infinimem.errors import EmptySource, InvalidSetting, SourceError, SourceNotFound, UnsupportedSource
-from infinimem.ingest.batch import Job
 from infinimem.model.infini_model import InfiniModel
 from infinimem.storage.memory_file import MemoryFile
 
@@ -163,14 +162,12 @@ def test_what_cannot_be_read_is_reported_and_the_others_are_read(
 
 
 def test_parsers_end_with_the_reading_whatever_ends_it(
-    make_model: MakeModel, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: list[Any]
 ) -> None:
     pages = [tmp_path / f"{index}.html" for index in range(3)]
     for page in pages:
         page.write_text("".join(f"<p>{words(200, index)}</p>" for index in range(60)))
-    model, begun = make_model(), []
-    close = Job.close
-    monkeypatch.setattr(Job, "close", lambda job: (begun.append(job.path), close(job))[1])
+    model = make_model()
 
     def refuse(*arguments: object) -> None:
         raise KeyboardInterrupt
@@ -178,8 +175,21 @@ def test_parsers_end_with_the_reading_whatever_ends_it(
     monkeypatch.setattr(InfiniModel, "read_batch", refuse)
     with pytest.raises(KeyboardInterrupt) as kept:
         list(DocumentMemory.ingest_many(pages, model=model, batch=3))
-    assert kept.value.__traceback__ is not None and sorted(begun) == pages
-    assert not [child for child in multiprocessing.active_children() if child.is_alive()]
+    assert kept.value.__traceback__ is not None
+    assert len(children) == 3 and not any(child.is_alive for child in children)
+
+
+def test_a_document_that_is_named_twice_gives_two_memories_but_not_one_file(
+    make_model: MakeModel, write: Write, tmp_path: Path
+) -> None:
+    model, (path,) = make_model(segment_length=32), write(100)
+    source = open_source(path)
+    one, other = DocumentMemory.ingest_many([source, source], model=model, batch=2)
+    one.save(tmp_path / "one")
+    other.save(tmp_path / "other")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+    with pytest.raises(InvalidSetting, match="have the same name"):
+        DocumentMemory.ingest_many([source, source], model=model, output=tmp_path / "memories")
 
 
 def test_a_short_document_does_not_wait_for_a_long_one(make_model: MakeModel, write: Write) -> None:

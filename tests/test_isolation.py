@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
@@ -41,21 +41,6 @@ def slow(path: Path) -> Path:
     """A page that takes much longer than any test."""
     path.write_bytes(nasty_pdfs.with_slow_pages([None]))
     return path
-
-
-@pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Every process that was started to parse; none is left at the end."""
-    started: list[Any] = []
-
-    class Seen(parent._Process):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            started.append(self)
-
-    monkeypatch.setattr(parent, "_Process", Seen)
-    yield started
-    assert all(child._child.poll() is not None for child in started)
 
 
 def once(true: Callable[[], bool], do: Callable[[], None]) -> threading.Thread:

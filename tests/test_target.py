@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from conftest import TEXT, MakeModel
 
 from infinimem import DocumentMemory, open_source
-from infinimem.errors import FileInUse, InvalidSetting, NotReplaced, UnsupportedSource
+from infinimem.cli.main import main
+from infinimem.errors import FileInUse, InvalidSetting, ModelNotFound, NotReplaced, UnsupportedSource
 from infinimem.ingest.checkpoint import Checkpoint
 from infinimem.ingest.target import partial_of
 from infinimem.model.infini_model import InfiniModel
 from infinimem.readers import source as source_module
 from infinimem.readers.process import parent
+from infinimem.readers.process.limits import ReaderLimits
 from infinimem.storage.files import locked
 
 HANDBOOK = Path(__file__).parents[1] / "examples" / "handbook.pdf"
@@ -110,7 +113,7 @@ def test_another_writer_is_respected(model: InfiniModel, book: Path, tmp_path: P
         thread = threading.Thread(target=ingest)
         thread.start()
         thread.join()
-    assert len(seen) == 1 and not output.exists()
+    assert len(seen) == 1 and "being written by another process" in str(seen[0]) and not output.exists()
 
 
 @pytest.mark.parametrize("settings", [{"output": "m", "checkpoint": "c"}, {"resume": True}])
@@ -120,6 +123,12 @@ def test_settings_that_do_not_go_together_are_refused(
     places = {name: tmp_path / value if isinstance(value, str) else value for name, value in settings.items()}
     with pytest.raises(InvalidSetting):
         DocumentMemory.ingest(book, model=model, **places)
+
+
+@pytest.mark.parametrize("output", [".", "/"])
+def test_an_output_that_can_be_no_file_is_refused_in_one_line(book: Path, tiny_directory: Path, output: str) -> None:
+    result = CliRunner().invoke(main, ["ingest", str(book), "-o", output, "-m", str(tiny_directory)])
+    assert result.exit_code == 1 and result.stderr.startswith("Error: ") and "no regular file" in result.stderr
 
 
 def test_many_documents_are_written_into_a_directory_and_only_new_ones_are_read_again(
@@ -188,6 +197,38 @@ def test_a_process_that_waits_ends_when_nobody_needs_its_file(tmp_path: Path) ->
     del opened
     gc.collect()
     assert not process.is_alive
+
+
+def test_no_process_waits_after_an_ingestion_that_failed(tmp_path: Path, children: list[Any]) -> None:
+    with pytest.raises(ModelNotFound) as kept:
+        DocumentMemory.ingest(HANDBOOK, model=tmp_path / "nothing")
+    assert kept.value.__traceback__ is not None and [child.is_alive for child in children] == [False]
+
+
+def test_no_process_waits_for_a_file_that_was_read_before_the_interruption(
+    model: InfiniModel, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: list[Any]
+) -> None:
+    checkpoint, waiting = tmp_path / "c", []
+    monkeypatch.setattr(Checkpoint, "keep", lambda self, ingestion: waiting.append(children[-1].is_alive))
+    ingestion = DocumentMemory.ingest(HANDBOOK, model=model)._to_file()
+    monkeypatch.undo()
+    ingestion.write(checkpoint)
+    first, second = open_source(HANDBOOK, wait=True), open_source(book)
+    process = first.parser._process if first.parser is not None else None
+    DocumentMemory.ingest(
+        [first, second],
+        model=model,
+        checkpoint=checkpoint,
+        resume=True,
+        progress=lambda _: waiting.append(process is None or process.is_alive),
+    )
+    assert waiting and not any(waiting)
+
+
+def test_a_process_with_other_limits_is_not_used(children: list[Any]) -> None:
+    opened = open_source(HANDBOOK, wait=True)
+    assert sum(1 for _ in source_module.read_pages(opened, limits=ReaderLimits(pages=100))) == 34
+    assert [child.is_alive for child in children] == [False, False]
 
 
 def test_a_process_that_has_ended_while_it_waited_is_started_again(model: InfiniModel) -> None:

@@ -87,12 +87,18 @@ def plan_from_memory(model: InfiniModel, asked: Conversation, decoding: Decoding
     )
 
 
-def plan_from_search(model: InfiniModel, search: Search[Any], asked: Conversation, k: int, decoding: Decoding) -> Plan:
-    """Prompts with the k passages that fit the question best.
+def plan_from_search(
+    model: InfiniModel,
+    search: Search[Any],
+    ranked: Sequence[tuple[int, float]],
+    asked: Conversation,
+    decoding: Decoding,
+) -> Plan:
+    """Prompts with the passages found, or the known answer where they do not say enough.
 
-    Raises InvalidSetting where the question does not fit into the model's context, and the errors of `Search.rank`.
+    ranked: what `search.rank` found for the question.
+    Raises InvalidSetting where not even the question fits into the model's context.
     """
-    ranked = search.rank(asked.question, k)
     # Within a conversation, the words that say what the question is about may stand in earlier messages.
     if ranked and not asked.earlier and not search.has_answer(asked.question):
         return Plan(KnownAnswer(NOT_SAID), search.scored(ranked))

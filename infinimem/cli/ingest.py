@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import InfinimemError
+from ..errors import CheckpointMismatch, InfinimemError
 from .options import ingest_options
 from .output import MOST_WARNINGS, count, print_json, size, skipped
 
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Go on where an interrupted ingestion into this file stopped.")
 @ingest_options
 def ingest(
-    sources: tuple[str, ...], output: Path, settings: dict[str, Any], no_passages: bool, as_json: bool, **given: Any
+    sources: tuple[str, ...],
+    output: Path,
+    resume: bool,
+    settings: dict[str, Any],
+    no_passages: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Read documents into a memory file.
 
@@ -45,15 +51,18 @@ def ingest(
             passages=not no_passages,
             progress=not as_json,
             output=output,
+            resume=resume,
             **given,
             **settings,
         )
-    except (InfinimemError, KeyboardInterrupt):
-        if version_of(partial) not in (None, before):
+    except (InfinimemError, KeyboardInterrupt) as error:
+        kept = version_of(partial)
+        goes_on = resume and not isinstance(error, CheckpointMismatch)
+        if kept is not None and (goes_on or kept != before):
             click.echo(f"What was read so far is in {partial}; go on with --resume.", err=True)
         raise
-    info, speed = memory.info(), memory.speed
-    tokens, seconds = speed or (0, 0.0)
+    info = memory.info()
+    tokens, seconds = memory.speed or (0, 0.0)
     result = {
         "tokens": info["tokens"],
         "seconds": round(seconds, 3),

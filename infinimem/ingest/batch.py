@@ -32,11 +32,13 @@ def open_each(
     """
     for one in found:
         try:
-            yield one if isinstance(one, Source) else open_source(one, limits)
+            source = one if isinstance(one, Source) else open_source(one, limits)
         except SourceError as error:
             if on_error is None:
                 raise
-            on_error(Path(one) if not isinstance(one, Source) else one.path, error)
+            on_error(one.path if isinstance(one, Source) else one, error)
+        else:
+            yield source
 
 
 def ingest_batch(
@@ -62,40 +64,37 @@ def ingest_batch(
             def failed(error: SourceError) -> None:
                 if on_error is None:
                     raise error
-                begun.pop(source.path)
+                begun.discard(made)
                 on_error(source.path, error)
 
             def steps() -> Generator[None]:
                 yield from take_source(ingestion, source, on_progress, skip=on_error is not None, limits=limits)
                 check_something(ingestion.record.sources)
 
-            begun[source.path] = Job(source.path, ingestion, steps(), failed)
-            return begun[source.path]
+            made = Job(ingestion, steps(), failed)
+            begun.add(made)
+            return made
 
-        begun: dict[Path, Job] = {}
+        begun: set[Job] = set()
         try:
             for done in read_jobs(map(job, opened), batch):
                 yield done.ingestion
-                begun.pop(done.path)
+                begun.discard(done)
         finally:
             # Each document is parsed in a separate process. Closing its job ends the process.
-            for one in begun.values():
+            for one in begun:
                 one.close()
 
 
 class Job:
     """A document on its way into a memory.
 
-    path: the file.
     ingestion: takes the document in.
     steps: takes in one piece of the text at each step.
     failed: called with the error that stops the document; may raise the error.
     """
 
-    def __init__(
-        self, path: Path, ingestion: Ingestion, steps: Generator[None], failed: Callable[[SourceError], None]
-    ) -> None:
-        self.path = path
+    def __init__(self, ingestion: Ingestion, steps: Generator[None], failed: Callable[[SourceError], None]) -> None:
         self.ingestion = ingestion
         self._steps = steps
         self._failed = failed

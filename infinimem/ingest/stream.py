@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,26 +36,30 @@ def found_sources(sources: Sources) -> list[Path | Source]:
     return found + (find_sources(run) if run else [])
 
 
+@contextlib.contextmanager
 def opened_sources(
     found: Sequence[Path | Source], skip: bool = False, limits: ReaderLimits | None = None
-) -> list[Source]:
-    """Open files; a `Source` stays as it is.
+) -> Iterator[list[Source]]:
+    """Open files, to be read in the block; a `Source` stays as it is.
+
+    The process that looked into the first file waits to read it, at the longest until the end of the block. Of all
+    files, only the first has one, because a process takes memory.
 
     skip: put an `unread_source` in the place of a file that cannot be opened; otherwise its SourceError is raised.
     """
-    opened = []
-    for number, one in enumerate(found):
-        if isinstance(one, Source):
-            opened.append(one)
-            continue
-        try:
-            # The first file is read as soon as all files are open, so the process that parses it may wait.
-            opened.append(open_source(one, limits, wait=number == 0))
-        except SourceError as error:
-            if not skip:
-                raise
-            opened.append(unread_source(one, error))
-    return opened
+    opened: list[Source] = []
+    with contextlib.ExitStack() as stack:
+        for number, one in enumerate(found):
+            try:
+                source = one if isinstance(one, Source) else open_source(one, limits, wait=number == 0)
+            except SourceError as error:
+                if not skip:
+                    raise
+                source = unread_source(one.path if isinstance(one, Source) else one, error)
+            if source.parser is not None:
+                stack.callback(source.parser.close)
+            opened.append(source)
+        yield opened
 
 
 def read_sources(
@@ -76,6 +81,8 @@ def read_sources(
     """
     for number, source in enumerate(opened, start=1):
         if number < begun:
+            if source.parser is not None:
+                source.parser.close()
             continue
         for _ in take_source(ingestion, source, on_progress, number == begun, skip, limits):
             ingestion.read_whole()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def partial_of(output: Path) -> Path:
     """The path of the checkpoint of an ingestion into this memory file."""
-    return output.with_name(f"{output.name}.partial")
+    return output.parent / f"{output.name}.partial"  # `with_name` refuses paths such as "."
 
 
 @contextlib.contextmanager
@@ -52,8 +52,8 @@ def _check_abandoned(partial: Path, names: Sequence[str]) -> None:
     if begun != list(names)[: len(begun)]:
         quoted = ", ".join(f"'{name}'" for name in begun)
         raise NotReplaced(
-            f"'{partial}' keeps an interrupted ingestion of {quoted}; name these documents and --resume to go on with "
-            "it, delete this file, or name another output"
+            f"'{partial}' keeps an interrupted ingestion of {quoted}; to go on with it, name these documents and "
+            "resume=True (--resume); otherwise delete this file, or name another output"
         )
 
 
@@ -63,11 +63,13 @@ def targets_in(directory: Path, found: Sequence[Path | Source]) -> dict[str, Pat
     paths = [one.path if isinstance(one, Source) else one for one in found]
     for path in paths:
         # Some file systems do not tell capitals from small letters.
-        if (other := named.setdefault(name_of(path).casefold(), path)) is not path:
+        key = name_of(path).casefold()
+        if key in named:
             raise InvalidSetting(
-                f"'{other}' and '{path}' have the same name, and so would their memory files; read them into two "
+                f"'{named[key]}' and '{path}' have the same name, and so would their memory files; read them into two "
                 "directories"
             )
+        named[key] = path
     return {name_of(path): directory / f"{name_of(path)}.safetensors" for path in paths}
 
 

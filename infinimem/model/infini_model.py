@@ -173,11 +173,12 @@ class InfiniModel:
         weights = None if adapter is None else hash_weights(base)
         if adapter is not None:
             merge_lora(base, adapter)
+        length = memory.segment_length
         made = cls(
             base,
             tokenizer,
             rule,
-            segment_length=memory.segment_length or DEFAULT_SEGMENT_LENGTH,
+            segment_length=DEFAULT_SEGMENT_LENGTH if length is None else length,
             memory_heads=memory.memory_heads,
             carry=memory.carry,
             name=name,

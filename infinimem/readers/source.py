@@ -50,7 +50,8 @@ def open_source(path: str | Path, limits: ReaderLimits | None = None, *, wait: b
 
     limits: for looking into a PDF or an EPUB; default `ReaderLimits()`.
     wait: keep the process that looks into a PDF or an EPUB, so that the same process reads the file later; otherwise
-        another process is started to read the file.
+        another process is started to read the file. Such a source cannot be pickled; the process ends with the source,
+        or with `source.parser.close()`.
 
     Raises the `SourceError` that says why the file cannot be read.
     """

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ SAMPLE = 2048
 ROUNDS = 4
 # The least number of letters of a word with a vector: shorter words are mostly grammar.
 LETTERS = 3
+
+
+_MADE: WeakKeyDictionary[InfiniModel, WordVectors] = WeakKeyDictionary()
 
 
 class WordVectors:
@@ -53,9 +57,11 @@ class WordVectors:
 
     @classmethod
     def of(cls, model: InfiniModel) -> WordVectors:
-        """Word vectors from a model's input embeddings."""
-        table: Any = model.model.get_input_embeddings()
-        return cls(table.weight, model.encoder, model.tokenizer.unk_token_id)
+        """Word vectors from a model's input embeddings; made once for each model."""
+        if model not in _MADE:
+            table: Any = model.model.get_input_embeddings()
+            _MADE[model] = cls(table.weight, model.encoder, model.tokenizer.unk_token_id)
+        return _MADE[model]
 
     def __call__(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The indexes (F,) of the words that have a vector, and their vectors of length 1, (F, E) float32.

@@ -56,15 +56,17 @@ def locked(path: str | os.PathLike[str], wait: float = 0) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    try:
-        with _writing(f"'{path}'"):
-            target = _regular_target(Path(path))
-            # Raises where the directory is missing; filelock would create the directory.
-            target.parent.stat()
-            lock = FileLock(target.with_name(f".{target.name[:100]}.lock"), is_singleton=True)
+    with _writing(f"'{path}'"):
+        target = _regular_target(Path(path))
+        # Raises where the directory is missing; filelock would create the directory.
+        target.parent.stat()
+        lock = FileLock(target.with_name(f".{target.name[:100]}.lock"), is_singleton=True)
+        try:
             lock.acquire(timeout=wait)
-    except Timeout as error:
-        raise FileInUse(f"'{path}' is being written by another process; wait for it, or name another file") from error
+        except Timeout as error:  # an OSError, which `_writing` would take for a fault of the file system
+            raise FileInUse(
+                f"'{path}' is being written by another process; wait for it, or name another file"
+            ) from error
     try:
         yield
     finally:

@@ -52,7 +52,7 @@ class Answers:
         self._seconds = 2 * seconds
         # The parser may never return to Python, so this clock is a C thread.
         self._nowhere = open(os.devnull, "wb")  # noqa: SIM115
-        self._watch()
+        self.watch()
 
     def send(self, **message: Any) -> None:
         """Write one message."""
@@ -64,17 +64,14 @@ class Answers:
         except OSError:
             # The parent is gone.
             os._exit(1)
-        self._watch()
-
-    def resume(self) -> None:
-        """Start the clock again."""
-        self._watch()
+        self.watch()
 
     def pause(self) -> None:
         """Stop the clock while the process waits for a task."""
         faulthandler.cancel_dump_traceback_later()
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
+        """Start the clock."""
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._nowhere)
 
 
@@ -95,7 +92,7 @@ def main(task: dict[str, Any]) -> None:
                 more = sys.stdin.buffer.readline() if task.get("wait") else b""
                 if not more:
                     return
-                answers.resume()
+                answers.watch()
                 task = json.loads(more)
             _read(path, task["kind"], limits, answers, **task["pages"])
     except MemoryError:

@@ -64,17 +64,21 @@ class WaitingParser:
     """A process that looked into a file and waits to read it; the process ends when nothing refers to this object."""
 
     def __init__(self, process: _Process) -> None:
-        self._process: _Process | None = process
-        self._limits = process.limits
+        self._process = process
         self._end = weakref.finalize(self, process.end)
 
     def take(self, limits: ReaderLimits) -> _Process | None:
         """Return the process once; None where it was taken before, has ended, or was started with other limits."""
-        process, self._process = self._process, None
-        if process is None or limits != self._limits or not process.is_alive:
+        if self._end.detach() is None:  # of several threads, one gets the process
             return None
-        self._end.detach()
-        return process
+        if limits == self._process.limits and self._process.is_alive:
+            return self._process
+        self._process.end()
+        return None
+
+    def close(self) -> None:
+        """End the process, unless it was taken."""
+        self._end()
 
 
 def pages_of(
