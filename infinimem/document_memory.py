@@ -550,6 +550,11 @@ class DocumentMemory:
         """The term weights of all passages, a byte a word; None where the passages have no term weights."""
         return self.searchable()[1]()
 
+    def addresses(self) -> list[bytes] | None:
+        """`term_weights`, under the name of older releases."""
+        warn_renamed("DocumentMemory.addresses", "DocumentMemory.term_weights")
+        return self.term_weights()
+
     def searchable(self) -> tuple[list[Passage], Callable[[], list[bytes] | None]]:
         """The passages as they are now, and a function that gives their term weights, even if the memory has grown when
         the function is called."""

@@ -43,6 +43,11 @@ def test_mode_of_ask_is_answer_from(memory: DocumentMemory, old: str, new: str) 
         assert memory.reply([{"role": "user", "content": "Who counted?"}], mode=old).mode == new
 
 
+def test_addresses_are_term_weights(memory: DocumentMemory) -> None:
+    with pytest.warns(DeprecationWarning, match="term_weights"):
+        assert memory.addresses() == memory.term_weights()
+
+
 def test_mode_of_retrieve_is_rank_by(memory: DocumentMemory) -> None:
     with pytest.warns(DeprecationWarning, match="mode='lexical' is now called rank_by='lexical'") as told:
         assert memory.retrieve("ships", mode="lexical") == memory.retrieve("ships", rank_by="lexical")
@@ -67,6 +72,14 @@ def test_the_options_of_the_command_line_are_accepted(
     assert found.exit_code == 0 and "--rank-by lexical" in found.stderr
     refused = CliRunner().invoke(main, ["retrieve", file, "ships", "--mode", "magic"])
     assert refused.exit_code == 2
+
+
+def test_the_command_line_says_which_names_are_old(tmp_path: Path) -> None:
+    recipe = tmp_path / "old.toml"
+    recipe.write_text("[addresses]\n", encoding="utf-8")
+    result = CliRunner().invoke(main, ["adapt", str(recipe)])
+    assert result.exit_code == 1
+    assert "Warning: the table [addresses] is now called [term_weights]; the next release drops" in result.stderr
 
 
 def test_the_table_of_recipes_is_accepted(tmp_path: Path) -> None:

@@ -6,13 +6,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import nasty_pdfs
 import pytest
 from click.testing import CliRunner
 from conftest import TEXT, MakeModel
 
-from infinimem import DocumentMemory, open_source
+from infinimem import DocumentMemory, Source, open_source
 from infinimem.cli.main import main
 from infinimem.errors import FileInUse, InvalidSetting, ModelNotFound, NotReplaced, UnsupportedSource
+from infinimem.ingest import stream
 from infinimem.ingest.checkpoint import Checkpoint
 from infinimem.ingest.target import partial_of
 from infinimem.model.infini_model import InfiniModel
@@ -20,8 +22,6 @@ from infinimem.readers import source as source_module
 from infinimem.readers.process import parent
 from infinimem.readers.process.limits import ReaderLimits
 from infinimem.storage.files import locked
-
-HANDBOOK = Path(__file__).parents[1] / "examples" / "handbook.pdf"
 
 
 class Interrupted(Exception):
@@ -37,6 +37,13 @@ def model(make_model: MakeModel) -> InfiniModel:
 def book(tmp_path: Path) -> Path:
     path = tmp_path / "book.txt"
     path.write_text(TEXT * 40, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def paper(tmp_path: Path) -> Path:
+    path = tmp_path / "paper.pdf"
+    path.write_bytes(nasty_pdfs.texts(*(b"BT /F1 12 Tf 72 700 Td (The page %d.) Tj ET" % page for page in (1, 2, 3))))
     return path
 
 
@@ -163,7 +170,7 @@ def test_a_file_that_is_open_already_is_not_opened_again(
 
 
 def test_a_pdf_is_hashed_once_and_parsed_by_one_process(
-    model: InfiniModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paper: Path
 ) -> None:
     seen: Counter[str] = Counter()
 
@@ -180,17 +187,17 @@ def test_a_pdf_is_hashed_once_and_parsed_by_one_process(
 
     monkeypatch.setattr(parent, "_Process", Counted)
     monkeypatch.setattr(source_module.hashlib, "sha256", counted)
-    opened = open_source(HANDBOOK, wait=True)
+    opened = open_source(paper, wait=True)
     assert seen == {"hashes": 1, "processes": 1}
     monkeypatch.setattr(source_module.hashlib, "sha256", sha256)
-    memory = DocumentMemory.ingest(opened, model=model, output=tmp_path / "m")
-    assert seen["processes"] == 1 and memory.info()["pages"] == 34
+    memory = DocumentMemory.ingest(opened, model=make_model(), output=tmp_path / "m")
+    assert seen["processes"] == 1 and memory.info()["pages"] == 3
 
 
-def test_a_process_that_waits_ends_when_nobody_needs_its_file(tmp_path: Path) -> None:
+def test_a_process_that_waits_ends_when_nobody_needs_its_file(tmp_path: Path, paper: Path) -> None:
     import gc
 
-    opened = open_source(HANDBOOK, wait=True)
+    opened = open_source(paper, wait=True)
     assert opened.parser is not None and opened.parser._process is not None
     process = opened.parser._process
     assert process.is_alive
@@ -199,48 +206,45 @@ def test_a_process_that_waits_ends_when_nobody_needs_its_file(tmp_path: Path) ->
     assert not process.is_alive
 
 
-def test_no_process_waits_after_an_ingestion_that_failed(tmp_path: Path, children: list[Any]) -> None:
+def test_no_process_waits_after_an_ingestion_that_failed(tmp_path: Path, children: list[Any], paper: Path) -> None:
     with pytest.raises(ModelNotFound) as kept:
-        DocumentMemory.ingest(HANDBOOK, model=tmp_path / "nothing")
+        DocumentMemory.ingest(paper, model=tmp_path / "nothing")
     assert kept.value.__traceback__ is not None and [child.is_alive for child in children] == [False]
 
 
 def test_no_process_waits_for_a_file_that_was_read_before_the_interruption(
-    model: InfiniModel, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: list[Any]
+    make_model: MakeModel, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: list[Any], paper: Path
 ) -> None:
-    checkpoint, waiting = tmp_path / "c", []
-    monkeypatch.setattr(Checkpoint, "keep", lambda self, ingestion: waiting.append(children[-1].is_alive))
-    ingestion = DocumentMemory.ingest(HANDBOOK, model=model)._to_file()
-    monkeypatch.undo()
-    ingestion.write(checkpoint)
-    first, second = open_source(HANDBOOK, wait=True), open_source(book)
-    process = first.parser._process if first.parser is not None else None
-    DocumentMemory.ingest(
-        [first, second],
-        model=model,
-        checkpoint=checkpoint,
-        resume=True,
-        progress=lambda _: waiting.append(process is None or process.is_alive),
-    )
-    assert waiting and not any(waiting)
+    model, checkpoint, alive = make_model(), tmp_path / "c", []
+    whole = DocumentMemory.ingest([paper, book], model=model, checkpoint=checkpoint)
+    whole.save(checkpoint)
+    take = stream.take_source
+
+    def seen(ingestion: Any, source: Source, *arguments: Any) -> Any:
+        alive.append((source.name, children[-1].is_alive))
+        return take(ingestion, source, *arguments)
+
+    monkeypatch.setattr(stream, "take_source", seen)
+    DocumentMemory.ingest([paper, book], model=model, checkpoint=checkpoint, resume=True)
+    assert len(children) == 2 and alive == [("book.txt", False)]
 
 
-def test_a_process_with_other_limits_is_not_used(children: list[Any]) -> None:
-    opened = open_source(HANDBOOK, wait=True)
-    assert sum(1 for _ in source_module.read_pages(opened, limits=ReaderLimits(pages=100))) == 34
+def test_a_process_with_other_limits_is_not_used(children: list[Any], paper: Path) -> None:
+    opened = open_source(paper, wait=True)
+    assert sum(1 for _ in source_module.read_pages(opened, limits=ReaderLimits(pages=100))) == 3
     assert [child.is_alive for child in children] == [False, False]
 
 
-def test_a_process_that_has_ended_while_it_waited_is_started_again(model: InfiniModel) -> None:
-    opened = open_source(HANDBOOK, wait=True)
+def test_a_process_that_has_ended_while_it_waited_is_started_again(model: InfiniModel, paper: Path) -> None:
+    opened = open_source(paper, wait=True)
     assert opened.parser is not None and opened.parser._process is not None
     opened.parser._process._child.kill()
     opened.parser._process._child.wait()
-    assert sum(1 for _ in source_module.read_pages(opened)) == 34
+    assert sum(1 for _ in source_module.read_pages(opened)) == 3
 
 
-def test_no_other_process_reads_it_than_one_with_the_limits_of_reading(tmp_path: Path) -> None:
-    opened = open_source(HANDBOOK, wait=True)
+def test_no_other_process_reads_it_than_one_with_the_limits_of_reading(tmp_path: Path, paper: Path) -> None:
+    opened = open_source(paper, wait=True)
     with pytest.raises(source_module.SourceTooLarge):
         list(source_module.read_pages(opened, limits=source_module.ReaderLimits(page_characters=10)))
 

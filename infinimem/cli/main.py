@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import warnings
 
 import click
 
@@ -20,7 +21,8 @@ from .options import Group
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="infinimem")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Read a document once, keep one small memory file, ask it later.
 
     \b
@@ -28,6 +30,10 @@ def main() -> None:
     infinimem ask book.safetensors "Who is Ishmael?"
     """
     collect_rarely()
+    # Warnings in one line each; also those of old names, which Python hides from all but programmers.
+    context.with_resource(warnings.catch_warnings())
+    warnings.showwarning = lambda message, *_: click.echo(f"Warning: {message}", err=True)
+    warnings.filterwarnings("default", ".* is now called ", DeprecationWarning)
 
 
 def collect_rarely() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,10 @@ class Group(click.Group):
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 model_option = click.option(
-    "--model", "-m", metavar="M", help="Directory or hub id; default: the memory file's model, else the embedded model."
+    "--model",
+    "-m",
+    metavar="M",
+    help="Directory or hub id; default: the model of the memory file, if one is given, else the embedded model.",
 )
 adapter_option = click.option("--adapter", metavar="A", help="Directory of an adapter; 'none': the bare model.")
 file_argument = click.argument("file", type=click.Path(path_type=Path))
@@ -94,10 +96,8 @@ def memory_options(command: Command) -> Command:
     def run(*args: Any, file: Path, model: str | None, adapter: str | None, force: bool, **kwargs: Any) -> None:
         from ..document_memory import DocumentMemory
 
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: click.echo(f"Warning: {message}", err=True)
-            memory = DocumentMemory.load(file, model=model, adapter=adapter, force=force)
-            command(*args, memory=memory, **kwargs)
+        memory = DocumentMemory.load(file, model=model, adapter=adapter, force=force)
+        command(*args, memory=memory, **kwargs)
 
     forced = click.option("--force", is_flag=True, help="Use the memory even with a model that did not make it.")
     for option in (forced, adapter_option, model_option, file_argument):
