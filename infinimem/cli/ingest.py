@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import CheckpointMismatch, InfinimemError
+from ..errors import CheckpointMismatch, InfinimemError, SourceNotFound
 from .options import ingest_options
 from .output import MOST_WARNINGS, count, print_json, size, skipped
 
@@ -57,7 +57,7 @@ def ingest(
         )
     except (InfinimemError, KeyboardInterrupt) as error:
         kept = version_of(partial)
-        goes_on = resume and not isinstance(error, CheckpointMismatch)
+        goes_on = resume and not isinstance(error, (CheckpointMismatch, SourceNotFound))
         if kept is not None and (goes_on or kept != before):
             click.echo(f"What was read so far is in {partial}; go on with --resume.", err=True)
         raise
