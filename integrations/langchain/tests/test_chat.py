@@ -37,7 +37,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("mode", ["passages", "memory"])
 def test_it_says_what_the_memory_says_and_from_where(memory: DocumentMemory, mode: Any) -> None:
-    said = ChatInfinimem(memory=memory, rank_by=mode, k=2, max_tokens=12).invoke(QUESTION)
+    said = ChatInfinimem(memory=memory, answer_from=mode, k=2, max_tokens=12).invoke(QUESTION)
     answer = memory.ask(QUESTION, answer_from=mode, k=2, max_new_tokens=12)
     assert str(said.content).strip() == answer.text
     metadata = said.response_metadata
@@ -75,11 +75,17 @@ def test_history_and_system_words_reach_the_model(memory: DocumentMemory, monkey
     assert places == sorted(places)
 
 
+def test_the_name_of_older_releases_is_accepted(memory: DocumentMemory) -> None:
+    with pytest.warns(DeprecationWarning, match="mode='recall' is now called answer_from='passages'"):
+        old = ChatInfinimem(memory=memory, mode="recall")
+    assert old.answer_from == "passages"
+
+
 def test_settings_of_a_call_come_before_those_of_the_model(memory: DocumentMemory) -> None:
     chat = ChatInfinimem(memory=memory, max_tokens=12, stop=["zzz"])
     assert chat.invoke(QUESTION, max_tokens=3).usage_metadata["output_tokens"] == 3
     assert len(chat.invoke(QUESTION, k=1).response_metadata["passages"]) == 1
-    assert chat.bind(rank_by="learned").invoke(QUESTION).response_metadata["passages"] == []
+    assert chat.bind(answer_from="memory").invoke(QUESTION).response_metadata["passages"] == []
     whole = str(chat.invoke(QUESTION).content)
     middle = whole[len(whole) // 2 : len(whole) // 2 + 3]
     assert chat.invoke(QUESTION, stop=[middle]).content == whole[: whole.index(middle)]
@@ -104,7 +110,14 @@ def test_memories_never_share_cached_answers_and_equal_ones_do(
     assert len(computed) == 2 and mine != theirs
     again = ChatInfinimem(memory=memory, max_tokens=8, cache=cache)
     assert again.invoke(QUESTION).content == mine and len(computed) == 2
-    for changed in ({"max_tokens": 7}, {"k": 1}, {"mode": "memory"}, {"temperature": 0.5}, {"seed": 1}, {"top_p": 0.5}):
+    for changed in (
+        {"max_tokens": 7},
+        {"k": 1},
+        {"answer_from": "memory"},
+        {"temperature": 0.5},
+        {"seed": 1},
+        {"top_p": 0.5},
+    ):
         ChatInfinimem(**{"memory": memory, "max_tokens": 8, "cache": cache, **changed}).invoke(QUESTION)
     assert len(computed) == 8
     again.invoke(QUESTION, k=2)
@@ -182,7 +195,7 @@ async def test_an_answer_that_takes_too_long_is_given_up(memory: DocumentMemory)
         {"top_p": 0},
         {"max_tokens": 0},
         {"k": 0},
-        {"mode": "magic"},
+        {"answer_from": "magic"},
         {"temprature": 1},
         {"timeout": 0},
     ],

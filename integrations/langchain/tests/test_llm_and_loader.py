@@ -9,6 +9,7 @@ from conftest import REPOSITORY
 from langchain_infinimem import InfinimemLLM, InfinimemLoader
 
 from infinimem import DocumentMemory
+from infinimem.answering import conversation
 
 PROMPTS = ["The capital of France is", "The violet ink", "Once upon a time there was a very old harbour where"]
 
@@ -23,9 +24,11 @@ def test_a_batch_says_what_its_texts_say_alone(memory: DocumentMemory) -> None:
 
 def test_a_batch_is_computed_at_once(memory: DocumentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    original = memory.model.generate
+    original = conversation.continue_texts
     monkeypatch.setattr(
-        memory.model, "generate", lambda prompts, *a, **s: sizes.append(len(prompts)) or original(prompts, *a, **s)
+        conversation,
+        "continue_texts",
+        lambda model, prompts, *rest: sizes.append(len(prompts)) or original(model, prompts, *rest),
     )
     InfinimemLLM(memory=memory, max_tokens=3).batch(PROMPTS)
     assert sizes == [3]

@@ -24,21 +24,27 @@ def test_a_saved_memory_gives_the_same_documents_without_a_model(memory: Documen
     memory.save(tmp_path / "m.safetensors")
     saved = InfinimemRetriever(memory=str(tmp_path / "m.safetensors"), rank_by="lexical")
     assert saved.invoke(QUESTION) == InfinimemRetriever(memory=memory, rank_by="lexical").invoke(QUESTION)
-    assert saved.memory[0]._reading is None
+    assert saved.memory[0]._ingestion is None
     assert saved.invoke(QUESTION, rank_by="hybrid") == InfinimemRetriever(memory=memory).invoke(QUESTION)
-    assert saved.memory[0]._reading is not None
+    assert saved.memory[0]._ingestion is not None
 
 
 def test_the_mode_chooses_the_ranking(memory: DocumentMemory, other_memory: DocumentMemory) -> None:
     both = InfinimemRetriever(memory=[memory, other_memory], k=2)
-    found = {mode: both.invoke(QUESTION, rank_by=mode) for mode in ("hybrid", "memory", "lexical")}
+    found = {mode: both.invoke(QUESTION, rank_by=mode) for mode in ("hybrid", "learned", "lexical")}
     scores = {mode: [document.metadata["score"] for document in documents] for mode, documents in found.items()}
-    assert scores["hybrid"] > scores["memory"] != scores["lexical"]
+    assert scores["hybrid"] > scores["learned"] != scores["lexical"]
     assert found["hybrid"] == both.invoke(QUESTION) and found["lexical"] != found["hybrid"]
-    with pytest.raises(ValueError, match="mode"):
+    with pytest.raises(ValueError, match="rank_by"):
         InfinimemRetriever(memory=memory, rank_by="magic")
     with pytest.raises(InvalidSetting, match="magic"):
         both.invoke(QUESTION, rank_by="magic")
+
+
+def test_the_name_of_older_releases_is_accepted(memory: DocumentMemory) -> None:
+    with pytest.warns(DeprecationWarning, match="mode='memory' is now called rank_by='learned'"):
+        old = InfinimemRetriever(memory=memory, mode="memory")
+    assert old.rank_by == "learned"
 
 
 def test_several_memories_are_searched_as_one(memory: DocumentMemory, other_memory: DocumentMemory) -> None:
