@@ -651,7 +651,7 @@ class DocumentMemory:
 
     def complete(self, texts: Sequence[str], decoding: Decoding = REPLY) -> list[str]:
         """Continue plain texts with the memory in view; see `answering.conversation.complete`."""
-        return complete(self.model, texts, self._complete_memory(), decoding)
+        return complete(self.model, texts, self.complete_memory(), decoding)
 
     def ask_many(
         self,
@@ -668,7 +668,7 @@ class DocumentMemory:
         if isinstance(questions, str):
             raise InvalidSetting("questions is one text; give a list of questions")
         plans = [self._plan(asked_after((), question), k, answer_from, decoding) for question in questions]
-        texts = answer_texts(self.model, plans, self._complete_memory, decoding) if plans else []
+        texts = answer_texts(self.model, plans, self.complete_memory, decoding) if plans else []
         return [
             Answer(text, plan.answer_from, plan.passages, question, self._forced)
             for text, plan, question in zip(texts, plans, questions, strict=True)
@@ -704,7 +704,7 @@ class DocumentMemory:
             parts = [search.scored(sorted(search.rank(checked_question(focus), k)))]
         decoding = Decoding(max_new_tokens // len(parts), no_repeat=NO_REPEAT_IN_SUMMARIES)
         plans = [plan_summary(self.model, part, focus, decoding) for part in parts]
-        text = "\n\n".join(map(whole_sentences, answer_texts(self.model, plans, self._complete_memory, decoding)))
+        text = "\n\n".join(map(whole_sentences, answer_texts(self.model, plans, self.complete_memory, decoding)))
         shown = [passage for plan in plans for passage in plan.passages]
         return Answer(text, "passages" if shown else "memory", shown, focus, self._forced)
 
@@ -720,10 +720,10 @@ class DocumentMemory:
 
     def _reply(self, asked: Conversation, k: int, answer_from: str, decoding: Decoding) -> Reply:
         plan = self._plan(asked, k, answer_from, decoding)
-        return Reply(plan, plan.answer_from, stream_answer(self.model, plan, self._complete_memory, decoding))
+        return Reply(plan, plan.answer_from, stream_answer(self.model, plan, self.complete_memory, decoding))
 
-    def _complete_memory(self) -> InfiniCache:
-        """The compressive memory, with the unfinished segment in it."""
+    def complete_memory(self) -> InfiniCache:
+        """The compressive memory, with the unfinished segment in it: what the model sees instead of passages."""
         with self._lock:
             return self._open().complete()
 

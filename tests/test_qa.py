@@ -11,7 +11,10 @@ import pytest
 from conftest import TEXT, MakeModel
 
 from infinimem import DocumentMemory
-from infinimem.answering.prompts import NOT_SAID, encode_chat, memory_messages
+from infinimem.answering.decoding import Decoding
+from infinimem.answering.plan import asked_after, plan_from_passages
+from infinimem.answering.prompts import NOT_SAID, encode_chat, memory_messages, passage_messages
+from infinimem.answering.stream import continue_texts, stream_answer
 from infinimem.datasets.documents import Document
 from infinimem.datasets.questions import Question, read_questions
 from infinimem.errors import InvalidSetting, SourceNotFound, UnsupportedSource
@@ -19,6 +22,7 @@ from infinimem.evaluate import qa as qa_module
 from infinimem.evaluate.intervals import wilson
 from infinimem.evaluate.qa import ANSWER_FROM, ELSEWHERE, exact_match, f1, qa
 from infinimem.evaluate.sampling import choose_questions
+from infinimem.search.search import Search
 
 SQUAD = {
     "title": "Ships",
@@ -242,11 +246,6 @@ def test_the_share_of_answers_that_say_there_is_none_is_reported(
 
 
 def test_none_asks_as_memory_does_and_gold_from_the_right_paragraph_alone(make_model: MakeModel) -> None:
-    from infinimem import DocumentMemory
-    from infinimem.answering.decoding import Decoding
-    from infinimem.answering.plan import asked_after, plan_from_passages
-    from infinimem.answering.stream import continue_texts, stream_answer
-    from infinimem.search.search import Search
 
     model, gold_text = make_model(), "The name is N0."
     text = TEXT * 8
@@ -261,6 +260,21 @@ def test_none_asks_as_memory_does_and_gold_from_the_right_paragraph_alone(make_m
     plan = plan_from_passages(model, search, ranked, asked_after((), question.text), Decoding(5))
     assert said["gold"][0]["answer"] == "".join(stream_answer(model, plan, lambda: None, Decoding(5))).strip()
     assert len(memory.passages) > 1 and [p.text for p in plan.passages] == [memory.passages[-1].text]
+
+
+def test_where_no_passage_fits_into_the_prompt_the_memory_is_asked(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (document,) = make_model(), documents(1)
+    (question,) = document.questions
+    prompt = encode_chat(model, passage_messages(question.text, []))
+    monkeypatch.setattr(model.model.config, "max_position_embeddings", len(prompt) + 40)
+    memory = DocumentMemory.from_text(document.text, name=document.title, model=model)
+    with_memory, without = (
+        continue_texts(model, [prompt], cache, Decoding(40))[0].strip() for cache in (memory.complete_memory(), None)
+    )
+    said = qa(model, [document], modes=["gold"], max_new_tokens=40)["answers"]["gold"][0]["answer"]
+    assert said == with_memory != without
 
 
 @pytest.mark.parametrize(

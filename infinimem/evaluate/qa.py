@@ -167,7 +167,7 @@ def _ask_within(
         )
         for one in questions
     ]
-    return answer_texts(memory.model, plans, lambda: None, decoding)
+    return answer_texts(memory.model, plans, memory.complete_memory, decoding)
 
 
 def _from_prompts(model: InfiniModel, prompts: Sequence[list[Message]], max_new_tokens: int) -> list[str]:
