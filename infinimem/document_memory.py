@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from .answering.answer import Answer
 from .answering.conversation import REPLY, Reply, complete
-from .answering.decoding import Decoding
+from .answering.decoding import SHORT, Decoding, new_tokens
 from .answering.plan import (
     ANSWER_FROM,
     Plan,
@@ -33,7 +33,7 @@ from .answering.plan import (
     plan_from_search,
     plan_summary,
 )
-from .answering.prompts import Conversation, History, conversation
+from .answering.prompts import Conversation, History, checked_system, conversation
 from .answering.stream import answer_texts, pieces_async, stream_answer, whole_sentences
 from .errors import (
     EmptySource,
@@ -585,7 +585,9 @@ class DocumentMemory:
         answer_from: str = "passages",
         mode: str | None = None,
         history: History = (),
-        max_new_tokens: int = 64,
+        system: str | None = None,
+        style: str = SHORT,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
@@ -598,14 +600,17 @@ class DocumentMemory:
             layer reads the compressive memory.
         mode: the name of `answer_from` in older releases, where "recall" stood for "passages".
         history: earlier (question, answer) pairs of the conversation.
-        max_new_tokens: most tokens of the answer.
+        system: your own instructions to the model, which follow those of this library.
+        style: "short" asks for a few words, "full" for whole sentences. An adapter that was trained for short answers,
+            such as the default model's, gives short answers anyway.
+        max_new_tokens: most tokens of the answer; None for 64 in the short style, and 192 in the full style.
         temperature: 0 is greedy; above 0, sampling with `top_p`, repeatable with `seed`.
 
         Raises EmptyQuestion, NoPassages, InvalidSetting.
         """
         answer_from = _renamed("answer_from", answer_from, mode, OLD_ANSWER_MODES)
-        decoding = Decoding(max_new_tokens, temperature, top_p, seed)
-        reply = self._reply(asked_after(history, question), k, answer_from, decoding)
+        decoding = Decoding(new_tokens(max_new_tokens, style), temperature, top_p, seed)
+        reply = self._reply(asked_after(history, question, system, style), k, answer_from, decoding)
         return Answer(reply.text(), reply.plan.answer_from, reply.passages, question, self._forced)
 
     def stream(
@@ -616,7 +621,9 @@ class DocumentMemory:
         answer_from: str = "passages",
         mode: str | None = None,
         history: History = (),
-        max_new_tokens: int = 64,
+        system: str | None = None,
+        style: str = SHORT,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
@@ -627,8 +634,8 @@ class DocumentMemory:
         its first piece comes when the answer is complete.
         """
         answer_from = _renamed("answer_from", answer_from, mode, OLD_ANSWER_MODES)
-        decoding = Decoding(max_new_tokens, temperature, top_p, seed)
-        return self._reply(asked_after(history, question), k, answer_from, decoding).continuation
+        decoding = Decoding(new_tokens(max_new_tokens, style), temperature, top_p, seed)
+        return self._reply(asked_after(history, question, system, style), k, answer_from, decoding).continuation
 
     def reply(
         self,
@@ -637,17 +644,18 @@ class DocumentMemory:
         k: int = 4,
         answer_from: str = "passages",
         mode: str | None = None,
+        style: str = SHORT,
         decoding: Decoding = REPLY,
     ) -> Reply:
         """Reply to a conversation. The reply is written while it is iterated.
 
         messages: {"role": "system", "user" or "assistant", "content": text} each; the last message is the user's.
-        k, answer_from, mode: as for `ask`.
+        k, answer_from, mode, style: as for `ask`.
 
         Raises EmptyQuestion, NoPassages, InvalidSetting.
         """
         answer_from = _renamed("answer_from", answer_from, mode, OLD_ANSWER_MODES)
-        return self._reply(conversation(messages), k, answer_from, decoding)
+        return self._reply(conversation(messages, style), k, answer_from, decoding)
 
     def complete(self, texts: Sequence[str], decoding: Decoding = REPLY) -> list[str]:
         """Continue plain texts with the memory in view; see `answering.conversation.complete`."""
@@ -660,14 +668,18 @@ class DocumentMemory:
         k: int = 4,
         answer_from: str = "passages",
         mode: str | None = None,
-        max_new_tokens: int = 64,
+        system: str | None = None,
+        style: str = SHORT,
+        max_new_tokens: int | None = None,
     ) -> list[Answer]:
         """Answer several questions as one batch, with greedy decoding. Settings, and errors, as for `ask`."""
         answer_from = _renamed("answer_from", answer_from, mode, OLD_ANSWER_MODES)
-        decoding = Decoding(max_new_tokens)
+        decoding = Decoding(new_tokens(max_new_tokens, style))
         if isinstance(questions, str):
             raise InvalidSetting("questions is one text; give a list of questions")
-        plans = [self._plan(asked_after((), question), k, answer_from, decoding) for question in questions]
+        plans = [
+            self._plan(asked_after((), question, system, style), k, answer_from, decoding) for question in questions
+        ]
         texts = answer_texts(self.model, plans, self.complete_memory, decoding) if plans else []
         return [
             Answer(text, plan.answer_from, plan.passages, question, self._forced)
@@ -682,12 +694,15 @@ class DocumentMemory:
         """`stream` without blocking the event loop; leaving the `async for` loop stops the model."""
         return pieces_async(lambda: self.stream(question, **settings))
 
-    def summarize(self, focus: str | None = None, *, max_new_tokens: int = 300, k: int = 6) -> Answer:
+    def summarize(
+        self, focus: str | None = None, *, system: str | None = None, max_new_tokens: int = 300, k: int = 6
+    ) -> Answer:
         """Summarize the document from passages in reading order; without passages, from the compressive memory.
 
         A long document is summarized part by part, in as many parts as `max_new_tokens` has room for.
 
         focus: what the summary should be about, in one part; None for the whole document.
+        system: your own instructions to the model, as for `ask`.
         max_new_tokens: most tokens of the summary, shared by its parts.
         k: most passages for each part.
 
@@ -703,7 +718,8 @@ class DocumentMemory:
             search = self._search()
             parts = [search.scored(sorted(search.rank(checked_question(focus), k)))]
         decoding = Decoding(max_new_tokens // len(parts), no_repeat=NO_REPEAT_IN_SUMMARIES)
-        plans = [plan_summary(self.model, part, focus, decoding) for part in parts]
+        own = checked_system(system)
+        plans = [plan_summary(self.model, part, focus, own, decoding) for part in parts]
         text = "\n\n".join(map(whole_sentences, answer_texts(self.model, plans, self.complete_memory, decoding)))
         shown = [passage for plan in plans for passage in plan.passages]
         return Answer(text, "passages" if shown else "memory", shown, focus, self._forced)

@@ -11,9 +11,9 @@ import pytest
 from conftest import TEXT, MakeModel
 
 from infinimem import DocumentMemory
-from infinimem.answering.decoding import Decoding
+from infinimem.answering.decoding import SHORT, Decoding
 from infinimem.answering.plan import asked_after, plan_from_passages
-from infinimem.answering.prompts import NOT_SAID, encode_chat, memory_messages, passage_messages
+from infinimem.answering.prompts import NOT_SAID, encode_chat, instructions_for, memory_messages, passage_messages
 from infinimem.answering.stream import continue_texts, stream_answer
 from infinimem.datasets.documents import Document
 from infinimem.datasets.questions import Question, read_questions
@@ -197,7 +197,8 @@ def test_each_mode_asks_what_it_says(make_model: MakeModel, monkeypatch: pytest.
             memories = [(mode, name) for text, mode, name in asked if text == question.text]
             own, before = f"D{i}", f"D{(i - 1) % 3}"
             assert sorted(memories) == sorted((mode, name) for name in (own, before) for mode in ("memory", "recall"))
-    assert prompts[0] in ([*memory_messages("Question 0 of 0?")], [*memory_messages("Question 1 of 0?")])
+    told = instructions_for(model).memory[SHORT]
+    assert prompts[0] in [memory_messages(f"Question {n} of 0?", instructions=told) for n in (0, 1)]
     assert (
         len(prompts) == len(within) == 6
         and sorted(within) == ["The name is N0."] * 2 + ["The name is N1."] + ["The name is N2."] * 3
@@ -252,7 +253,8 @@ def test_none_asks_as_memory_does_and_gold_from_the_right_paragraph_alone(make_m
     question = Question("What is the name?", ("N0",), ((len(text), len(text) + len(gold_text)),))
     docs = [Document("D0", text + gold_text, (question,)), *documents(1)]
     said = qa(model, docs, modes=["none", "gold"], max_new_tokens=5)["answers"]
-    (none,) = continue_texts(model, [encode_chat(model, memory_messages(question.text))], None, Decoding(5))
+    asked = memory_messages(question.text, instructions=instructions_for(model).memory[SHORT])
+    (none,) = continue_texts(model, [encode_chat(model, asked)], None, Decoding(5))
     assert said["none"][0]["answer"] == none.strip()
     memory = DocumentMemory.from_text(docs[0].text, name=docs[0].title, model=model)
     search = Search([memory])
@@ -267,7 +269,8 @@ def test_where_no_passage_fits_into_the_prompt_the_memory_is_asked(
 ) -> None:
     model, (document,) = make_model(), documents(1)
     (question,) = document.questions
-    prompt = encode_chat(model, passage_messages(question.text, []))
+    told = instructions_for(model).passages[SHORT]
+    prompt = encode_chat(model, passage_messages(question.text, [], instructions=told))
     monkeypatch.setattr(model.model.config, "max_position_embeddings", len(prompt) + 40)
     memory = DocumentMemory.from_text(document.text, name=document.title, model=model)
     with_memory, without = (

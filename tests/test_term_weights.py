@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from infinimem import DocumentMemory
-from infinimem.answering.decoding import Decoding
+from infinimem.answering.decoding import SHORT, Decoding
 from infinimem.answering.plan import Ensemble, SinglePrompt
-from infinimem.answering.prompts import NOT_SAID, encode_chat, passage_messages
+from infinimem.answering.prompts import NOT_SAID, encode_chat, instructions_for, passage_messages
 from infinimem.errors import (
     AdapterMismatch,
     CheckpointMismatch,
@@ -534,6 +535,11 @@ def with_answer_adapter(model: InfiniModel, make_model: MakeModel) -> InfiniMode
     return model
 
 
+def shown(model: InfiniModel, question: str, passages: Sequence[Passage]) -> list[int]:
+    instructions = instructions_for(model).passages[SHORT]
+    return encode_chat(model, passage_messages(question, passages, instructions=instructions))
+
+
 def asked_of(memory: DocumentMemory, question: str, **settings: Any) -> Plan:
     return memory.reply([{"role": "user", "content": question}], k=3, **settings).plan
 
@@ -546,14 +552,14 @@ def test_a_model_with_an_answer_adapter_is_shown_the_best_passage_and_sentences_
     question = "What did the captain Odile ask for?"
     found = memory.retrieve(question, 3)
     whole = asked_of(memory, question)
-    assert whole.content == SinglePrompt(encode_chat(model, passage_messages(question, found)))
+    assert whole.content == SinglePrompt(shown(model, question, found))
     with_answer_adapter(model, make_model)
     read = asked_of(memory, question)
     search = memory._search()
     parts = search.candidates(question, search.rank(question, 3))
     assert read.passages == found
     assert isinstance(read.content, Ensemble)
-    expected = [(encode_chat(model, passage_messages(question, [part])), weight) for part, weight in parts]
+    expected = [(shown(model, question, [part]), weight) for part, weight in parts]
     assert read.content.prompts == expected
     ranker = search._rankers["learned"]
     assert isinstance(ranker, LearnedRanker)
@@ -576,7 +582,7 @@ def test_a_passage_of_one_sentence_is_read_once(model: InfiniModel, make_model: 
 def test_a_sample_is_drawn_from_all_passages(model: InfiniModel, make_model: MakeModel) -> None:
     memory = DocumentMemory.from_text(TALE * 3, model=with_answer_adapter(model, make_model))
     plan = asked_of(memory, "Who is Odile?", decoding=Decoding(8, temperature=0.7))
-    assert plan.content == SinglePrompt(encode_chat(model, passage_messages("Who is Odile?", plan.passages)))
+    assert plan.content == SinglePrompt(shown(model, "Who is Odile?", plan.passages))
     assert len(plan.passages) == 3
 
 
@@ -614,7 +620,7 @@ def test_without_term_weights_candidate_prompts_show_every_passage(make_model: M
     memory = DocumentMemory.from_text(TALE * 3, model=model)
     found = memory.retrieve("harbour dues of Odile", 3)
     plan = asked_of(memory, "harbour dues of Odile")
-    expected = {tuple(encode_chat(model, passage_messages("harbour dues of Odile", [passage]))) for passage in found}
+    expected = {tuple(shown(model, "harbour dues of Odile", [passage])) for passage in found}
     assert isinstance(plan.content, Ensemble) and plan.passages == found
     assert {tuple(tokens) for tokens in plan.prompts} <= expected and plan.prompts
 

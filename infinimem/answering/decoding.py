@@ -11,6 +11,23 @@ from ..errors import InvalidSetting
 # tokens.
 NO_REPEAT = 8
 
+# An answer of a few words, or of whole sentences.
+SHORT, FULL = STYLES = ("short", "full")
+# The most tokens of an answer in each style.
+NEW_TOKENS = {SHORT: 64, FULL: 192}
+
+
+def new_tokens(asked: int | None, style: str) -> int:
+    """The most tokens of an answer: as asked for, or for None as the style needs. Raises InvalidSetting."""
+    return NEW_TOKENS[checked_style(style)] if asked is None else asked
+
+
+def checked_style(style: str) -> str:
+    """The style of an answer. Raises InvalidSetting for a style that does not exist."""
+    if style not in STYLES:
+        raise InvalidSetting(f"style cannot be {style!r}; choose one of {', '.join(STYLES)}")
+    return style
+
 
 def check_limits(max_new_tokens: int, temperature: float, top_p: float) -> None:
     """Raise InvalidSetting where nothing can be decoded with these limits."""

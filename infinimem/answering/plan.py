@@ -15,14 +15,16 @@ from ..errors import InvalidSetting
 from ..search.search import Search
 from ..text.passages import Passage
 from ..text.words import checked_question
-from .decoding import Decoding
+from .decoding import SHORT, Decoding, checked_style
 from .prompts import (
     NOT_SAID,
     CandidatePrompt,
     Conversation,
     History,
     Message,
+    checked_system,
     encode_chat,
+    instructions_for,
     memory_messages,
     passage_messages,
     summary_messages,
@@ -82,9 +84,12 @@ class Plan(NamedTuple):
 
 def plan_from_memory(model: InfiniModel, asked: Conversation, decoding: Decoding) -> Plan:
     """A prompt with the question alone. Raises InvalidSetting where it does not fit."""
-    return fit_prompt(
-        model, lambda _: memory_messages(asked.question, asked.earlier, asked.system), [], decoding.max_new_tokens
-    )
+    instructions = instructions_for(model).memory[asked.style]
+
+    def messages(_: Sequence[Passage]) -> list[Message]:
+        return memory_messages(asked.question, asked.earlier, asked.system, instructions)
+
+    return fit_prompt(model, messages, [], decoding.max_new_tokens)
 
 
 def plan_from_search(
@@ -118,9 +123,10 @@ def plan_from_passages(
     Raises InvalidSetting where not even the question fits.
     """
     found = search.scored(ranked)
+    instructions = instructions_for(model).passages[asked.style]
 
     def messages(passages: Sequence[Passage]) -> list[Message]:
-        return passage_messages(asked.question, passages, asked.earlier, asked.system)
+        return passage_messages(asked.question, passages, asked.earlier, asked.system, instructions)
 
     # An ensemble chooses the best answer, but a sampled answer is one of many possible answers, and none is the best.
     apart = model.answering_model is not model and decoding.temperature == 0
@@ -135,14 +141,19 @@ def plan_from_passages(
     return Plan(Ensemble([prompt for prompt in encoded if len(prompt.tokens) <= room]), found)
 
 
-def plan_summary(model: InfiniModel, passages: list[Passage], focus: str | None, decoding: Decoding) -> Plan:
+def plan_summary(
+    model: InfiniModel, passages: list[Passage], focus: str | None, system: str, decoding: Decoding
+) -> Plan:
     """A prompt for a summary of passages in reading order; without passages, of the compressive memory."""
-    return fit_prompt(model, lambda shown: summary_messages(shown, focus), passages, decoding.max_new_tokens)
+    instructions = instructions_for(model).summary
+    return fit_prompt(
+        model, lambda shown: summary_messages(shown, focus, system, instructions), passages, decoding.max_new_tokens
+    )
 
 
-def asked_after(history: History, question: str) -> Conversation:
-    """A question after earlier (question, answer) pairs. Raises EmptyQuestion."""
-    return Conversation(checked_question(question), told(history), "")
+def asked_after(history: History, question: str, system: str | None = None, style: str = SHORT) -> Conversation:
+    """A question after earlier (question, answer) pairs. Raises EmptyQuestion, InvalidSetting."""
+    return Conversation(checked_question(question), told(history), checked_system(system), checked_style(style))
 
 
 def fit_prompt(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..answering.decoding import SHORT, STYLES
 from .options import choice_option, json_option, memory_options
 from .output import plain, print_json, prose
 
@@ -16,22 +17,34 @@ if TYPE_CHECKING:
 k_option = click.option("-k", type=click.IntRange(min=1), default=4, show_default=True, help="Most passages to use.")
 
 
+style_option = click.option(
+    "--style", type=click.Choice(STYLES), default=SHORT, show_default=True,
+    help="short: a few words; full: whole sentences.",
+)  # fmt: skip
+system_option = click.option("--system", help="Your own instructions to the model.")
+new_tokens_option = click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), help="[default: 64, and 192 for --style full]"
+)
+
+
 @click.command()
 @memory_options
 @click.argument("question")
 @k_option
 @choice_option("answer-from", ["passages", "memory"], renamed={"recall": "passages"},
                help="passages: the best passages; memory: the compressive memory alone.")  # fmt: skip
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@style_option
+@system_option
+@new_tokens_option
 @json_option
-def ask(memory: DocumentMemory, question: str, k: int, answer_from: str, max_new_tokens: int, as_json: bool) -> None:
+def ask(memory: DocumentMemory, question: str, k: int, answer_from: str, as_json: bool, **asked: Any) -> None:
     """Answer a question from a memory file.
 
     \b
     infinimem ask book.safetensors "Who is Ishmael?"
     infinimem ask book.safetensors "Who is Ishmael?" --answer-from memory
     """
-    answer = memory.ask(question, k=k, answer_from=answer_from, max_new_tokens=max_new_tokens)
+    answer = memory.ask(question, k=k, answer_from=answer_from, **asked)
     if as_json:
         print_json(answer.to_dict())
         return
@@ -44,11 +57,14 @@ def ask(memory: DocumentMemory, question: str, k: int, answer_from: str, max_new
 @click.command()
 @memory_options
 @click.option("--focus", help="What the summary should be about.")
+@system_option
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=300, show_default=True)
 @json_option
-def summarize(memory: DocumentMemory, focus: str | None, max_new_tokens: int, as_json: bool) -> None:
+def summarize(
+    memory: DocumentMemory, focus: str | None, system: str | None, max_new_tokens: int, as_json: bool
+) -> None:
     """Summarize a document, or what it says about something (--focus)."""
-    answer = memory.summarize(focus, max_new_tokens=max_new_tokens)
+    answer = memory.summarize(focus, system=system, max_new_tokens=max_new_tokens)
     if as_json:
         answered = answer.to_dict()
         shared = {key: answered[key] for key in ("mode", "passages", "forced")}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import InfinimemError
-from .ask import k_option
+from .ask import k_option, style_option, system_option
 from .options import memory_options
 from .output import prose
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 @click.command()
 @memory_options
 @k_option
-def chat(memory: DocumentMemory, k: int) -> None:
+@style_option
+@system_option
+def chat(memory: DocumentMemory, k: int, style: str, system: str | None) -> None:
     """Talk about a document; the last three questions are remembered. An empty line or Ctrl-D ends the chat."""
     history: list[tuple[str, str]] = []
     while True:
@@ -31,7 +33,7 @@ def chat(memory: DocumentMemory, k: int) -> None:
             return
         try:
             said = ""
-            for piece in memory.stream(question, k=k, history=history):
+            for piece in memory.stream(question, k=k, history=history, style=style, system=system):
                 click.echo(prose(piece), nl=False)
                 said += piece
         except InfinimemError as error:

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..answering.answer import is_answer
-from ..answering.decoding import Decoding
+from ..answering.decoding import SHORT, Decoding
 from ..answering.plan import asked_after, plan_from_passages
-from ..answering.prompts import Message, encode_chat, memory_messages
+from ..answering.prompts import Message, encode_chat, instructions_for, memory_messages
 from ..answering.stream import answer_texts, continue_texts
 from ..datasets.documents import Document
 from ..datasets.questions import Question
@@ -141,7 +141,8 @@ def _answers(
             memory = DocumentMemory.from_text(document.text, name=document.title, model=model)
         for mode in modes:
             if mode == "none":
-                prompts = [memory_messages(q.text) for q in document.questions]
+                instructions = instructions_for(model).memory[SHORT]
+                prompts = [memory_messages(q.text, instructions=instructions) for q in document.questions]
                 yield index, mode, _from_prompts(model, prompts, max_new_tokens)
             elif mode == "gold" and memory is not None:
                 yield index, mode, from_gold(memory, document)

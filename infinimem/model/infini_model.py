@@ -117,6 +117,8 @@ class InfiniModel:
         self.segmenter = Segmenter(tokenizer, segment_length)
         self._read = 0
         self.adapter_name = self.adapter_hash = self.answer_adapter_hash = NO_ADAPTER
+        # Whether an adapter of this project was trained to answer with this model.
+        self.trained = False
         self.term_head: TermHead | None = None
         self._base_weights: str | None = None
         self._answering: LazyModel | None = None
@@ -192,6 +194,7 @@ class InfiniModel:
         """Take over the other parts of an adapter whose LoRA is already merged."""
         set_gates(self.attachment.modules, adapter)
         self.adapter_name, self.adapter_hash = adapter.name, adapter.sha256
+        self.trained = bool(adapter.memory) or adapter.answer is not None
         if adapter.term_head is not None:
             self.use_term_head(adapter.term_head)
         if (answer := adapter.answer) is not None:

@@ -86,6 +86,8 @@ class ChatInfinimem(Settings, BaseChatModel):
     """Most passages that the model is shown."""
     answer_from: Literal["passages", "memory"] = "passages"
     """passages: the model is shown passages; memory: the model reads the compressive memory alone."""
+    style: Literal["short", "full"] = "short"
+    """short: a few words; full: whole sentences. Without a memory, it has no effect."""
     streaming: bool = False
     """Whether `invoke` streams for callbacks."""
 
@@ -100,7 +102,7 @@ class ChatInfinimem(Settings, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {**self.identifying(), "k": self.k, "answer_from": self.answer_from}
+        return {**self.identifying(), "k": self.k, "answer_from": self.answer_from, "style": self.style}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return LangSmithParams(
@@ -117,7 +119,7 @@ class ChatInfinimem(Settings, BaseChatModel):
         asked = [_plain(message) for message in messages]
         if "mode" in given:
             given |= renamed_mode({"mode": given.pop("mode")}, "answer_from", OLD_MODES)
-        own = {name: given.pop(name, getattr(self, name)) for name in ("k", "answer_from")}
+        own = {name: given.pop(name, getattr(self, name)) for name in ("k", "answer_from", "style")}
         decoding = self.decoding(stop, given)
         if self.memory is None:
             return reply(self.infini_model, asked, decoding)
