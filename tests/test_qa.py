@@ -286,3 +286,23 @@ def test_where_no_passage_fits_into_the_prompt_the_memory_is_asked(
 def test_impossible_settings_are_refused(make_model: MakeModel, settings: dict[str, Any]) -> None:
     with pytest.raises(InvalidSetting):
         qa(make_model(), **{"documents": documents(1, 1), **settings})
+
+
+def test_documents_are_not_read_where_no_mode_needs_their_memory(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Question("Which ships passed on Monday?", ("seven",), ((0, len(TEXT)),))
+    model, docs = make_model(), [Document(name, TEXT * 2, (asked,)) for name in ("D0", "D1")]
+    lengths: list[int] = []
+    read = model.read_batch
+
+    def counted(segments: Any, caches: Any, weights: Any) -> None:
+        lengths.extend(map(len, segments))
+        read(segments, caches, weights)
+
+    monkeypatch.setattr(model, "read_batch", counted)
+    modes = ["recall", "absent", "gold"]
+    unread = qa(model, docs, modes=modes, max_new_tokens=5)["answers"]
+    assert not lengths
+    with_memory = qa(model, docs, modes=[*modes, "memory"], max_new_tokens=5)["answers"]
+    assert lengths and {mode: with_memory[mode] for mode in modes} == unread

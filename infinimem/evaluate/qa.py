@@ -27,6 +27,8 @@ from ..datasets.documents import Document
 from ..datasets.questions import Question
 from ..document_memory import DocumentMemory
 from ..errors import InvalidSetting, check_names
+from ..ingest.ingestion import Ingestion, pieces
+from ..ingest.record import SourceRecord
 from ..model.infini_model import InfiniModel
 from ..search.search import Search
 from .intervals import bootstrap, mean, wilson
@@ -53,7 +55,7 @@ def qa(
 ) -> dict[str, Any]:
     """F1 and exact match, as SQuAD scores them, of the answers to questions in each mode.
 
-    Every document is read once. Answers are decoded greedily.
+    Every document is read once, unless no mode needs its memory. Answers are decoded greedily.
 
     modes: names of MODES, which the top of this module explains.
     limit: questions in all, spread evenly over the documents; None for all.
@@ -138,7 +140,7 @@ def _answers(
     for index, document in enumerate(documents):
         memory: DocumentMemory | None = None
         if set(modes) - {"none"}:
-            memory = DocumentMemory.from_text(document.text, name=document.title, model=model)
+            memory = _memory_of(model, document, modes)
         for mode in modes:
             if mode == "none":
                 instructions = instructions_for(model).memory[SHORT]
@@ -155,6 +157,17 @@ def _answers(
         if mode in modes and previous is not None:
             # No document comes before the first, so its questions are asked of the last document.
             yield 0, mode, from_memory(previous, documents[0], ELSEWHERE[mode])
+
+
+def _memory_of(model: InfiniModel, document: Document[Question], modes: Sequence[str]) -> DocumentMemory:
+    """The memory of a document. It is read now only where a mode asks it, or a term head weighs its words."""
+    if model.term_head is not None or {"memory", "other"} & set(modes):
+        return DocumentMemory.from_text(document.text, name=document.title, model=model)
+    ingestion = Ingestion.empty(model, keep_passages=True)
+    ingestion.begin_source(SourceRecord(document.title, "string", pages=1))
+    for piece in pieces(document.text):
+        ingestion.take(piece)
+    return DocumentMemory(ingestion.record, ingestion=ingestion)
 
 
 def _ask_within(
