@@ -58,11 +58,12 @@ BABI = {4096: 20, 16384: 6, 65536: 2}
 
 @dataclass(frozen=True)
 class Measurement:
-    """One `infinimem eval` command. `about` says where its result goes; {data} stands for the data folder."""
+    """One command. `about` says where its result goes; {data} stands for the data folder."""
 
     name: str
     arguments: str
     about: dict[str, Any] = field(default_factory=dict)
+    program: str = "infinimem eval"
 
 
 def measurements() -> list[Measurement]:
@@ -112,11 +113,13 @@ def measure(measurement: Measurement, data: Path | None, target: Path) -> str | 
     command = shlex.split(measurement.arguments)
     if data is None and any("{data}" in part for part in command):
         return "give --data DIR"
-    filled = [part.replace("{data}", str(data)) for part in command]
+    filled = [part.replace("{data}", str(data and data.resolve())) for part in command]
     started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "infinimem", "eval", *filled, "--json"], capture_output=True, text=True, check=False
-    )
+    program = measurement.program.removeprefix("python ").split()
+    if program[0] == "infinimem":
+        program.insert(0, "-m")
+    command = [sys.executable, *program, *filled, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=DOCS.parent)
     if done.returncode:
         return done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit status {done.returncode}"
     keep(measurement, json.loads(done.stdout), time.perf_counter() - started, target)
@@ -134,7 +137,7 @@ def keep(measurement: Measurement, result: dict[str, Any], seconds: float, targe
 
 def written(measurement: Measurement) -> str:
     """The command as a user would type it, with DIR for the data folder."""
-    return " ".join(["infinimem eval", *shlex.split(measurement.arguments.replace("{data}", "DIR"))])
+    return " ".join([measurement.program, *shlex.split(measurement.arguments.replace("{data}", "DIR"))])
 
 
 def without_answers(value: Any) -> Any:
@@ -435,15 +438,28 @@ def write(found: Sequence[Result], docs: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None, rows: Sequence[Measurement] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run(__doc__ or "", measurements() if rows is None else rows, write, arguments)
+
+
+def run(
+    about: str,
+    rows: Sequence[Measurement],
+    write: Callable[[Sequence[Result], Path], None],
+    arguments: Sequence[str] | None,
+) -> None:
+    """Measure, keep the results, and write a page from them.
+
+    about: the description of the command.
+    write: writes the page from all results, in the folder of the page.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="DIR", help="the data folder")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="measure only the names that match")
     parser.add_argument("--force", action="append", default=[], metavar="NAME", help="measure NAME again")
     parser.add_argument("--list", action="store_true", help="name the measurements and stop")
     parser.add_argument("--write", action="store_true", help="measure nothing; write the page from existing results")
-    parser.add_argument("--docs", type=Path, default=DOCS, metavar="DIR", help="folder of memory.md and results/")
+    parser.add_argument("--docs", type=Path, default=DOCS, metavar="DIR", help="folder of the page and results/")
     options = parser.parse_args(arguments)
-    rows = measurements() if rows is None else rows
     names = [row.name for row in rows]
     if unknown := [name for name in options.force if name not in names]:
         parser.error(f"there is no measurement {', '.join(unknown)}; see --list")

@@ -5,13 +5,15 @@ if the answer cites a passage of the expected page.
 
 infinimem ingest examples/handbook.pdf -o handbook.safetensors
 python examples/ask_handbook.py handbook.safetensors
+
+Without a memory file, the handbook is read first, with the default model or with the model given by --model.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 from pathlib import Path
 
 from infinimem import DocumentMemory
@@ -27,7 +29,16 @@ def words(text: str) -> str:
 
 def main() -> None:
     """Ask, print one row per question, then the counts."""
-    memory = DocumentMemory.load(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", nargs="?", help="a memory file of the handbook")
+    parser.add_argument("--model", help="the model that reads the handbook")
+    parser.add_argument("--adapter", help="'none' for the bare model")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with the counts")
+    given = parser.parse_args()
+    if given.file:
+        memory = DocumentMemory.load(given.file)
+    else:
+        memory = DocumentMemory.ingest(QUESTIONS.with_name("handbook.pdf"), model=given.model, adapter=given.adapter)
     rows = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     pages = answers = 0
     for row in rows:
@@ -35,9 +46,13 @@ def main() -> None:
         page = row["page"] in [passage.page for passage in answer.passages]
         right = any(words(expected) in words(answer.text) for expected in row["answers"])
         pages, answers = pages + page, answers + right
-        verdict = f"{'right' if right else 'wrong'}, {'right page' if page else 'other pages'}"
-        print(f"{verdict:<19} {row['question']}\n{'':<19} {answer}", flush=True)
-    print(f"{answers} of {len(rows)} answers and {pages} of {len(rows)} pages right")
+        if not given.json:
+            verdict = f"{'right' if right else 'wrong'}, {'right page' if page else 'other pages'}"
+            print(f"{verdict:<19} {row['question']}\n{'':<19} {answer}", flush=True)
+    if given.json:
+        print(json.dumps({"questions": len(rows), "answers": answers, "pages": pages}))
+    else:
+        print(f"{answers} of {len(rows)} answers and {pages} of {len(rows)} pages right")
 
 
 if __name__ == "__main__":
