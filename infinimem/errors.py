@@ -107,6 +107,14 @@ class NoRotaryEmbedding(ModelError):
     """The model does not use rotary position embeddings, which the memory needs to un-rotate keys."""
 
 
+class DamagedModelFile(ModelError):
+    """A GGUF file is truncated, or its structure is broken."""
+
+
+class UnsupportedModelFile(ModelError):
+    """The model file is no GGUF file, or of a family or number format that infinimem does not read."""
+
+
 class ModelCacheDamaged(ModelError):
     """The cached copy of the embedded model does not have the checksum it was written with."""
 
