@@ -140,7 +140,7 @@ class UnsupportedModelFile(ModelError):
 
 
 class ModelCacheDamaged(ModelError):
-    """The cached copy of the embedded model does not have the checksum it was written with."""
+    """A model directory in the cache does not have the checksums it was written with."""
 
 
 # Adapters
@@ -225,7 +225,14 @@ class UnsupportedVersion(MemoryFileError):
 
 
 class ModelMismatch(MemoryFileError):
-    """The memory was made with another model, rule or setting than it is loaded with."""
+    """The memory was made with another model, rule or setting than it is loaded with.
+
+    differences: a line for each technical difference; empty where only names or configurations were compared.
+    """
+
+    def __init__(self, message: str, differences: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.differences = list(differences)
 
 
 class ForcedModel(UserWarning):

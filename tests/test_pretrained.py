@@ -17,7 +17,6 @@ from conftest import read, tiny_network
 from infinimem.answering.rows import generate
 from infinimem.errors import DefaultModelMissing, ModelCacheDamaged, ModelNotFound, NoRotaryEmbedding, NotACausalLM
 from infinimem.model import pretrained
-from infinimem.model.embedded import embedded_model_directory, find_embedded_gguf
 from infinimem.model.infini_model import InfiniModel
 from infinimem.model.pretrained import load_base
 

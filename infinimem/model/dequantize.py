@@ -60,10 +60,11 @@ def dequantize_into(source: Path, target: Path, progress: OnBytes | None = None)
 
 def _write_rest(file: GgufFile, config: PretrainedConfig, directory: Path) -> None:
     """Write configuration, tokenizer and chat template."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
     with quiet():
-        config.architectures = [AutoModelForCausalLM._model_mapping[type(config)].__name__]
+        network: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        config.architectures = [network.__name__]
         config.save_pretrained(directory)
         special: dict[str, Any] = {"bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id}
         GenerationConfig(eos_token_id=end_tokens(file), **special).save_pretrained(directory)

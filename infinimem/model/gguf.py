@@ -139,8 +139,8 @@ class _Header:
     def tensor(self, name: str, shape: tuple[int, ...], number: int, start: int) -> GgufTensor:
         if number not in FORMATS:
             raise UnsupportedModelFile(
-                f"'{self.name}' stores '{name}' in a format (number {number}) that infinimem does not read; take a file "
-                f"in one of the formats {', '.join(name for name, _, _ in FORMATS.values())}"
+                f"'{self.name}' stores '{name}' in a format (number {number}) that infinimem does not read; take a "
+                f"file in one of the formats {', '.join(name for name, _, _ in FORMATS.values())}"
             )
         kind, values, width = FORMATS[number]
         if not shape or min(shape) < 1 or shape[-1] % values:

@@ -70,8 +70,8 @@ def family_of(file: GgufFile) -> Family:
     """The family of a file. Raises UnsupportedModelFile."""
     if file.architecture not in FAMILIES:
         raise UnsupportedModelFile(
-            f"'{file.path}' is a model of the family '{file.architecture}', which infinimem cannot load from a GGUF file; "
-            f"choose a model of one of these families: {', '.join(sorted(FAMILIES))}"
+            f"'{file.path}' is a model of the family '{file.architecture}', which infinimem cannot load from a GGUF "
+            f"file; choose a model of one of these families: {', '.join(sorted(FAMILIES))}"
         )
     return FAMILIES[file.architecture]
 
@@ -82,7 +82,7 @@ def config_of(file: GgufFile) -> PretrainedConfig:
     from transformers import AutoConfig
 
     family = family_of(file)
-    fields = {name: _number(file, key) for key, name in FIELDS.items()}
+    fields: dict[str, Any] = {name: _number(file, key) for key, name in FIELDS.items()}
     heads, width = int(fields["num_attention_heads"]), int(fields["hidden_size"])
     fields["num_key_value_heads"] = file.setting("attention.head_count_kv", heads)
     size = file.setting("attention.key_length", file.setting("rope.dimension_count", width // heads))
