@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import Group, json_option
 from .output import plain, print_json, size
+
+if TYPE_CHECKING:
+    from ..model.catalogue import CatalogueModel
+    from ..model.download import OnProgress
 
 COLUMNS = ("name", "parameters", "licence", "download", "installed", "default")
 
@@ -35,13 +42,28 @@ def models(context: click.Context, as_json: bool) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _catalogue() -> Any:
+@contextlib.contextmanager
+def _progress() -> Iterator[OnProgress | None]:
+    """A bar on standard error; none where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+def _catalogue() -> tuple[CatalogueModel, ...]:
     from ..model.catalogue import catalogue
 
     return catalogue()
 
 
-def _row(model: Any) -> dict[str, Any]:
+def _row(model: CatalogueModel) -> dict[str, Any]:
     from ..model.catalogue import find_model
 
     return {

