@@ -93,7 +93,12 @@ def differences(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 # The first part of a difference's name to what users call it.
-OF_THE_MODEL = {"weights": "its weights", "tokenizer": "its tokenizer", "chat_template": "its chat template"}
+OF_THE_MODEL = {
+    "config": "its architecture",
+    "weights": "its weights",
+    "tokenizer": "its tokenizer",
+    "chat_template": "its chat template",
+}
 OF_THE_SETTINGS = {
     "rule": "the rule",
     "rule_settings": "settings of the rule",
@@ -110,7 +115,7 @@ def in_words(different: list[str], made_with: str, given: str) -> str:
     given: name of the model that the memory is loaded with.
     """
     kinds = {line.partition(":")[0].partition(".")[0] for line in different}
-    if "config" in kinds or (kinds & OF_THE_MODEL.keys() and made_with != given):
+    if kinds & OF_THE_MODEL.keys() and made_with != given:
         return other_model(made_with, given)
     if parts := [words for key, words in OF_THE_MODEL.items() if key in kinds]:
         return (
