@@ -205,6 +205,46 @@ def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight[rows]
 
 
+def write_byte_level(writer: GGUFWriter, tokenizer: Any) -> None:
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    tokens = sorted(backend["model"]["vocab"], key=backend["model"]["vocab"].__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<") and token.endswith(">") else 1 for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in backend["model"]["merges"]])
+    writer.add_bos_token_id(tokens.index("<|im_start|>"))
+    writer.add_eos_token_id(tokens.index("<|im_end|>"))
+    writer.add_pad_token_id(tokens.index("<pad>"))
+    writer.add_add_bos_token(False)
+
+
+PIECES = [
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<end_of_turn>",
+    *sorted({*TEXT, "\u2581"} - {" "}),
+    "\u2581t",
+    "\u2581th",
+    "\u2581the",
+]
+
+
+def write_pieces(writer: GGUFWriter, tokenizer: Any) -> None:
+    """The pieces of SentencePiece, as Gemma has them."""
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(PIECES)
+    writer.add_token_scores([-float(number) for number in range(len(PIECES))])
+    writer.add_token_types([3 if piece.startswith("<") else 1 for piece in PIECES])
+    writer.add_pad_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.add_unk_token_id(3)
+    writer.add_add_bos_token(True)
+
+
 def write_gguf(path: Path, family: str, network: Any, tokenizer: Any, kind: str = "F32", **fields: Any) -> Path:
     """A GGUF file of a network. kind: format of its matrices. fields: further numbers of its metadata."""
     config = network.config
@@ -226,17 +266,7 @@ def write_gguf(path: Path, family: str, network: Any, tokenizer: Any, kind: str 
         writer.add_sliding_window(config.to_dict()["sliding_window"])
     for key, value in fields.items():
         writer.add_uint32(key, value)
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    tokens = sorted(backend["model"]["vocab"], key=backend["model"]["vocab"].__getitem__)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if token.startswith("<") and token.endswith(">") else 1 for token in tokens])
-    writer.add_token_merges([" ".join(pair) for pair in backend["model"]["merges"]])
-    writer.add_bos_token_id(tokens.index("<|im_start|>"))
-    writer.add_eos_token_id(tokens.index("<|im_end|>"))
-    writer.add_pad_token_id(tokens.index("<pad>"))
-    writer.add_add_bos_token(False)
+    (write_pieces if family.startswith("Gemma") else write_byte_level)(writer, tokenizer)
     writer.add_chat_template(tokenizer.chat_template)
     for name, weight in network.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -283,9 +313,14 @@ def test_a_model_of_each_family_comes_back_to_the_last_bit(family: str, tokenize
     with torch.no_grad():
         torch.testing.assert_close(made(tokens).logits, network(tokens).logits, rtol=1e-5, atol=1e-5)
     found = AutoTokenizer.from_pretrained(tmp_path / "made")
-    assert found(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
     assert found.chat_template == tokenizer.chat_template
-    assert made.generation_config.eos_token_id == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    ids = found(TEXT)["input_ids"]
+    if family.startswith("Gemma"):
+        assert ids[0] == PIECES.index("<bos>") and found.decode(ids[1:]) == TEXT and PIECES.index("\u2581the") in ids
+        assert made.generation_config.eos_token_id == [PIECES.index("<eos>"), PIECES.index("<end_of_turn>")]
+    else:
+        assert ids == tokenizer(TEXT)["input_ids"]
+        assert made.generation_config.eos_token_id == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q5_0", "Q4_1"])

