@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 WEIGHTS, CHECKSUMS = "model.safetensors", "checksums.json"
-# Values that are converted at once: their float32 numbers fit into a processor's cache.
-PIECE = 1 << 20
+# Values that are converted at once: few enough for a processor's cache, and for memory that is used again.
+PIECE = 1 << 18
 # Pieces that are read or converted while another piece is written.
 AHEAD = 4
 
@@ -73,7 +73,7 @@ def _write_rest(file: GgufFile, config: PretrainedConfig, directory: Path) -> No
         config.save_pretrained(directory)
         special: dict[str, Any] = {"bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id}
         GenerationConfig(eos_token_id=end_tokens(file), **special).save_pretrained(directory)
-        # The class that AutoTokenizer chooses for a directory; for a GGUF file, AutoTokenizer takes eight times as long.
+        # The class that AutoTokenizer chooses for a directory. AutoTokenizer itself is slow with GGUF files.
         kind: Any = PreTrainedTokenizerFast
         if type(config) in TOKENIZER_MAPPING:
             kind = TOKENIZER_MAPPING[type(config)]
