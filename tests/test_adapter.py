@@ -423,9 +423,10 @@ def test_the_default_model_and_no_other_has_the_adapter_in_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter_module, "SHIPPED", tmp_path)
-    monkeypatch.setattr(adapter_module, "DEFAULT_ADAPTER", None)
+    monkeypatch.setattr(adapter_module, "default_adapter", lambda model: None)
     assert load_adapter(None) is None
-    monkeypatch.setattr(adapter_module, "DEFAULT_ADAPTER", "own-1")
+    found = {None: "own-1", "smollm2-135m-instruct": "own-1"}
+    monkeypatch.setattr(adapter_module, "default_adapter", found.get)
     make_adapter(tmp_path / "own-1")
     make_adapter(tmp_path / "prose", seed=4)
     own = load_adapter(None)

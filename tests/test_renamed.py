@@ -19,9 +19,10 @@ from infinimem.cli.main import main
 from infinimem.model import adapter as adapter_module
 from infinimem.model import directories, term_head
 from infinimem.model.adapter import read_adapter
+from infinimem.model.catalogue import default_adapter
 from infinimem.renamed import MOVED
 
-SHIPPED = adapter_module.SHIPPED / str(adapter_module.DEFAULT_ADAPTER)
+SHIPPED = adapter_module.SHIPPED / str(default_adapter(None))
 
 
 @pytest.fixture

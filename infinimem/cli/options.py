@@ -45,7 +45,8 @@ model_option = click.option(
     "--model",
     "-m",
     metavar="M",
-    help="Directory or hub id; default: the model of the memory file, if one is given, else the embedded model.",
+    help="A name that `infinimem models` lists, a directory, a GGUF file, or a hub id; default: the model of the "
+    "memory file, if one is given, else the default model.",
 )
 adapter_option = click.option("--adapter", metavar="A", help="Directory of an adapter; 'none': the bare model.")
 file_argument = click.argument("file", type=click.Path(path_type=Path))

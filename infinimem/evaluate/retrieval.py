@@ -20,8 +20,8 @@ from ..datasets.documents import Document
 from ..datasets.questions import Question
 from ..document_memory import DocumentMemory
 from ..errors import InvalidSetting, MiniLmMissing, check_names
-from ..model.embedded import quiet
 from ..model.infini_model import InfiniModel
+from ..model.quiet import quiet
 from ..search.ranking import LexicalRanker, Ranker
 from ..text.passages import Passage, cut, holding
 from .intervals import bootstrap, mean, wilson

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import AdapterNotFound, DamagedMemoryFile, ModelMismatch, ModelNotFound
-from ..model.directories import is_trusted
-from ..model.identity import differences
+from ..model.catalogue import find_model, present_name
+from ..model.directories import is_trusted, model_place
+from ..model.identity import differences, in_words, other_model
 from ..model.settings import MemorySettings
 from ..storage.memory_file import MemoryFile
 from .ingestion import Ingestion
@@ -27,6 +28,7 @@ def model_of(
     name: str | os.PathLike[str] | None,
     device: str | None,
     adapter: str | os.PathLike[str] | None,
+    force: bool = False,
 ) -> InfiniModel:
     """The model for a memory file, with the settings that the file names.
 
@@ -35,15 +37,18 @@ def model_of(
     device: as for `MemorySettings`.
     adapter: the adapter that the user names. None for the adapter that the file names; its directory must be trusted.
 
-    Raises ModelNotFound, AdapterNotFound, and the errors of `shared_model`.
+    force: as for `opened_under`.
+
+    Raises ModelNotFound, AdapterNotFound, ModelMismatch, and the errors of `shared_model`.
     """
     from ..model.adapter import adapter_directory
-    from ..model.pretrained import model_directory
     from ..model.shared import shared_model
 
-    if name is None and not is_trusted(model_directory(file.model)):
+    if name is not None and not force:
+        check_model_named(file, name)
+    if name is None and find_model(file.model) is None and not is_trusted(model_place(file.model)):
         raise ModelNotFound(
-            f"the memory file names the model directory '{file.model}', which you have not used on this machine "
+            f"the memory file names the model at '{file.model}', which you have not used on this machine "
             "before; to allow it, give it as model= (--model)"
         )
     if adapter is None and not is_trusted(adapter_directory(file.adapter)):
@@ -65,6 +70,21 @@ def model_of(
     return shared_model(file.model if name is None else name, settings, fetch=name is not None)
 
 
+def check_model_named(file: MemoryFile, name: str | os.PathLike[str]) -> None:
+    """Raise ModelMismatch where a model clearly did not make a memory, before its weights are loaded or downloaded.
+
+    name: the model that the user names. Two names of the catalogue are compared by name; other models by those fields
+        of their configurations that are known without loading them.
+    """
+    from ..model.pretrained import known_config
+
+    made, given, known = find_model(file.model), find_model(name), known_config(name)
+    of_file = file.identity["config"]
+    clearly = any(key in of_file and of_file[key] != value for key, value in known.items())
+    if clearly or (made is not None and given is not None and made is not given):
+        raise ModelMismatch(other_model(present_name(file.model), present_name(name)))
+
+
 def opened_under(model: InfiniModel, file: MemoryFile, record: Record, force: bool) -> tuple[Ingestion, list[str]]:
     """The ingestion in a memory file, opened under a model.
 
@@ -76,18 +96,16 @@ def opened_under(model: InfiniModel, file: MemoryFile, record: Record, force: bo
     """
     different = differences(file.identity, model.identity())
     if different and not force:
-        raise ModelMismatch(
-            f"this memory was made by another model or with other settings than '{model.name}': "
-            f"{'; '.join(different)}; load it with the model that made it ('{file.model}', adapter '{file.adapter}')"
-        )
+        raise ModelMismatch(in_words(different, present_name(file.model), present_name(model.name)), different)
     try:
         ingestion = ingestion_of(model, file, record)
     except DamagedMemoryFile as error:
         if not different:
             raise
         raise ModelMismatch(
-            f"this memory does not fit '{model.name}', which cannot be forced ({error}); load it with the model that "
-            f"made it ('{file.model}')"
+            f"this memory was made with {present_name(file.model)} and does not fit {present_name(model.name)}, which "
+            "cannot be forced; read the document again or leave --model out (model= in Python)",
+            [*different, str(error)],
         ) from error
     weights = record.term_weights
     if weights is not None and (model.term_head is None or model.term_head.sha256 != weights.head):

@@ -31,15 +31,12 @@ from torch import Tensor
 from ..errors import AdapterNotFound, DamagedAdapter, UnsupportedAdapter
 from ..storage.files import make_directory, write_atomically
 from ..storage.layout import PREFIX
+from .catalogue import default_adapter
 from .directories import ANSWER, NO_ADAPTER, OLD_ANSWER, directory_at, trust
-from .embedded import DEFAULT_MODEL
 from .term_head import FILE as TERM_HEAD_FILE
 from .term_head import TermHead, head_file, read_head
 
 SHIPPED = Path(__file__).parents[1] / "adapters"
-# The adapter of the default model. Memory files name it, so a later adapter gets another name, and this adapter stays
-# in the package.
-DEFAULT_ADAPTER: str | None = "smollm2-135m-instruct-2"
 CONFIG_FILE, LORA_FILE, MEMORY_FILE = "adapter_config.json", "adapter_model.safetensors", "memory.safetensors"
 TRAINED = f"{PREFIX}trained"
 MAX_CONFIG_BYTES = 1 << 20
@@ -100,16 +97,16 @@ def load_adapter(
     """The adapter in a directory, or of that name in the package; None where no adapter is wanted.
 
     adapter: a directory (which becomes a trusted directory), the name of an adapter in the package, or an Adapter,
-        which is returned as it is. None takes the package's adapter for the default model, and no adapter for other
-        models; "none" takes no adapter.
+        which is returned as it is. None takes the adapter that the catalogue names for the model, and no adapter for
+        models that are not in it; "none" takes no adapter.
     model: name of the base model; None for the default model.
     Raises AdapterNotFound, DamagedAdapter, UnsupportedAdapter.
     """
     if isinstance(adapter, Adapter):
         return adapter
     if adapter is None:
-        own = model is None or str(model) == DEFAULT_MODEL
-        return read_adapter(SHIPPED / DEFAULT_ADAPTER, DEFAULT_ADAPTER) if own and DEFAULT_ADAPTER else None
+        own = default_adapter(model)
+        return None if own is None else read_adapter(SHIPPED / own, own)
     name = os.fspath(adapter)
     if name == NO_ADAPTER:
         return None

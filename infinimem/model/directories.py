@@ -35,6 +35,17 @@ def directory_at(name: str | os.PathLike[str]) -> Path | None:
         return None
 
 
+def model_place(name: str | os.PathLike[str]) -> Path | None:
+    """The directory, or the GGUF file, at the path that names a model; None if neither is there."""
+    if (directory := directory_at(name)) is not None:
+        return directory
+    try:
+        path = Path(name).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
 FILE, OLD_FILE = "trusted-directories.jsonl", "known-directories.jsonl"
 VARIABLE, OLD_VARIABLE = "INFINIMEM_TRUSTED_DIRECTORIES", "INFINIMEM_KNOWN_DIRECTORIES"
 # The directory of the answer adapter inside the adapter's directory, and its name in older releases.

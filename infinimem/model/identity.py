@@ -92,6 +92,49 @@ def differences(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return found
 
 
+# The first part of a difference's name to what users call it.
+OF_THE_MODEL = {
+    "config": "its architecture",
+    "weights": "its weights",
+    "tokenizer": "its tokenizer",
+    "chat_template": "its chat template",
+}
+
+
+def in_words(different: list[str], made_with: str, given: str) -> str:
+    """What lines of `differences` mean to a user, and what the user can do.
+
+    made_with: name of the model that made the memory.
+    given: name of the model that the memory is loaded with.
+    """
+    kinds = {line.partition(":")[0].partition(".")[0] for line in different}
+    if kinds & OF_THE_MODEL.keys() and made_with != given:
+        return other_model(made_with, given)
+    if parts := [words for key, words in OF_THE_MODEL.items() if key in kinds]:
+        return (
+            f"this memory was made with another version of {given}: {' and '.join(parts)} changed since; read the "
+            "document again"
+        )
+    if "adapter" in kinds:
+        line = next(line for line in different if line.startswith("adapter"))
+        return (
+            f"this memory was made with {made_with} and another adapter than it is loaded with ({line}); leave "
+            "--adapter out, or read the document again"
+        )
+    return (
+        f"this memory was made with other settings than it is loaded with: {'; '.join(different)}; load it by its file "
+        "alone, or read the document again"
+    )
+
+
+def other_model(made_with: str, given: str) -> str:
+    """What a user reads who gives another model than the one that made the memory."""
+    return (
+        f"this memory was made with {made_with}; you gave {given}; read the document again or leave --model out "
+        "(model= in Python)"
+    )
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value) if not isinstance(value, str) else value
     return text if len(text) <= 40 else f"{text[:12]}…"

