@@ -73,10 +73,10 @@ def test_a_document_of_three_pages_takes_no_more_room_than_its_text(embedded: In
 
 
 @pytest.mark.slow
-def test_twenty_documents_of_two_kilobytes_take_at_most_six_megabytes(embedded: InfiniModel, tmp_path: Path) -> None:
+def test_twenty_documents_of_some_kilobytes_take_at_most_six_megabytes(embedded: InfiniModel, tmp_path: Path) -> None:
     text = "\n\n".join(page.text for page in read_pages(open_source(EXAMPLES / "handbook.pdf")))
     for number in range(20):
-        (tmp_path / f"{number}.txt").write_text(text[number * 2048 : (number + 1) * 2048], encoding="utf-8")
+        (tmp_path / f"{number}.txt").write_text(text[number * 2500 : (number + 1) * 2500], encoding="utf-8")
     made = list(DocumentMemory.ingest_many(tmp_path, model=embedded, output=tmp_path / "memories"))
     sizes = [path.stat().st_size for path in (tmp_path / "memories").iterdir()]
     # Of more than one segment each: a single unfinished segment takes no room in any case.
