@@ -12,6 +12,7 @@ import pytest
 from infinimem import DocumentMemory
 from infinimem.evaluate.passkey import passkey
 from infinimem.model.infini_model import InfiniModel
+from infinimem.readers import open_source, read_pages
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -60,6 +61,26 @@ def test_the_reloaded_memory_continues_with_the_same_tokens(handbook: Path, embe
 def test_the_memory_has_the_same_size_as_that_of_a_short_text(handbook: Path, embedded: InfiniModel) -> None:
     short = DocumentMemory.from_text("A short tale of the sea. " * 400, model=embedded)
     assert short.info()["memory_bytes"] == DocumentMemory.load(handbook).info()["memory_bytes"] > 0
+
+
+def test_a_document_of_three_pages_takes_no_more_room_than_its_text(embedded: InfiniModel, tmp_path: Path) -> None:
+    pages = [page.text for page in read_pages(open_source(EXAMPLES / "handbook.pdf"))]
+    text = "\n\n".join(pages[12:15])
+    size = DocumentMemory.from_text(text, model=embedded).save(tmp_path / "m")
+    assert len(text) > 7000 and size < 50_000
+    loaded = DocumentMemory.load(tmp_path / "m", model=embedded)
+    assert loaded.complete_memory().states().keys() == set(range(embedded.num_layers))
+
+
+@pytest.mark.slow
+def test_twenty_documents_of_some_kilobytes_take_at_most_six_megabytes(embedded: InfiniModel, tmp_path: Path) -> None:
+    text = "\n\n".join(page.text for page in read_pages(open_source(EXAMPLES / "handbook.pdf")))
+    for number in range(20):
+        (tmp_path / f"{number}.txt").write_text(text[number * 2500 : (number + 1) * 2500], encoding="utf-8")
+    made = list(DocumentMemory.ingest_many(tmp_path, model=embedded, output=tmp_path / "memories"))
+    sizes = [path.stat().st_size for path in (tmp_path / "memories").iterdir()]
+    # Of more than one segment each: a single unfinished segment takes no room in any case.
+    assert len(sizes) == 20 and sum(sizes) <= 6e6 and min(memory.info()["tokens"] for memory in made) > 512
 
 
 def test_passkeys_in_repeated_filler_come_back_without_training(embedded: InfiniModel) -> None:

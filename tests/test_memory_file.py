@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -129,6 +130,7 @@ def test_the_layout_of_a_version_is_frozen() -> None:
         2: "cbbac0acb6313fa5",
         3: "09dadc90982035b4",
         4: "65a23ec9b8ef5a79",
+        5: "dc69d3d781d6d465",
     }
 
 
@@ -146,9 +148,9 @@ def test_a_file_of_version_3_is_read_as_one_of_which_nothing_was_left_out() -> N
     assert (file.fingerprint, file.term_weights.tolist()) == (sample().fingerprint, [32])
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 def test_the_header_fits_its_schema(version: int, written: Path) -> None:
-    path = written if version == 4 else GOLDEN / f"memory-{version}.safetensors"
+    path = written if version == 5 else GOLDEN / f"memory-{version}.safetensors"
     validator = Draft202012Validator(json.loads(SCHEMA.read_text()))
     with memory_file._opened(path) as file:
         header = memory_file._parsed(path, file.metadata())
@@ -164,7 +166,7 @@ def test_a_file_of_version_2_is_read_as_one_whose_words_were_not_weighed() -> No
     assert file.passages is not None and [passage.text for passage in unpack(file.passages, [("book", 1)])] == ["a"]
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2, 3, 4])
 def test_what_was_read_by_an_older_version_is_asked_and_grows(
     version: int, make_model: MakeModel, tmp_path: Path
 ) -> None:
@@ -198,6 +200,32 @@ def test_a_model_that_carries_nothing_goes_on_with_a_file_of_version_1(make_mode
     memory.append_text(" The bell rang.", name="harbour.txt")
     memory.save(tmp_path / "memory.safetensors")
     assert read_memory_file(tmp_path / "memory.safetensors").identity == model.identity()
+
+
+def test_a_file_of_version_4_is_read_as_one_that_has_its_states() -> None:
+    file = read_memory_file(GOLDEN / "memory-4.safetensors")
+    assert file.segment_tokens is None and file.fingerprint == sample().fingerprint
+
+
+def short_sample() -> MemoryFile:
+    """With tokens of whole segments in place of states."""
+    return replace(sample(), states={}, segment_tokens=np.arange(10, dtype=np.int32))
+
+
+def test_tokens_in_place_of_states_are_read_back(tmp_path: Path) -> None:
+    short_sample().write(tmp_path / "short")
+    got = read_memory_file(tmp_path / "short")
+    assert got.segment_tokens is not None and got.segment_tokens.tolist() == list(range(10))
+    assert got.states == {} and got.memory_bytes == 10 * 4 and got.fingerprint == short_sample().fingerprint
+
+
+@pytest.mark.parametrize(
+    "changes", [{"states": sample().states}, {"segment_tokens": np.arange(9, dtype=np.int32)}], ids=["both", "too few"]
+)
+def test_tokens_that_do_not_stand_for_all_states_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    replace(short_sample(), **changes).write(tmp_path / "bad")
+    with pytest.raises(DamagedMemoryFile, match="tokens of whole segments that do not fit"):
+        read_memory_file(tmp_path / "bad")
 
 
 def test_every_truncation_is_refused(written: Path, tmp_path: Path) -> None:
@@ -284,7 +312,7 @@ def rewrite(path: Path, change: dict[str, str], tensors: dict[str, np.ndarray] |
     save_file(kept, path, {f"infinimem.{key}": value for key, value in texts.items()})
 
 
-@pytest.mark.parametrize("change", [{"format": "1"}, {"format": "5"}, {"format": '"4"'}, {"layout": '"0"'}])
+@pytest.mark.parametrize("change", [{"format": "1"}, {"format": "6"}, {"format": '"5"'}, {"layout": '"0"'}])
 def test_another_version_is_refused_even_with_right_checksums(written: Path, change: dict[str, str]) -> None:
     rewrite(written, change)
     with pytest.raises(UnsupportedVersion, match="update infinimem"):

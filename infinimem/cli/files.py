@@ -30,7 +30,9 @@ def inspect(file: Path, as_json: bool, html: Path | None) -> None:
         return
     for key in ("file", "file_bytes", "format", "model", "adapter", "rule", "settings", "tokens", "pages", "passages"):
         click.echo(f"{key.replace('_', ' '):<12} {plain(described[key])}")
-    click.echo(f"{'memory':<12} {size(described['memory_bytes'])} in {len(described['layers'])} layers")
+    layers = len(described["layers"])
+    where = f"in {layers} layers" if layers else "of tokens, which are read again when they are needed"
+    click.echo(f"{'memory':<12} {size(described['memory_bytes'])} {where}")
     for source in described["sources"]:
         click.echo(
             f"{'source':<12} {plain(source['name'])} ({plain(source['kind'])}, {count(source['pages'], 'page')})"

@@ -3,6 +3,8 @@
 - `Ingestion` is a document on its way into a memory: the record (sources, passages), the states of whole segments, the
   unfinished segment, the text not yet tokenized
 - the record needs no model and stands in record.py
+- of a short document the file has the tokens in place of the states, which take far more room: 3 pages would take as
+  many megabytes as 300; reading the tokens again gives the states
 - an ingestion can be copied cheaply, so a failed append leaves the old memory as it was
 """
 
@@ -25,11 +27,16 @@ if TYPE_CHECKING:
     from ..model.infini_model import InfiniModel
 
 
+# A document of at most this many whole segments is kept as its tokens.
+KEPT_SEGMENTS = 8
+
+
 class Ingestion:
     """A memory that can take in more.
 
     record: sources, passages and term weights.
-    cache: the states of whole segments.
+    segment_tokens: tokens of the whole segments, which the file has in place of their states; None where the segments
+        are too many, where the text is not kept, and where the states come from a merge or an older file.
     tail: tokens of the unfinished segment.
     ends: characters at which the tail's tokens end, counted over all sources.
     stream: text that is not yet tokenized.
@@ -41,16 +48,20 @@ class Ingestion:
         self,
         model: InfiniModel,
         record: Record,
-        cache: InfiniCache,
+        cache: InfiniCache | None,
         tail: Sequence[int] = (),
         pending: str = "",
         *,
         ends: Sequence[int] = (),
+        segment_tokens: Sequence[int] | None = None,
     ) -> None:
-        """pending: text that was taken in and is not yet tokenized; the last characters that the record counts."""
+        """cache: the states of the whole segments; None to compute them from `segment_tokens` when they are needed.
+        pending: text that was taken in and is not yet tokenized; the last characters that the record counts.
+        """
         self.model = model
         self.record = record
-        self.cache = cache
+        self.segment_tokens = None if segment_tokens is None else list(segment_tokens)
+        self._cache = cache
         self.tail = list(tail)
         self.ends = list(ends)
         self.stream = TokenStream(model.encoder, pending, record.end - len(pending))
@@ -62,7 +73,8 @@ class Ingestion:
         record = Record(keep_passages)
         if keep_passages and model.term_head is not None:
             record.term_weights = TermWeights(model.term_head.sha256)
-        return cls(model, record, model.new_cache())
+        # Without passages the text is not kept, so its tokens are not kept either.
+        return cls(model, record, model.new_cache(), segment_tokens=[] if keep_passages else None)
 
     @classmethod
     def merged(cls, parts: Sequence[Ingestion], weights: Sequence[list[bytes] | None]) -> Ingestion:
@@ -83,11 +95,24 @@ class Ingestion:
     def copy(self) -> Ingestion:
         """A copy that can go on while this ingestion stays as it is."""
         pending, record = self.stream.pending, self.record.copy()
-        return Ingestion(self.model, record, self.cache.clone(), self.tail, pending, ends=self.ends)
+        cache = None if self._cache is None else self._cache.clone()
+        tokens = self.segment_tokens
+        return Ingestion(self.model, record, cache, self.tail, pending, ends=self.ends, segment_tokens=tokens)
+
+    @property
+    def cache(self) -> InfiniCache:
+        """The states of the whole segments, computed on first use where the file has the tokens in their place."""
+        if self._cache is None:
+            cache = self.model.new_cache()
+            self.model.read_tokens(self.segment_tokens or (), cache)
+            self._cache = cache
+        return self._cache
 
     @property
     def seen(self) -> int:
         """Number of tokens in whole segments, which are in the memory for good."""
+        if self.segment_tokens is not None:
+            return len(self.segment_tokens)
         return 0 if self.cache.seen is None else int(self.cache.seen[0])
 
     @property
@@ -161,6 +186,9 @@ class Ingestion:
         """
         if self.record.term_weights is not None and weights is not None:
             self.record.term_weights.weighed.add(self.ends[:tokens], weights)
+        if self.segment_tokens is not None:
+            known = self.segment_tokens + self.tail[:tokens]
+            self.segment_tokens = known if len(known) <= KEPT_SEGMENTS * self.model.segment_length else None
         del self.tail[:tokens], self.ends[:tokens]
         self.record.settle()
 
@@ -224,14 +252,19 @@ class Ingestion:
                 "pending_text": self.stream.pending,
                 "cutter": asdict(record.cutter),
             },
-            states={
-                index: {name: tensor[0].cpu().numpy() for name, tensor in state.items()}
-                for index, state in self.cache.states().items()
-            },
+            states={} if self.segment_tokens is not None else self._states(),
+            segment_tokens=np.asarray(self.segment_tokens, dtype=np.int32) if self.segment_tokens else None,
             tail=np.asarray(self.tail, dtype=np.int32),
             passages=record.pack(),
             term_weights=weights,
         )
+
+    def _states(self) -> dict[int, dict[str, np.ndarray]]:
+        """The states by layer and name, (G, ...) each."""
+        return {
+            index: {name: tensor[0].cpu().numpy() for name, tensor in state.items()}
+            for index, state in self.cache.states().items()
+        }
 
 
 def pieces(text: str, size: int = 1 << 14) -> Iterator[str]:

@@ -14,7 +14,7 @@ from ..model.directories import is_trusted, model_place
 from ..model.identity import differences, in_words, other_model
 from ..model.settings import MemorySettings
 from ..storage.memory_file import MemoryFile
-from .ingestion import Ingestion
+from .ingestion import KEPT_SEGMENTS, Ingestion
 from .record import Record
 
 if TYPE_CHECKING:
@@ -120,15 +120,28 @@ def ingestion_of(model: InfiniModel, file: MemoryFile, record: Record) -> Ingest
 
     Raises DamagedMemoryFile where the file does not fit the model.
     """
-    cache = cache_from(model, file.states, int(file.reading["seen"]))
+    seen, tokens = int(file.reading["seen"]), file.segment_tokens
+    cache = cache_from(model, file.states, seen) if tokens is None else None
     vocabulary = model.model.config.get_text_config().vocab_size
-    if file.tail.ndim != 1 or (file.tail.size and not 0 <= file.tail.min() <= file.tail.max() < vocabulary):
-        raise DamagedMemoryFile("the unfinished segment in the memory file has tokens that the model does not know")
+    for part in (file.tail,) if tokens is None else (file.tail, tokens):
+        if part.size and not 0 <= part.min() <= part.max() < vocabulary:
+            raise DamagedMemoryFile(
+                "the memory file has tokens that the model does not know; ingest the document again"
+            )
+    # Reading more tokens again could take hours.
+    if tokens is not None and not 0 < tokens.size <= KEPT_SEGMENTS * model.segment_length:
+        raise DamagedMemoryFile(
+            f"the memory file has {tokens.size:,} tokens in place of states, which ingestion never leaves; ingest the "
+            "document again"
+        )
     pending, addresses = str(file.reading["pending_text"]), file.reading["addresses"]
     ends = [] if addresses is None else addresses["tail"]
     if addresses is not None and len(ends) != len(file.tail):
         raise DamagedMemoryFile("the unfinished segment in the memory file does not have one end for each token")
-    return Ingestion(model, record, cache, file.tail.tolist(), pending, ends=ends)
+    known = None if tokens is None else tokens.tolist()
+    if seen == 0 and record.keep_passages:
+        known = []
+    return Ingestion(model, record, cache, file.tail.tolist(), pending, ends=ends, segment_tokens=known)
 
 
 def cache_from(model: InfiniModel, states: Mapping[int, Mapping[str, np.ndarray]], seen: int) -> InfiniCache:

@@ -14,9 +14,9 @@ from ..errors import DamagedMemoryFile
 PREFIX = "infinimem."
 
 
-FORMAT = 4
+FORMAT = 5
 # Versions and layout hashes of older files that can still be read.
-OLDER = {1: "f7d56d9fb5ca99cc", 2: "cbbac0acb6313fa5", 3: "09dadc90982035b4"}
+OLDER = {1: "f7d56d9fb5ca99cc", 2: "cbbac0acb6313fa5", 3: "09dadc90982035b4", 4: "65a23ec9b8ef5a79"}
 # What code that reads the file relies on. Every file stores the hash: another layout cannot pass for this version.
 LAYOUT: dict[str, Any] = {
     "tensors": {
@@ -32,6 +32,7 @@ LAYOUT: dict[str, Any] = {
         "layers.*.carried_values": ["F32 F16 I8", "heads", "tokens", "value width"],
         "layers.*.carried_values_scale": ["F32", "heads", "tokens; times a step of int8 values"],
         "layers.*.carried_counts": ["F32", "heads", "tokens; 1 each"],
+        "segments.tokens": ["I32", "tokens of the whole segments, in place of all tensors of layers"],
         "tail.tokens": ["I32", "segment length; -1 after the last token"],
         "passages.zlib": ["U8", "bytes of zlib: JSON rows of source, page, title, start, end, text"],
         "passages.addresses": ["U8", "words of all passages, the unfinished page's included; 32 is a weight of 1"],
@@ -60,8 +61,17 @@ def _leave_nothing_out(parsed: dict[str, Any]) -> None:
         source["skipped"] = []
 
 
+def _keep_states(parsed: dict[str, Any]) -> None:
+    """Nothing to change: a file of format 4 has the states of all its segments, as a file of format 5 may have."""
+
+
 # MIGRATIONS[n - 1] turns metadata of version n into metadata of version n + 1. Past versions never change: append only.
-MIGRATIONS: tuple[Callable[[dict[str, Any]], None], ...] = (_carry_nothing, _weigh_no_words, _leave_nothing_out)
+MIGRATIONS: tuple[Callable[[dict[str, Any]], None], ...] = (
+    _carry_nothing,
+    _weigh_no_words,
+    _leave_nothing_out,
+    _keep_states,
+)
 
 
 # Fields that must be there, and their types; numbers are never negative, nor larger than JSON can hold (2**53 - 1).

@@ -3,6 +3,8 @@
 Tensors
     layers.{i}.{name}   the state of layer i, (R, ...) for its R KV heads with a memory
     layers.{i}.carried_{name}   the last W tokens in layer i as they are, (G, W, ...) for all G KV heads
+    segments.tokens     tokens of the whole segments, int32; a short document has them in place of all states, which are
+                        then computed again when they are needed
     tail.tokens         tokens of the unfinished segment, int32
     passages.zlib       the passages, compressed, uint8 (only if there are passages)
     passages.addresses  their term weights, a byte a word (only if the model has a term head)
@@ -58,13 +60,18 @@ MAX_FILE_BYTES = 1 << 36
 
 @dataclass
 class MemoryFile:
-    """The content of a memory file: state tensors by layer and name, the tail, the passages, and the metadata."""
+    """The content of a memory file: state tensors by layer and name, the tail, the passages, and the metadata.
+
+    segment_tokens: tokens of the whole segments, (N,) int32, in place of the states; None where the states are there,
+        or where no segment is whole.
+    """
 
     model: str
     identity: dict[str, Any]
     sources: list[dict[str, Any]]
     reading: dict[str, Any]
     states: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    segment_tokens: np.ndarray | None = None
     tail: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     passages: np.ndarray | None = None
     term_weights: np.ndarray | None = None
@@ -73,7 +80,9 @@ class MemoryFile:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the compressive memory and of the carried tokens."""
+        """Bytes of the compressive memory and of the carried tokens, or of the tokens in place of both."""
+        if self.segment_tokens is not None:
+            return int(self.segment_tokens.nbytes)
         return sum(tensor.nbytes for state in self.states.values() for tensor in state.values())
 
     @cached_property
@@ -87,6 +96,8 @@ class MemoryFile:
         tensors = {f"layers.{i}.{name}": t for i, state in self.states.items() for name, t in state.items()}
         room = max(0, int(self.identity["segment_length"]) - len(self.tail))
         tensors["tail.tokens"] = np.pad(self.tail, (0, room), constant_values=-1)
+        if self.segment_tokens is not None:
+            tensors["segments.tokens"] = self.segment_tokens
         if self.passages is not None:
             tensors["passages.zlib"] = self.passages
         if self.term_weights is not None:
@@ -160,8 +171,14 @@ def read_memory_file(path: str | os.PathLike[str]) -> MemoryFile:
     memory.states = dict(sorted(memory.states.items()))
     tail = tensors.get("tail.tokens", memory.tail)
     memory.tail = tail[: int(np.argmax(tail == -1))] if (tail == -1).any() else tail
+    memory.segment_tokens = tensors.get("segments.tokens")
     memory.passages = tensors.get("passages.zlib")
     memory.term_weights = tensors.get("passages.addresses")
+    if memory.segment_tokens is not None and (memory.states or memory.segment_tokens.size != memory.reading["seen"]):
+        raise DamagedMemoryFile(
+            f"'{place}' has tokens of whole segments that do not fit the rest of it; restore a copy or ingest the "
+            "document again"
+        )
     if (memory.term_weights is None) != (memory.reading["addresses"] is None):
         raise DamagedMemoryFile(
             f"'{place}' has only one half of its term weights (tensor or header); restore a copy or ingest "
