@@ -1,7 +1,5 @@
 /* Rotary position embeddings in one pass. In float32 the results have the same bits as those of `rotary.rotate`. */
 
-#include "common.h"
-
 /* x and out: (B, H, T, D), FLOAT32 or BFLOAT16; cosine and sine: (B, T, R) float32, R <= D, the rest of D is copied. */
 typedef struct {
     tensor x, out, cosine, sine;
@@ -16,16 +14,15 @@ typedef struct {
 /* Tokens that a thread takes at a time. */
 enum { STEP = 64 };
 
-INLINE __m512 get(const char *from, int64_t kind, int64_t at, __mmask16 mask) {
-    if (kind == FLOAT32) return _mm512_maskz_loadu_ps(mask, (const float *)from + at);
-    return widened(_mm256_maskz_loadu_epi16(mask, (const uint16_t *)from + at));
+INLINE vec get(const char *from, int64_t kind, int64_t at, int64_t left) {
+    return kind == FLOAT32 ? load_part((const float *)from + at, left) : load_bfloat16((const uint16_t *)from + at, left);
 }
 
-INLINE void put(char *to, int64_t kind, int64_t at, __mmask16 mask, __m512 x) {
+INLINE void put(char *to, int64_t kind, int64_t at, int64_t left, vec x) {
     if (kind == FLOAT32)
-        _mm512_mask_storeu_ps((float *)to + at, mask, x);
+        store_part((float *)to + at, left, x);
     else
-        _mm256_mask_storeu_epi16((uint16_t *)to + at, mask, (__m256i)_mm512_cvtneps_pbh(x));
+        store_bfloat16((uint16_t *)to + at, left, x);
 }
 
 KERNEL static void turn(const rotation *r, int64_t row, int64_t head, int64_t token) {
@@ -35,19 +32,15 @@ KERNEL static void turn(const rotation *r, int64_t row, int64_t head, int64_t to
     const float *sine = (const float *)(of(&r->sine, row, 0) + token * r->sine.place);
     int64_t half = r->turned / 2;
     for (int64_t i = 0; i < half; i += LANES) {
-        __mmask16 mask = lanes(half - i);
-        __m512 first = get(x, r->kind, i, mask), second = get(x, r->kind, half + i, mask);
-        __m512 a = _mm512_mul_ps(first, _mm512_maskz_loadu_ps(mask, cosine + i));
-        __m512 b = _mm512_mul_ps(second, _mm512_maskz_loadu_ps(mask, sine + i));
-        put(out, r->out_kind, i, mask, _mm512_sub_ps(a, b));
-        a = _mm512_mul_ps(second, _mm512_maskz_loadu_ps(mask, cosine + half + i));
-        b = _mm512_mul_ps(first, _mm512_maskz_loadu_ps(mask, sine + half + i));
-        put(out, r->out_kind, half + i, mask, _mm512_add_ps(a, b));
+        int64_t left = half - i;
+        vec first = get(x, r->kind, i, left), second = get(x, r->kind, half + i, left);
+        vec a = first * load_part(cosine + i, left), b = second * load_part(sine + i, left);
+        put(out, r->out_kind, i, left, a - b);
+        a = second * load_part(cosine + half + i, left), b = first * load_part(sine + half + i, left);
+        put(out, r->out_kind, half + i, left, a + b);
     }
-    for (int64_t i = r->turned; i < r->width; i += LANES) {
-        __mmask16 mask = lanes(r->width - i);
-        put(out, r->out_kind, i, mask, get(x, r->kind, i, mask));
-    }
+    for (int64_t i = r->turned; i < r->width; i += LANES)
+        put(out, r->out_kind, i, r->width - i, get(x, r->kind, i, r->width - i));
 }
 
 static void turn_steps(void *data) {
@@ -62,7 +55,7 @@ static void turn_steps(void *data) {
 }
 
 /* Rotates all vectors with `threads` threads of `parallel`, or with the calling thread where `parallel` is null. */
-void rotate(const rotation *r, team *parallel, int64_t threads) {
+void NAME(rotate)(const rotation *r, team *parallel, int64_t threads) {
     turning t = {r, 0};
     if (parallel && threads > 1)
         parallel(turn_steps, &t, (unsigned)threads, 0);
