@@ -550,6 +550,21 @@ def test_vectors_are_turned_to_the_same_bits(
             assert torch.equal(got, rotate(x, *tables, dtype=wanted))
 
 
+@pytest.mark.parametrize("width", [64, 20, 3])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_states_are_unpacked_to_the_same_bits(
+    width: int, kind: torch.dtype, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = pack(in_a_row(single_tokens(1, 40, width, rows=2)).state(), "int8")
+    part = {name: tensor[:, :, 3:30] for name, tensor in state.items()}
+    assert native.unpacks(part["keys"], part["keys_scale"])
+    got = unpack(part, kind)
+    monkeypatch.setattr(native, "library", lambda: None)
+    expected = unpack(part, kind)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert got["keys"].dtype == got["values"].dtype == kind
+
+
 @pytest.mark.parametrize("name", ["keys", "values", "counts", "keys_scale"])
 def test_states_that_do_not_fit_together_are_refused(name: str, dtype: torch.dtype) -> None:
     state = pack(in_a_row(single_tokens(1, 10, 16, dtype=dtype)).state(), "int8")
@@ -565,6 +580,8 @@ def test_parts_that_do_not_fit_together_are_refused(dtype: torch.dtype) -> None:
             joined_attention([part._replace(keys=wrong), part], 0.125, None, True)
     with pytest.raises(ValueError, match="do not fit"):
         rotate(part.keys.float(), torch.zeros(1, 39, 64), torch.zeros(1, 39, 64))
+    with pytest.raises(ValueError, match="do not fit"):
+        native.unpack(part.keys.to(torch.int8), torch.zeros(1, 2, 39), dtype)
 
 
 @pytest.mark.parametrize("default", [torch.device("meta"), torch.bfloat16], ids=str)

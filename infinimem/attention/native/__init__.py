@@ -279,13 +279,40 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
     dtype: of the result, float32 or bfloat16.
     Raises RuntimeError without the library, and ValueError for tables that do not fit `x`.
     """
-    found = _of(torch.float32)
     if cos.shape != sin.shape or cos.shape[:2] not in ((1, x.shape[2]), (x.shape[0], x.shape[2])):
         raise ValueError(f"tables {tuple(cos.shape)} and {tuple(sin.shape)} do not fit vectors {tuple(x.shape)}")
+    return _turned(x, None, (cos, sin), dtype)
+
+
+def unpacks(x: Tensor, scale: Tensor) -> bool:
+    """Whether `unpack` covers this case: many vectors on the CPU, without gradients."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.int8
+        and scale.dtype == torch.float32
+        and x.shape[2] >= FEWEST_QUERIES
+        and not (torch.is_grad_enabled() and scale.requires_grad)
+        and knows(torch.float32)
+    )
+
+
+def unpack(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The result of `packing.unpacked` for cases that `unpacks` accepts: x (B, G, M, D) times scale (B, G, M).
+
+    dtype: of the result, float32 or bfloat16.
+    Raises RuntimeError without the library, and ValueError for scales that do not fit `x`.
+    """
+    if scale.shape != x.shape[:3]:
+        raise ValueError(f"scales {tuple(scale.shape)} do not fit vectors {tuple(x.shape)}")
+    return _turned(x, scale, None, dtype)
+
+
+def _turned(x: Tensor, scale: Tensor | None, tables: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
+    found = _of(torch.float32)
     result = torch.empty(x.shape, dtype=dtype, device=CPU)
     kept: list[Tensor] = []
-    tables = (table.expand(x.shape[0], -1, -1).unsqueeze(1) for table in (cos, sin))
-    numbers = array("q", [number for tensor in (x, result, *tables) for number in _tensor(tensor, kept)])
-    numbers.extend((*x.shape, cos.shape[2], KINDS[x.dtype], KINDS[dtype]))
+    spread = (None, None) if tables is None else (one.expand(x.shape[0], -1, -1).unsqueeze(1) for one in tables)
+    numbers = array("q", [number for tensor in (x, result, scale, *spread) for number in _tensor(tensor, kept)])
+    numbers.extend((*x.shape, 0 if tables is None else tables[0].shape[2], KINDS[x.dtype], KINDS[dtype]))
     found.rotate(numbers.buffer_info()[0], _team(), torch.get_num_threads())
     return result

@@ -1,8 +1,10 @@
-/* Rotary position embeddings in one pass. In float32 the results have the same bits as those of `rotary.rotate`. */
+/* Rotary position embeddings in one pass, and the unpacking of states. The results have the same bits as those of
+ * `rotary.rotate` and `packing.unpacked`. */
 
-/* x and out: (B, H, T, D), FLOAT32 or BFLOAT16; cosine and sine: (B, T, R) float32, R <= D, the rest of D is copied. */
+/* x and out: (B, H, T, D), out FLOAT32 or BFLOAT16; scale: (B, H, T) float32, of INT8 x alone; cosine and sine: (B, T, R)
+ * float32, R <= D. The rest of D is copied. */
 typedef struct {
-    tensor x, out, cosine, sine;
+    tensor x, out, scale, cosine, sine;
     int64_t rows, heads, tokens, width, turned, kind, out_kind;
 } rotation;
 
@@ -14,7 +16,8 @@ typedef struct {
 /* Tokens that a thread takes at a time. */
 enum { STEP = 64 };
 
-INLINE vec get(const char *from, int64_t kind, int64_t at, int64_t left) {
+INLINE vec get(const char *from, int64_t kind, float scale, int64_t at, int64_t left) {
+    if (kind == INT8) return load_int8(from + at, left) * all(scale);
     return kind == FLOAT32 ? load_part((const float *)from + at, left) : load_bfloat16((const uint16_t *)from + at, left);
 }
 
@@ -30,17 +33,18 @@ KERNEL static void turn(const rotation *r, int64_t row, int64_t head, int64_t to
     char *out = (char *)of(&r->out, row, head) + token * r->out.place;
     const float *cosine = (const float *)(of(&r->cosine, row, 0) + token * r->cosine.place);
     const float *sine = (const float *)(of(&r->sine, row, 0) + token * r->sine.place);
+    float scale = r->kind == INT8 ? *(const float *)(of(&r->scale, row, head) + token * r->scale.place) : 1;
     int64_t half = r->turned / 2;
     for (int64_t i = 0; i < half; i += LANES) {
         int64_t left = half - i;
-        vec first = get(x, r->kind, i, left), second = get(x, r->kind, half + i, left);
+        vec first = get(x, r->kind, scale, i, left), second = get(x, r->kind, scale, half + i, left);
         vec a = first * load_part(cosine + i, left), b = second * load_part(sine + i, left);
         put(out, r->out_kind, i, left, a - b);
         a = second * load_part(cosine + half + i, left), b = first * load_part(sine + half + i, left);
         put(out, r->out_kind, half + i, left, a + b);
     }
     for (int64_t i = r->turned; i < r->width; i += LANES)
-        put(out, r->out_kind, i, r->width - i, get(x, r->kind, i, r->width - i));
+        put(out, r->out_kind, i, r->width - i, get(x, r->kind, scale, i, r->width - i));
 }
 
 static void turn_steps(void *data) {
