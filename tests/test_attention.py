@@ -322,6 +322,28 @@ def test_threads_with_different_memories_do_not_mix(make_model: MakeModel) -> No
     assert not wrong
 
 
+@pytest.mark.parametrize("rule", ["slots", "linear"])
+def test_reading_leaves_out_what_a_memory_does_not_need(rule: str, make_model: MakeModel) -> None:
+    model = make_model(rule=rule, carry=8)
+    calls: list[int] = []
+    layers = model.model.get_decoder().layers
+    for index, layer in enumerate(layers):
+        layer.mlp.register_forward_hook(lambda *_, index=index: calls.append(index))
+    caches = [model.new_cache(), model.new_cache()]
+    with torch.no_grad():
+        for segment in random_tokens(1, 48).split(16, dim=1):
+            model.read_segment(segment, caches[0])
+            assert calls == list(range(len(layers) - 1))
+            calls.clear()
+            assert model.read_segment(segment, caches[1], hidden=True) is not None
+            assert calls == list(range(len(layers)))
+            calls.clear()
+    found, expected = (cache.states() for cache in caches)
+    assert found.keys() == expected.keys()
+    for index, state in expected.items():
+        assert all(torch.equal(found[index][name], tensor) for name, tensor in state.items())
+
+
 def test_writing_an_unrecorded_segment_is_refused(make_model: MakeModel) -> None:
     model = make_model()
     cache = model.new_cache()

@@ -28,7 +28,7 @@ active = threading.local()
 
 
 class SeenEnough(Exception):
-    """Ends a forward at the layer that the cache watches."""
+    """Ends a forward where the cache has all that it needs of it."""
 
 
 class Forward:
@@ -82,6 +82,8 @@ def attend(
     if layer.recording:
         new = key[:, :, -query.shape[2] :]
         layer.record(new.float() if forward.turns is None else rotate(new, *forward.turns.undo()))
+        if layer.ends:
+            raise SeenEnough
     # Without a past, an exact cache gives the model's own bits; training and inexact caches take the faster way.
     exact = layer.exact and not query.requires_grad
     if layer.state is None and layer.carried is None and (exact or not fused_is_slow(query)):

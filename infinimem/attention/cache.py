@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from ..errors import InvalidSetting
 from .carried import bias_of, carry_over
 from .rules.base import MemoryRule
-from .rules.packing import unpack
+from .rules.packing import unpack, unpacked
 from .rules.state import State
 
 # Prefix of the names of the carried tokens' tensors in `InfiniCache.states`, beside the tensors of the memory.
@@ -36,6 +36,7 @@ class InfiniLayer(DynamicLayer):
     prefix: number of tokens before every segment and prompt; they see no past.
 
     `exact`: whether forwards without a past give the bits of the unmodified model.
+    `ends`: whether a forward ends (`SeenEnough`) once this layer has recorded its tokens.
     """
 
     is_croppable = False
@@ -48,7 +49,7 @@ class InfiniLayer(DynamicLayer):
         self.heads = None if heads is None else tuple(heads)
         self.carry = carry
         self.prefix = prefix
-        self.recording = False
+        self.recording = self.ends = False
         self.exact = True
         self.carried: State | None = None  # of all heads, (B, G, ...) each
         self.state: State | None = None  # of the remembering heads, (B, R, ...) each
@@ -109,8 +110,11 @@ class InfiniLayer(DynamicLayer):
     def near(self, dtype: torch.dtype, rotate: Callable[[Tensor], Tensor]) -> State:
         """The carried tokens, unpacked, with keys rotated by `rotate`; made once per state and dtype."""
         if self._near is None or self._near[0] != dtype:
-            state = unpack(self.carried or {})
-            near = {"keys": rotate(state["keys"]).to(dtype), "values": state["values"].to(dtype)}
+            state = self.carried or {}
+            near = {
+                "keys": rotate(unpacked(state, "keys", torch.float32)).to(dtype),
+                "values": unpacked(state, "values", dtype),
+            }
             if (bias := bias_of(state)) is not None:
                 near["bias"] = bias
             self._near = (dtype, near)
@@ -211,10 +215,14 @@ class InfiniCache(Cache):
             raise InvalidSetting(f"the model has no layer {self.watched}, which its term head looks at")
         return noted[:, self.layers[0].prefix :]
 
-    def recording(self, on: bool = True) -> InfiniCache:
-        """Keep position-free keys from now on, so that `end_segment` can write; returns the cache itself."""
+    def recording(self, on: bool = True, *, alone: bool = False) -> InfiniCache:
+        """Keep position-free keys from now on, so that `end_segment` can write; returns the cache itself.
+
+        alone: whether forwards have no other purpose; they end (`SeenEnough`) where the last layer has recorded.
+        """
         for layer in self.layers:
-            layer.recording = on and layer.keeps
+            layer.recording, layer.ends = on and layer.keeps, False
+        self.layers[-1].ends = on and alone
         return self
 
     def inexact(self) -> InfiniCache:

@@ -3,7 +3,7 @@
 - nothing else writes into a memory while a document is read
 - several layers are written in one call
 - the C library ends the segments of ingestion on a CPU, all layers in one call; torch, which is the reference, does
-  padding, gradients, other packings and rules, float32 models and GPUs
+  padding, gradients, other packings and rules, and GPUs
 """
 
 from __future__ import annotations
@@ -120,11 +120,10 @@ def _native_fits(layers: Sequence[InfiniLayer]) -> bool:
     """Whether the C library can end the segments of these layers; the segments have no padding."""
     rule, keys, values = layers[0].rule, layers[0].content_keys[0], layers[0].values
     return (
-        native.library() is not None
+        native.knows(values.dtype)
         and type(rule) is SlotsRule
         and rule.packing == "int8"
         and values.device.type == "cpu"
-        and values.dtype == torch.bfloat16
         and keys.dtype in native.KINDS
         and not keys.requires_grad
         and not values.requires_grad
@@ -152,7 +151,7 @@ def _native_end(layers: Sequence[InfiniLayer], written: slice) -> None:
             jobs.append(_job(stay, layer.carry))
         if leave and layer.remembers:
             jobs.append(_job(leave if layer.state is None else [layer.state, *leave], rule.slots))
-    results = iter(native.pool(jobs, rule.balance))
+    results = iter(native.pool(jobs, rule.balance, layers[0].values.dtype))
     added = new["counts"].shape[2]
     seen = (
         torch.full((keys.shape[0],), added, dtype=torch.int64, device="cpu")

@@ -354,13 +354,16 @@ class InfiniModel:
         elif lengths is not None and bool((lengths < length).any()):
             # No token sees the padding after it, so it is enough not to write the padding.
             mask = (torch.arange(length) < lengths.unsqueeze(-1)).to(self.device)
-        cache.recording()
         network = self.model if logits else self.model.get_decoder()
         output: Any = None
-        with contextlib.suppress(SeenEnough):
-            output = network(**inputs, past_key_values=cache, use_cache=True)
+        # With gradients a forward is left whole, because checkpoints run parts of it again.
+        cache.recording(alone=not logits and not hidden and not torch.is_grad_enabled())
+        try:
+            with contextlib.suppress(SeenEnough):
+                output = network(**inputs, past_key_values=cache, use_cache=True)
+        finally:
+            cache.recording(False)
         end_segment(cache, mask, written=slice(skip, skip + length))
-        cache.recording(False)
         if not logits and not hidden:
             return None
         found: Tensor = output.logits if logits else output.last_hidden_state

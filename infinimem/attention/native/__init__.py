@@ -1,8 +1,11 @@
 """A small C library for what torch does in many steps over much memory: attention, rotation, merging.
 
-- optional: it is built at installation where there is a C compiler (build.py), and used where the processor has AVX-512
-  BF16; everywhere else, and in every case that it does not cover, the torch code runs, which is the reference
-- `INFINIMEM_NATIVE=0` in the environment switches it off
+- optional: it is built at installation where there is a C compiler (build.py); without it, and in every case that it
+  does not cover, the torch code runs, which is the reference
+- it has kernels for several kinds of processors, written once (common.h): float32 for AVX2, AVX-512 and NEON, bfloat16
+  for AVX-512 BF16 and AMX. For each dtype the best kernels that this processor can run are used
+- `INFINIMEM_NATIVE` in the environment names the best level that may be used (`amx`, `avx512`, `avx2`, `neon`), or
+  `none`, which switches the library off
 - it works in torch's own threads, because a second pool of threads would compete with them
 """
 
@@ -14,11 +17,12 @@ from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...errors import InvalidSetting
 from .sources import library_of
 
 if TYPE_CHECKING:
@@ -31,6 +35,8 @@ KINDS = {torch.int8: 0, torch.float32: 1, torch.bfloat16: 2}
 NAMES = ("keys", "values", "keys_scale", "values_scale", "counts")
 NOTHING = [0] * (4 * len(NAMES) + 3)
 PARTS = 3
+# From the best on; a processor that runs the kernels of a level runs those of all later levels for its architecture.
+LEVELS = ("amx", "avx512", "avx2", "neon")
 # Tensors for the C code are made on the CPU, whatever torch's default device is.
 CPU = torch.device("cpu")
 NO_PART = [0] * (4 * 5 + 1)
@@ -52,23 +58,62 @@ class Job(NamedTuple):
     order: Tensor
 
 
+class Kernels(NamedTuple):
+    """The functions of the library that multiply numbers of one dtype; `name` has the dtype and the level."""
+
+    name: str
+    attend: Any
+    pool: Any
+    rotate: Any
+
+
 @lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
-    """The library, or None where it is not built or this processor cannot run it."""
-    if os.environ.get("INFINIMEM_NATIVE") == "0":
+def library() -> dict[torch.dtype, Kernels] | None:
+    """The best kernels for each dtype, float32 among them; None where none are built or can run.
+
+    Raises InvalidSetting where INFINIMEM_NATIVE has an unknown value.
+    """
+    asked = os.environ.get("INFINIMEM_NATIVE") or LEVELS[0]
+    if asked in ("none", "0"):
         return None
+    if asked not in LEVELS:
+        raise InvalidSetting(
+            f"INFINIMEM_NATIVE is '{asked}'; set it to one of {', '.join(LEVELS)}, none, or leave it out"
+        )
     try:
         found = ctypes.CDLL(str(LIBRARY))
-        usable = bool(found.usable())
-    except (OSError, AttributeError):
+    except OSError:
         return None
-    if not usable:
-        return None
-    found.pool.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p, ctypes.c_int64]
-    found.rotate.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    found.rotate.restype = None
-    found.attend.argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_void_p, ctypes.c_int64]
-    return found
+    kernels: dict[torch.dtype, Kernels] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for level in LEVELS[LEVELS.index(asked) :]:
+            name = f"{str(dtype).removeprefix('torch.')}_{level}"
+            if dtype not in kernels and hasattr(found, f"runs_{name}") and found[f"runs_{name}"]():
+                kernels[dtype] = _kernels(found, name)
+    return kernels or None
+
+
+def _kernels(found: ctypes.CDLL, name: str) -> Kernels:
+    attend, pool, rotate = (found[f"{function}_{name}"] for function in ("attend", "pool", "rotate"))
+    attend.argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_void_p, ctypes.c_int64]
+    pool.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p, ctypes.c_int64]
+    rotate.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    rotate.restype = None
+    return Kernels(name, attend, pool, rotate)
+
+
+def knows(dtype: torch.dtype) -> bool:
+    """Whether the library is there, and multiplies numbers of this dtype."""
+    found = library()
+    return found is not None and dtype in found
+
+
+def _of(dtype: torch.dtype) -> Kernels:
+    """The kernels for a dtype. Raises RuntimeError without them."""
+    found = library()
+    if found is None or dtype not in found:
+        raise RuntimeError(f"the C library is not there for {dtype}; ask native.knows({dtype}) first")
+    return found[dtype]
 
 
 @lru_cache(maxsize=1)
@@ -80,17 +125,16 @@ def _team() -> ctypes.c_void_p | None:
         return None
 
 
-def pool(jobs: Sequence[Job], balance: float) -> list[dict[str, Tensor]]:
+def pool(jobs: Sequence[Job], balance: float, search: torch.dtype) -> list[dict[str, Tensor]]:
     """Merge the places of each job by Ward's criterion down to its capacity, and pack them as int8.
 
     The results are those of `slots.ward_merge` and `packing.pack`, up to rounding, and equal for any number of threads.
 
     balance: weight of value distance against key distance.
-    Raises RuntimeError without the library, and ValueError for tensors that do not fit together.
+    search: precision of the search for partners, bfloat16 or float32.
+    Raises RuntimeError where the library does not know `search`, and ValueError for tensors that do not fit together.
     """
-    found = library()
-    if found is None:
-        raise RuntimeError("the C library is not there; ask native.library() first")
+    found = _of(search)
     numbers, results = array("q"), []
     kept: list[Tensor] = []  # keeps the tensors alive that the numbers point to, until the work is done
     for job in jobs:
@@ -154,21 +198,20 @@ def _tensor(tensor: Tensor | None, kept: list[Tensor]) -> list[int]:
 
 
 def attends(parts: Sequence[Part], softcap: float | None, causal: bool) -> bool:
-    """Whether `attention` covers this case: many queries in bfloat16; each bias depends on keys or on queries alone."""
+    """Whether `attention` covers this case: many queries; each bias depends on keys or on queries alone."""
     queries = parts[0].queries
     return (
-        queries.dtype == torch.bfloat16
+        knows(queries.dtype)
         and queries.device.type == "cpu"
         and queries.shape[2] >= FEWEST_QUERIES
-        and queries.shape[3] % 2 == 0
+        and (queries.dtype == torch.float32 or queries.shape[3] % 2 == 0)
         and softcap is None
         and len(parts) <= PARTS
         and not (torch.is_grad_enabled() and any(x.requires_grad for part in parts for x in (*part[:3], *part.biases)))
-        and all(x.dtype == torch.bfloat16 for part in parts for x in part[:3])
+        and all(x.dtype == queries.dtype for part in parts for x in part[:3])
         and not (causal and parts[-1].keys.shape[2] != queries.shape[2])
         and all(bias.shape[2] == 1 or bias.shape[3] == 1 for part in parts for bias in part.biases)
         and any(part.keys.shape[2] for part in parts)
-        and library() is not None
     )
 
 
@@ -176,11 +219,9 @@ def attention(parts: Sequence[Part], scaling: float, causal: bool, hidden: float
     """The result of `softmax.joined_attention`, values (B, H, T, Dv), for cases that `attends` accepts.
 
     hidden: the lowest bias; lower ones, such as -inf, are raised to it.
-    Raises RuntimeError without the library, and ValueError for tensors that do not fit together.
+    Raises RuntimeError where the library does not know the dtype, and ValueError for tensors that do not fit together.
     """
-    found = library()
-    if found is None:
-        raise RuntimeError("the C library is not there; ask native.library() first")
+    found = _of(parts[0].queries.dtype)
     batch, heads, tokens, width = parts[0].queries.shape
     groups, value_width = parts[0].keys.shape[1], parts[0].values.shape[3]
     # In memory this is (B, T, H, Dv), as the output of the layer wants it.
@@ -228,7 +269,7 @@ def rotates(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
         and cos.shape[2] % 2 == 0
         and cos.shape[2] <= x.shape[3]
         and not (torch.is_grad_enabled() and any(one.requires_grad for one in (x, cos, sin)))
-        and library() is not None
+        and knows(torch.float32)
     )
 
 
@@ -238,15 +279,40 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
     dtype: of the result, float32 or bfloat16.
     Raises RuntimeError without the library, and ValueError for tables that do not fit `x`.
     """
-    found = library()
-    if found is None:
-        raise RuntimeError("the C library is not there; ask native.library() first")
     if cos.shape != sin.shape or cos.shape[:2] not in ((1, x.shape[2]), (x.shape[0], x.shape[2])):
         raise ValueError(f"tables {tuple(cos.shape)} and {tuple(sin.shape)} do not fit vectors {tuple(x.shape)}")
+    return _turned(x, None, (cos, sin), dtype)
+
+
+def unpacks(x: Tensor, scale: Tensor) -> bool:
+    """Whether `unpack` covers this case: many vectors on the CPU, without gradients."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.int8
+        and scale.dtype == torch.float32
+        and x.shape[2] >= FEWEST_QUERIES
+        and not (torch.is_grad_enabled() and scale.requires_grad)
+        and knows(torch.float32)
+    )
+
+
+def unpack(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The result of `packing.unpacked` for cases that `unpacks` accepts: x (B, G, M, D) times scale (B, G, M).
+
+    dtype: of the result, float32 or bfloat16.
+    Raises RuntimeError without the library, and ValueError for scales that do not fit `x`.
+    """
+    if scale.shape != x.shape[:3]:
+        raise ValueError(f"scales {tuple(scale.shape)} do not fit vectors {tuple(x.shape)}")
+    return _turned(x, scale, None, dtype)
+
+
+def _turned(x: Tensor, scale: Tensor | None, tables: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
+    found = _of(torch.float32)
     result = torch.empty(x.shape, dtype=dtype, device=CPU)
     kept: list[Tensor] = []
-    tables = (table.expand(x.shape[0], -1, -1).unsqueeze(1) for table in (cos, sin))
-    numbers = array("q", [number for tensor in (x, result, *tables) for number in _tensor(tensor, kept)])
-    numbers.extend((*x.shape, cos.shape[2], KINDS[x.dtype], KINDS[dtype]))
+    spread = (None, None) if tables is None else (one.expand(x.shape[0], -1, -1).unsqueeze(1) for one in tables)
+    numbers = array("q", [number for tensor in (x, result, scale, *spread) for number in _tensor(tensor, kept)])
+    numbers.extend((*x.shape, 0 if tables is None else tables[0].shape[2], KINDS[x.dtype], KINDS[dtype]))
     found.rotate(numbers.buffer_info()[0], _team(), torch.get_num_threads())
     return result

@@ -20,7 +20,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FOLDER = "infinimem/attention/native"
 # Without contraction (into fused multiply-adds), the code of all compilers rounds alike.
 FLAGS = ("-O3", "-shared", "-fPIC", "-ffp-contract=off")
-TAG = "py3-none-linux_x86_64"
+MACHINES = ("x86_64", "aarch64")
 SECONDS = 120
 
 
@@ -34,7 +34,7 @@ class LibraryHook(BuildHookInterface):  # type: ignore[misc]
         if library is not None:
             build_data["artifacts"].append(f"{FOLDER}/{library.name}")
             build_data["pure_python"] = False
-            build_data["tag"] = TAG
+            build_data["tag"] = f"py3-none-linux_{platform.machine()}"
 
 
 def build(folder: Path) -> Path | None:
@@ -47,7 +47,7 @@ def build(folder: Path) -> Path | None:
     try:
         for old in folder.glob("libinfinimem*"):
             old.unlink()
-        if sys.platform != "linux" or platform.machine() != "x86_64":
+        if sys.platform != "linux" or platform.machine() not in MACHINES:
             return None
         subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
         fresh.replace(library)

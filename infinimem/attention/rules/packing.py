@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import native
 from .state import Layout, State
 
 FLOATS = {"float32": torch.float32, "float16": torch.float16}
@@ -97,13 +98,19 @@ def pack(state: State, packing: str) -> State:
     return packed
 
 
-def unpack(state: State) -> State:
-    """A packed state in float32."""
-    unpacked = {"counts": state["counts"]}
-    for name in ("keys", "values"):
-        x = state[name].float()
-        unpacked[name] = x * state[f"{name}_scale"].unsqueeze(-1) if f"{name}_scale" in state else x
-    return unpacked
+def unpack(state: State, dtype: torch.dtype = torch.float32) -> State:
+    """A packed state with keys and values in `dtype`."""
+    return {"counts": state["counts"], **{name: unpacked(state, name, dtype) for name in ("keys", "values")}}
+
+
+def unpacked(state: State, name: str, dtype: torch.dtype) -> Tensor:
+    """The keys or the values of a packed state, (B, G, M, D) in `dtype`; rounded once. name: "keys" or "values"."""
+    x, scale = state[name], state.get(f"{name}_scale")
+    if scale is None:
+        return x.to(dtype)
+    if dtype in native.KINDS and native.unpacks(x, scale):
+        return native.unpack(x, scale, dtype)
+    return (x.float() * scale.unsqueeze(-1)).to(dtype)
 
 
 def packed_layout(packing: str, places: int | None, key_width: int, value_width: int) -> Layout:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...errors import InvalidSetting
 from .base import SoftmaxRule
-from .packing import PACKINGS, Places, in_a_row, pack, packed_layout, singles, unpack
+from .packing import PACKINGS, Places, in_a_row, pack, packed_layout, singles, unpacked
 from .state import Layout, Part, State
 
 # Pair costs of one chunk of heads stay below this many entries, so that they fit into the CPU's cache.
@@ -105,10 +105,8 @@ class SlotsRule(SoftmaxRule):
         return pack(padded, self.packing)
 
     def prepare(self, state: State, dtype: torch.dtype) -> State:
-        state = unpack(state)
         return {
-            "keys": state["keys"].to(dtype),
-            "values": state["values"].to(dtype),
+            **{name: unpacked(state, name, dtype) for name in ("keys", "values")},
             "bias": (self.mass * state["counts"].log()).unsqueeze(-2),  # (B, G, 1, M), -inf for empty slots
         }
 

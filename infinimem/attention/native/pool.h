@@ -1,19 +1,17 @@
 /* The end of a segment in one pass: places of several states, one after the other, are merged by Ward's criterion as
- * `slots.ward_merge` does, and packed as `packing.pack` does. The search for partners is computed in bfloat16.
+ * `slots.ward_merge` does, and packed as `packing.pack` does. The search for partners is computed in numbers of a cell.
  */
 
-#include "common.h"
-
-int usable(void) {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bf16");
-}
-
-/* A tile of products is ROWS places that give by COLUMNS places that take. 24 of the 32 vector registers hold the sums
- * of a tile. */
-enum { ROWS = 8, VECTORS = 3, COLUMNS = VECTORS * LANES, RUNS = 3 };
+/* A product is ROWS places that give by COLUMNS places that take. Without tiles, the vector registers hold the sums of a
+ * product, three quarters of all registers. */
+#if TILES
+enum { ROWS = TILE_ROWS, VECTORS = 2 };
+#elif FEW_REGISTERS
+enum { ROWS = 4, VECTORS = 3 };
+#else
+enum { ROWS = 8, VECTORS = 3 };
+#endif
+enum { COLUMNS = VECTORS * LANES, RUNS = 3 };
 
 /* A state of `places` places a head. Only INT8 has scales; where `counts.at` is null, every count is one. */
 typedef struct {
@@ -39,34 +37,39 @@ typedef struct {
     atomic_llong next_item, next_member;
 } task;
 
-/* The working memory of one thread, for N places of F numbers. */
+/* The working memory of one thread, for N places of F numbers, which fill C cells (the last ones are zero). */
 typedef struct {
-    float *x;           /* (N, F) */
-    uint16_t *rounded;  /* (N, pairs of F * 2) bfloat16, centred and scaled */
+    float *x;                     /* (N, F) */
+    number *rounded;              /* (N, C cells), centred and scaled */
     float *counts, *ease, *norms; /* (N,): number of tokens, its reciprocal, squared length of the rounded vector */
     float *scale, *shift;         /* (F,) */
     int32_t *kept, *next_kept;    /* (N,) places that are left, in order */
-    uint32_t *panel;    /* (pairs, COLUMNS) of the places that take */
+    cell *giving;                 /* with tiles (evens, C): the rounded vectors of the places that give */
+    cell *panel;                  /* (C, COLUMNS) of the places that take */
     float *panel_norms, *panel_ease; /* (COLUMNS,) */
-    float *best;        /* (evens, LANES): least cost so far; each lane looks at every sixteenth partner */
+    float *best;         /* (evens, LANES): least cost so far; each lane looks at one of LANES partners */
     int32_t *best_index;
-    uint32_t *cost;     /* (evens,) the bits of the least cost */
-    int32_t *partner;   /* (evens,) */
+    uint32_t *cost;      /* (evens,) the bits of the least cost */
+    int32_t *partner;    /* (evens,) */
     int32_t *first, *following; /* for each odd place, the linked list of the places that it takes in */
 } workspace;
 
+static int64_t cells_of(int64_t width) {
+    int64_t cells = (width + PER_CELL - 1) / PER_CELL;
+    return TILES ? (cells + TILE_CELLS - 1) / TILE_CELLS * TILE_CELLS : cells;
+}
+
 KERNEL static void unpack(const char *from, int64_t kind, float scale, int64_t width, float *to) {
     for (int64_t i = 0; i < width; i += LANES) {
-        __mmask16 mask = lanes(width - i);
-        __m512 x;
+        int64_t left = width - i;
+        vec x;
         if (kind == INT8)
-            x = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, from + i))),
-                              _mm512_set1_ps(scale));
+            x = load_int8(from + i, left) * all(scale);
         else if (kind == FLOAT32)
-            x = _mm512_maskz_loadu_ps(mask, (const float *)from + i);
+            x = load_part((const float *)from + i, left);
         else
-            x = widened(_mm256_maskz_loadu_epi16(mask, (const uint16_t *)from + i));
-        _mm512_mask_storeu_ps(to + i, mask, x);
+            x = load_bfloat16((const uint16_t *)from + i, left);
+        store_part(to + i, left, x);
     }
 }
 
@@ -102,11 +105,10 @@ KERNEL static void measure(const job *j, int64_t size, float balance, workspace 
     memset(squares, 0, width * sizeof *squares);
     for (int64_t n = 0; n < size; n++)
         for (int64_t i = 0; i < width; i += LANES) {
-            __mmask16 mask = lanes(width - i);
-            __m512 x = _mm512_maskz_loadu_ps(mask, w->x + n * width + i);
-            __m512 sum = _mm512_maskz_loadu_ps(mask, mean + i), square = _mm512_maskz_loadu_ps(mask, squares + i);
-            _mm512_mask_storeu_ps(mean + i, mask, _mm512_add_ps(sum, x));
-            _mm512_mask_storeu_ps(squares + i, mask, _mm512_fmadd_ps(x, x, square));
+            int64_t left = width - i;
+            vec x = load_part(w->x + n * width + i, left);
+            store_part(mean + i, left, load_part(mean + i, left) + x);
+            store_part(squares + i, left, multiply_add(x, x, load_part(squares + i, left)));
         }
     float spread[2] = {0, 0};
     for (int64_t i = 0; i < width; i++) {
@@ -116,7 +118,7 @@ KERNEL static void measure(const job *j, int64_t size, float balance, workspace 
     for (int part = 0; part < 2; part++) {
         /* NaN stays NaN. */
         float floor = spread[part] < 1e-12f ? 1e-12f : spread[part];
-        spread[part] = (part ? balance : 1.0f) / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(floor)));
+        spread[part] = (part ? balance : 1.0f) / root(floor);
     }
     for (int64_t i = 0; i < width; i++) {
         w->scale[i] = spread[i >= j->key_width];
@@ -127,120 +129,131 @@ KERNEL static void measure(const job *j, int64_t size, float balance, workspace 
 /* Computes the rounded vector of a place, and its squared length. */
 KERNEL static void round_place(int64_t width, int64_t place, workspace *w) {
     const float *x = w->x + place * width;
-    uint16_t *rounded = w->rounded + place * (width + width % 2);
-    __m512 sum = _mm512_setzero_ps();
+    number *rounded = w->rounded + place * cells_of(width) * PER_CELL;
+    vec sum = zero();
     for (int64_t i = 0; i < width; i += LANES) {
-        __mmask16 mask = lanes(width - i);
-        __m512 y = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, x + i), _mm512_maskz_loadu_ps(mask, w->scale + i),
-                                   _mm512_maskz_loadu_ps(mask, w->shift + i));
-        __m256i half = (__m256i)_mm512_cvtneps_pbh(y);
-        _mm256_mask_storeu_epi16(rounded + i, mask, half);
-        y = _mm512_maskz_mov_ps(mask, widened(half));
-        sum = _mm512_fmadd_ps(y, y, sum);
+        int64_t left = width - i;
+        vec y = multiply_add(load_part(x + i, left), load_part(w->scale + i, left), load_part(w->shift + i, left));
+        store_numbers(rounded + i, left, y);
+        y = load_numbers(rounded + i, left);
+        sum = multiply_add(y, y, sum);
     }
-    w->norms[place] = _mm512_reduce_add_ps(sum);
+    w->norms[place] = sum_of(sum);
 }
 
-/* Lays out up to COLUMNS odd places as columns of pairs of numbers: one instruction multiplies a row of pairs. */
-KERNEL static void fill_panel(const int32_t *odds, int64_t count, int64_t pairs, workspace *w) {
+/* Lays out up to COLUMNS odd places as columns of cells: one instruction multiplies a row of cells. */
+KERNEL static void fill_panel(const int32_t *odds, int64_t count, int64_t cells, workspace *w) {
     for (int64_t c = 0; c < COLUMNS; c++) {
         if (c >= count) {
             /* An empty column is infinitely far from every place. */
             w->panel_norms[c] = __builtin_inff();
             w->panel_ease[c] = 1;
-            for (int64_t p = 0; p < pairs; p++) w->panel[p * COLUMNS + c] = 0;
+            for (int64_t p = 0; p < cells; p++) w->panel[p * COLUMNS + c] = 0;
             continue;
         }
         int32_t place = odds[2 * c];
-        const uint32_t *from = (const uint32_t *)w->rounded + place * pairs;
+        const cell *from = (const cell *)w->rounded + place * cells;
         w->panel_norms[c] = w->norms[place];
         w->panel_ease[c] = w->ease[place];
-        for (int64_t p = 0; p < pairs; p++) w->panel[p * COLUMNS + c] = from[p];
+        for (int64_t p = 0; p < cells; p++) w->panel[p * COLUMNS + c] = from[p];
     }
 }
 
-/* Computes Ward's costs of ROWS places with the places of the panel. Each row keeps the least cost, and of equal costs
- * the first. */
-KERNEL static void tile(const int32_t *evens, int64_t rows, int64_t row, int64_t column, int64_t pairs, workspace *w) {
-    const uint32_t *a[ROWS];
-    int32_t place[ROWS];
-    for (int r = 0; r < ROWS; r++) {
-        int64_t even = row + r < rows ? row + r : rows - 1;
-        place[r] = evens[2 * even];
-        a[r] = (const uint32_t *)w->rounded + place[r] * pairs;
+/* Compares the products of one place with the places of the panel, the first of which is odd place `column`. Each lane
+ * keeps the least cost, and of equal costs the first. */
+INLINE void compare(const vec *products, float own_norm, float own_ease, int64_t column, const workspace *w,
+                    float *best_at, int32_t *index_at) {
+    vec best = load(best_at), norm = all(own_norm), ease = all(own_ease);
+    whole index = load_whole(index_at);
+#pragma GCC unroll 3
+    for (int v = 0; v < VECTORS; v++) {
+        vec far = norm + load(w->panel_norms + v * LANES);
+        vec distance = larger(zero(), multiply_add(products[v], all(-2), far));
+        /* A near value is enough for the search, because the cost of the partner it finds is computed again. */
+        vec cost = distance * nearly_reciprocal(ease + load(w->panel_ease + v * LANES));
+        choice cheaper = less(cost, best);
+        best = chosen(cheaper, cost, best);
+        index = chosen_whole(cheaper, add_whole(counting(), all_whole((int32_t)(column + v * LANES))), index);
     }
-    __m512 sums[ROWS][VECTORS];
+    store(best_at, best);
+    store_whole(index_at, index);
+}
+
+/* Computes Ward's costs of ROWS places with the places of the panel. */
+KERNEL static void compare_rows(const int32_t *evens, int64_t rows, int64_t row, int64_t column, int64_t cells,
+                                workspace *w) {
+    int32_t place[ROWS];
+    for (int r = 0; r < ROWS; r++) place[r] = evens[2 * (row + r < rows ? row + r : rows - 1)];
+#if TILES
+    float products[ROWS * COLUMNS] __attribute__((aligned(ALIGNMENT)));
+    tile_products(w->giving + row * cells, cells * sizeof(cell), w->panel, COLUMNS * sizeof(cell), cells, products,
+                  COLUMNS * sizeof *products);
+    for (int r = 0; r < ROWS; r++) {
+        vec sums[VECTORS] = {load(products + r * COLUMNS), load(products + r * COLUMNS + LANES)};
+        compare(sums, w->norms[place[r]], w->ease[place[r]], column, w, w->best + (row + r) * LANES,
+                w->best_index + (row + r) * LANES);
+    }
+#else
+    const cell *a[ROWS];
+    for (int r = 0; r < ROWS; r++) a[r] = (const cell *)w->rounded + place[r] * cells;
+    vec sums[ROWS][VECTORS];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 3
-        for (int v = 0; v < VECTORS; v++) sums[r][v] = _mm512_setzero_ps();
-    for (int64_t p = 0; p < pairs; p++) {
-        __m512bh b[VECTORS];
+        for (int v = 0; v < VECTORS; v++) sums[r][v] = zero();
+    for (int64_t p = 0; p < cells; p++) {
+        cells_of_lanes b[VECTORS];
 #pragma GCC unroll 3
-        for (int v = 0; v < VECTORS; v++) b[v] = (__m512bh)_mm512_load_si512(w->panel + p * COLUMNS + v * LANES);
+        for (int v = 0; v < VECTORS; v++) b[v] = load_cells(w->panel + p * COLUMNS + v * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++) {
-            __m512bh pair = (__m512bh)_mm512_set1_epi32((int)a[r][p]);
+            cells_of_lanes own = all_cells(a[r][p]);
 #pragma GCC unroll 3
-            for (int v = 0; v < VECTORS; v++) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], pair, b[v]);
+            for (int v = 0; v < VECTORS; v++) sums[r][v] = add_products(sums[r][v], own, b[v]);
         }
     }
-    const __m512 minus_two = _mm512_set1_ps(-2), zero = _mm512_setzero_ps();
-    const __m512i counting = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++) {
-        float *best_at = w->best + (row + r) * LANES;
-        int32_t *index_at = w->best_index + (row + r) * LANES;
-        __m512 best = _mm512_load_ps(best_at);
-        __m512i index = _mm512_load_si512(index_at);
-        __m512 norm = _mm512_set1_ps(w->norms[place[r]]), ease = _mm512_set1_ps(w->ease[place[r]]);
-#pragma GCC unroll 3
-        for (int v = 0; v < VECTORS; v++) {
-            __m512 far = _mm512_add_ps(norm, _mm512_load_ps(w->panel_norms + v * LANES));
-            __m512 distance = _mm512_max_ps(zero, _mm512_fmadd_ps(sums[r][v], minus_two, far));
-            /* Fourteen bits are enough for the search, because the cost of the partner it finds is computed again. */
-            __m512 cost = _mm512_mul_ps(
-                distance, _mm512_rcp14_ps(_mm512_add_ps(ease, _mm512_load_ps(w->panel_ease + v * LANES))));
-            __mmask16 less = _mm512_cmp_ps_mask(cost, best, _CMP_LT_OQ);
-            best = _mm512_mask_mov_ps(best, less, cost);
-            index = _mm512_mask_add_epi32(index, less, counting, _mm512_set1_epi32((int)(column + v * LANES)));
-        }
-        _mm512_store_ps(best_at, best);
-        _mm512_store_si512(index_at, index);
-    }
+    for (int r = 0; r < ROWS; r++)
+        compare(sums[r], w->norms[place[r]], w->ease[place[r]], column, w, w->best + (row + r) * LANES,
+                w->best_index + (row + r) * LANES);
+#endif
 }
 
-KERNEL static float distance_of(const uint16_t *a, const uint16_t *b, int64_t width) {
-    __m512 sum = _mm512_setzero_ps();
+KERNEL static float distance_of(const number *a, const number *b, int64_t width) {
+    vec sum = zero();
     for (int64_t i = 0; i < width; i += LANES) {
-        __mmask16 mask = lanes(width - i);
-        __m512 d = _mm512_sub_ps(widened(_mm256_maskz_loadu_epi16(mask, a + i)),
-                                 widened(_mm256_maskz_loadu_epi16(mask, b + i)));
-        sum = _mm512_fmadd_ps(d, d, sum);
+        vec d = load_numbers(a + i, width - i) - load_numbers(b + i, width - i);
+        sum = multiply_add(d, d, sum);
     }
-    return _mm512_reduce_add_ps(sum);
+    return sum_of(sum);
 }
 
 /* Finds the cheapest odd place for each even place, and the cost of the pair. */
 KERNEL static void find_partners(int64_t width, const int32_t *order, int64_t size, workspace *w) {
-    int64_t evens = (size + 1) / 2, odds = size / 2, pairs = (width + 1) / 2;
+    int64_t evens = (size + 1) / 2, odds = size / 2, cells = cells_of(width);
     int64_t padded = (evens + ROWS - 1) / ROWS * ROWS;
     for (int64_t i = 0; i < padded * LANES; i++) {
         w->best[i] = __builtin_inff();
         w->best_index[i] = 0;
     }
+#if TILES
+    for (int64_t e = 0; e < padded; e++) {
+        const cell *from = (const cell *)w->rounded + order[2 * (e < evens ? e : evens - 1)] * cells;
+        memcpy(w->giving + e * cells, from, cells * sizeof *from);
+    }
+#endif
     for (int64_t column = 0; column < odds; column += COLUMNS) {
-        fill_panel(order + 1 + 2 * column, odds - column, pairs, w);
-        for (int64_t row = 0; row < evens; row += ROWS) tile(order, evens, row, column, pairs, w);
+        fill_panel(order + 1 + 2 * column, odds - column, cells, w);
+        for (int64_t row = 0; row < evens; row += ROWS) compare_rows(order, evens, row, column, cells, w);
     }
     for (int64_t e = 0; e < evens; e++) {
         const float *best = w->best + e * LANES;
-        float least = _mm512_reduce_min_ps(_mm512_load_ps(best));
+        float least = least_of(load(best));
         int32_t found = INT32_MAX;
         for (int lane = 0; lane < LANES; lane++)
             if (best[lane] == least && w->best_index[e * LANES + lane] < found) found = w->best_index[e * LANES + lane];
         int32_t even = order[2 * e], odd = order[2 * found + 1];
-        int64_t stride = width + width % 2;
+        int64_t stride = cells * PER_CELL;
         float cost = distance_of(w->rounded + even * stride, w->rounded + odd * stride, width) /
                      (w->ease[even] + w->ease[odd]);
         w->partner[e] = found;
@@ -276,13 +289,13 @@ KERNEL static void take_in(int64_t width, int32_t into, int32_t first, workspace
     float divisor = after < 1e-12f ? 1e-12f : after;
     float *x = w->x + into * width;
     for (int64_t i = 0; i < width; i += LANES) {
-        __mmask16 mask = lanes(width - i);
-        __m512 old = _mm512_maskz_loadu_ps(mask, x + i), sum = old;
+        int64_t left = width - i;
+        vec old = load_part(x + i, left), sum = old;
         for (int32_t from = first; from >= 0; from = w->following[from]) {
-            __m512 other = _mm512_maskz_loadu_ps(mask, w->x + from * width + i);
-            sum = _mm512_fmadd_ps(_mm512_sub_ps(other, old), _mm512_set1_ps(w->counts[from] / divisor), sum);
+            vec other = load_part(w->x + from * width + i, left);
+            sum = multiply_add(other - old, all(w->counts[from] / divisor), sum);
         }
-        _mm512_mask_storeu_ps(x + i, mask, sum);
+        store_part(x + i, left, sum);
     }
     w->counts[into] = after;
     w->ease[into] = 1 / after;
@@ -327,23 +340,17 @@ KERNEL static int64_t merge_round(int64_t width, const int32_t *order, int64_t s
 /* Packs one vector as steps of a scale, which is rounded to bfloat16, so that packing again finds the same scale and
  * steps. Returns the scale. */
 KERNEL static float pack(const float *x, int64_t width, char *to) {
-    __m512 most = _mm512_setzero_ps();
-    for (int64_t i = 0; i < width; i += LANES)
-        most = _mm512_max_ps(_mm512_abs_ps(_mm512_maskz_loadu_ps(lanes(width - i), x + i)), most);
-    float scale = _mm512_reduce_max_ps(most) / 127;
+    vec most = zero();
+    for (int64_t i = 0; i < width; i += LANES) most = larger(absolute(load_part(x + i, width - i)), most);
+    float scale = most_of(most) / 127;
     uint32_t bits;
     memcpy(&bits, &scale, sizeof bits);
     bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
     memcpy(&scale, &bits, sizeof bits);
     const float tiny = 0x1p-126f;
-    __m512 step = _mm512_set1_ps(scale < tiny ? tiny : scale);
-    for (int64_t i = 0; i < width; i += LANES) {
-        __mmask16 mask = lanes(width - i);
-        __m512 steps = _mm512_div_ps(_mm512_maskz_loadu_ps(mask, x + i), step);
-        __m512i whole = _mm512_cvt_roundps_epi32(steps, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        whole = _mm512_max_epi32(_mm512_min_epi32(whole, _mm512_set1_epi32(127)), _mm512_set1_epi32(-127));
-        _mm_mask_storeu_epi8(to + i, mask, _mm512_cvtepi32_epi8(whole));
-    }
+    vec step = all(scale < tiny ? tiny : scale);
+    for (int64_t i = 0; i < width; i += LANES)
+        store_int8(to + i, width - i, nearest(load_part(x + i, width - i) / step));
     return scale;
 }
 
@@ -379,9 +386,9 @@ static int64_t places_of(const job *j) {
 
 /* Lays out a workspace for `size` places, which begins at `at`; returns its end. */
 static uintptr_t lay_out(workspace *w, uintptr_t at, int64_t size, int64_t width) {
-    int64_t pairs = (width + 1) / 2, evens = (size + 1) / 2, padded = (evens + ROWS - 1) / ROWS * ROWS;
+    int64_t cells = cells_of(width), evens = (size + 1) / 2, padded = (evens + ROWS - 1) / ROWS * ROWS;
     w->x = part(&at, size * width * sizeof *w->x);
-    w->rounded = part(&at, size * pairs * 2 * sizeof *w->rounded);
+    w->rounded = part(&at, size * cells * sizeof(cell));
     w->counts = part(&at, size * sizeof *w->counts);
     w->ease = part(&at, size * sizeof *w->ease);
     w->norms = part(&at, size * sizeof *w->norms);
@@ -389,7 +396,8 @@ static uintptr_t lay_out(workspace *w, uintptr_t at, int64_t size, int64_t width
     w->shift = part(&at, width * sizeof *w->shift);
     w->kept = part(&at, size * sizeof *w->kept);
     w->next_kept = part(&at, size * sizeof *w->next_kept);
-    w->panel = part(&at, pairs * COLUMNS * sizeof *w->panel);
+    w->giving = part(&at, TILES ? padded * cells * sizeof *w->giving : 0);
+    w->panel = part(&at, cells * COLUMNS * sizeof *w->panel);
     w->panel_norms = part(&at, COLUMNS * sizeof *w->panel_norms);
     w->panel_ease = part(&at, COLUMNS * sizeof *w->panel_ease);
     w->best = part(&at, padded * LANES * sizeof *w->best);
@@ -405,23 +413,29 @@ static void work(void *data) {
     task *t = data;
     char *scratch = t->scratch + atomic_fetch_add(&t->next_member, 1) * t->scratch_size;
     int64_t begin = 0, index = 0;
+#if TILES
+    tile_shapes before = begin_tiles();
+#endif
     for (int64_t item = atomic_fetch_add(&t->next_item, 1);; item = atomic_fetch_add(&t->next_item, 1)) {
         while (index < t->count && item >= begin + t->jobs[index].rows * t->jobs[index].heads)
             begin += t->jobs[index].rows * t->jobs[index].heads, index++;
-        if (index == t->count) return;
+        if (index == t->count) break;
         const job *j = &t->jobs[index];
         workspace w;
-        lay_out(&w, (uintptr_t)scratch, places_of(j), j->key_width + j->value_width);
-        /* With an odd width, half of each vector's last pair is unused, and must be zero. */
-        if ((j->key_width + j->value_width) % 2)
-            memset(w.rounded, 0, places_of(j) * (j->key_width + j->value_width + 1) * sizeof *w.rounded);
+        int64_t width = j->key_width + j->value_width;
+        lay_out(&w, (uintptr_t)scratch, places_of(j), width);
+        /* What is left of a vector's last cells must be zero. */
+        if (cells_of(width) * PER_CELL != width) memset(w.rounded, 0, places_of(j) * cells_of(width) * sizeof(cell));
         finish(j, (item - begin) / j->heads, (item - begin) % j->heads, (float)t->balance, &w);
     }
+#if TILES
+    end_tiles(&before);
+#endif
 }
 
 /* Does all jobs with `threads` threads of `parallel`, or with the calling thread where `parallel` is null. Returns 0,
  * or -1 where memory runs out. balance: weight of value distance against key distance. */
-int pool(const job *jobs, int64_t count, double balance, team *parallel, int64_t threads) {
+int NAME(pool)(const job *jobs, int64_t count, double balance, team *parallel, int64_t threads) {
     task t = {jobs, count, balance, NULL, 0, 0, 0};
     if (!parallel || threads < 1) threads = 1;
     for (int64_t i = 0; i < count; i++) {
