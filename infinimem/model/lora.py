@@ -53,8 +53,10 @@ def add_lora(model: PreTrainedModel, adapter: Adapter) -> None:
     modules = check_lora(model, adapter)
     network: Any = model
     for path, (a, b) in adapter.lora.items():
-        place, kind = next(modules[path].parameters()).device, network.dtype
-        network.set_submodule(path, LoraLinear(modules[path], a.to(place, kind), (adapter.scale * b).to(place, kind)))
+        base = modules[path]
+        kind = base.dtype if isinstance(base, Int8Linear) else base.weight.dtype
+        place = base.weight.device
+        network.set_submodule(path, LoraLinear(base, a.to(place, kind), (adapter.scale * b).to(place, kind)))
 
 
 def check_lora(model: PreTrainedModel, adapter: Adapter) -> dict[str, Any]:

@@ -114,12 +114,17 @@ class _Holder(nn.Module):
 
 
 class Int8Linear(_Holder):
-    """A linear layer with weights of 8 bits. bias: (N,), or None."""
+    """A linear layer with weights of 8 bits.
+
+    bias: (N,), or None.
+    dtype: of the model's numbers.
+    """
 
     bias: Tensor | None
 
-    def __init__(self, weight: Int8Weight, bias: Tensor | None) -> None:
+    def __init__(self, weight: Int8Weight, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__(weight)
+        self.dtype = dtype
         self.in_features, self.out_features = weight.width, len(weight)
         # In float32, as the product adds it.
         self.register_buffer("bias", None if bias is None else bias.detach().float(), persistent=False)
@@ -162,13 +167,13 @@ def quantize(model: PreTrainedModel, adapter: Adapter | None = None) -> None:
     for path, module in list(network.named_modules()):
         if isinstance(module, nn.Linear) and not (tied and module is head):
             weight = Int8Weight.of(module.weight, lora.get(path), scale)
-            network.set_submodule(path, Int8Linear(weight, module.bias))
+            network.set_submodule(path, Int8Linear(weight, module.bias, dtype))
         elif module is embedding:
             shared = Int8Weight.of(module.weight)
             factor = float(getattr(module, "embed_scale", 1.0))
             network.set_submodule(path, Int8Embedding(shared, dtype, factor))
     if tied and shared is not None:
-        network.set_output_embeddings(Int8Linear(shared, head.bias))
+        network.set_output_embeddings(Int8Linear(shared, head.bias, dtype))
     # What is left may be a view of the file that the model was loaded from, which would stay in memory.
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.dtype != torch.int8:
