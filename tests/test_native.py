@@ -31,7 +31,7 @@ from infinimem.attention.softmax import joined_attention
 needs_library = pytest.mark.skipif(
     native.library() is None, reason="the C library is not built, or this processor has no AVX-512 BF16"
 )
-SOURCES = ["attention.c", "common.h", "pool.c", "rotary.c", "sources.py"]
+SOURCES = ["attention.c", "common.h", "pool.c", "product.c", "rotary.c", "sources.py"]
 # Head widths, places, capacity.
 SIZES = [(16, 3, 2), (20, 7, 2), (8, 97, 60), (64, 1024, 512), (33, 130, 128), (128, 300, 150), (64, 40, 64)]
 

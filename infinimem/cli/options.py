@@ -52,7 +52,7 @@ adapter_option = click.option("--adapter", metavar="A", help="Directory of an ad
 weights_option = click.option(
     "--weights",
     type=click.Choice(WEIGHTS),
-    help="Format of the model's weights in memory; int8 takes half the room. Default: of the memory file, else bfloat16.",
+    help="The model's weights in memory; int8 takes half the room. Default: as in the memory file, else bfloat16.",
 )
 file_argument = click.argument("file", type=click.Path(path_type=Path))
 _MEMORY_OPTIONS = (

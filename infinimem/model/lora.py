@@ -74,8 +74,8 @@ def check_lora(model: PreTrainedModel, adapter: Adapter) -> dict[str, Any]:
             )
         if (module.out_features, module.in_features) != (b.shape[0], a.shape[1]):
             raise AdapterMismatch(
-                f"the adapter '{adapter.name}' has the shape {(b.shape[0], a.shape[1])} at '{path}', but the "
-                f"model has {(module.out_features, module.in_features)}; use the base model that the adapter was trained on"
+                f"the adapter '{adapter.name}' has the shape {(b.shape[0], a.shape[1])} at '{path}', but the model has "
+                f"{(module.out_features, module.in_features)}; use the base model that the adapter was trained on"
             )
     return modules
 
