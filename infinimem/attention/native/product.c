@@ -325,6 +325,14 @@ ANYWHERE uint32_t bits_of(float x) {
     return found;
 }
 
+/* Reads `size` numbers; a size that the compiler knows makes it fast. */
+ANYWHERE void get(const char *from, int64_t kind, int64_t size, float *x) {
+    if (kind == FLOAT)
+        memcpy(x, from, sizeof(float) * (size_t)size);
+    else
+        for (int64_t i = 0; i < size; i++) x[i] = number((uint32_t)((const uint16_t *)from)[i] << 16);
+}
+
 /* Rounds a row to 8 bits. */
 ANYWHERE void round_row(const state *s, int64_t row) {
     enum { SIGN = 0x7fffffff };
@@ -334,12 +342,15 @@ ANYWHERE void round_row(const state *s, int64_t row) {
     const char *from = p->x + row * p->x_row;
     int8_t *to = s->x + row * s->padded;
     for (int64_t g = 0; g < s->groups; g++) {
-        float x[GROUP] = {0};
-        int64_t first = g * GROUP, size = p->width - first < GROUP ? p->width - first : GROUP;
-        if (p->x_kind == FLOAT)
-            memcpy(x, from + first * 4, sizeof(float) * (size_t)size);
-        else
-            for (int64_t i = 0; i < size; i++) x[i] = number((uint32_t)((const uint16_t *)from)[first + i] << 16);
+        float x[GROUP];
+        int64_t first = g * GROUP, size = p->width - first;
+        const char *at = from + first * (p->x_kind == FLOAT ? 4 : 2);
+        if (size >= GROUP)
+            get(at, p->x_kind, GROUP, x);
+        else {
+            memset(x, 0, sizeof x);
+            get(at, p->x_kind, size, x);
+        }
         /* Compared as integers, so that a NaN is the largest number, and makes the whole row NaN. */
         int32_t most = 0;
         for (int64_t i = 0; i < GROUP; i++) {
@@ -349,36 +360,41 @@ ANYWHERE void round_row(const state *s, int64_t row) {
         float largest = number((uint32_t)most), inverse = most ? 127.0f / largest : 0.0f;
         int32_t sum = 0;
         int8_t rounded[GROUP];
-        for (int64_t i = 0; i < GROUP; i++) {
-            rounded[i] = (int8_t)(bits_of(x[i] * inverse + shift) & 0xff);
-            sum += rounded[i];
-        }
+        for (int64_t i = 0; i < GROUP; i++) rounded[i] = (int8_t)(bits_of(x[i] * inverse + shift) & 0xff);
+        for (int64_t i = 0; i < GROUP; i++) sum += rounded[i];
         memcpy(to + first, rounded, (size_t)(end_of(s, g) - first));
         s->scales[row * s->groups + g] = largest / 127.0f;
         s->sums[row * s->groups + g] = 128 * sum;
     }
 }
 
+/* Writes `count` numbers of a finished row. */
+ANYWHERE void put(const product *p, const float *acc, int64_t row, int64_t column, int64_t count) {
+    float found[COLUMNS];
+    for (int64_t c = 0; c < count; c++) found[c] = acc[c] * p->scales[column + c];
+    if (p->bias)
+        for (int64_t c = 0; c < count; c++) found[c] += p->bias[column + c];
+    int64_t at = row * p->columns + column;
+    if (p->out_kind == FLOAT) {
+        memcpy(p->out + at * 4, found, sizeof(float) * (size_t)count);
+        return;
+    }
+    uint16_t *to = (uint16_t *)p->out + at;
+    for (int64_t c = 0; c < count; c++) {
+        uint32_t bits = bits_of(found[c]);
+        uint32_t half = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        to[c] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : half);
+    }
+}
+
 /* Writes a finished block. */
 ANYWHERE void finish(const product *p, const float *acc, int64_t row, int64_t rows, int64_t column) {
-    int64_t count = p->columns - column < COLUMNS ? p->columns - column : COLUMNS;
-    for (int64_t r = 0; r < rows; r++) {
-        float found[COLUMNS] = {0};
-        for (int64_t c = 0; c < count; c++) found[c] = acc[r * COLUMNS + c] * p->scales[column + c];
-        if (p->bias)
-            for (int64_t c = 0; c < count; c++) found[c] += p->bias[column + c];
-        int64_t at = (row + r) * p->columns + column;
-        if (p->out_kind == FLOAT) {
-            memcpy(p->out + at * 4, found, sizeof(float) * (size_t)count);
-            continue;
-        }
-        uint16_t *to = (uint16_t *)p->out + at;
-        for (int64_t c = 0; c < count; c++) {
-            uint32_t bits = bits_of(found[c]);
-            uint32_t nan = (bits & 0x7fffffff) > 0x7f800000;
-            to[c] = (uint16_t)(nan ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-        }
-    }
+    int64_t count = p->columns - column;
+    for (int64_t r = 0; r < rows; r++)
+        if (count >= COLUMNS)
+            put(p, acc + r * COLUMNS, row + r, column, COLUMNS);
+        else
+            put(p, acc + r * COLUMNS, row + r, column, count);
 }
 
 ANYWHERE void round_some(state *s) {
