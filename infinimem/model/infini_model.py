@@ -181,6 +181,7 @@ class InfiniModel:
             if adapter is not None:
                 check_lora(base, adapter)
             quantize(base, adapter)
+            give_back_memory()
         elif adapter is not None:
             merge_lora(base, adapter)
         length = memory.segment_length

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .adapter import Adapter
 
 # Numbers that are widened, or made of wide weights, at a time.
-AT_A_TIME = 1 << 24
+AT_A_TIME = 1 << 22
 
 
 class Int8Weight:
