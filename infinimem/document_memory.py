@@ -112,6 +112,7 @@ class DocumentMemory:
         self._file = file
         self._device: str | None = None
         self._adapter: PathLike | None = None
+        self._weights: str | None = None
         self._searched: Search[DocumentMemory] | None = None
         self._lock = threading.RLock()
         # The path that the memory was loaded from or saved to, and the version of the file at that time.
@@ -136,6 +137,7 @@ class DocumentMemory:
         progress: bool | ProgressCallback = False,
         device: str | None = None,
         adapter: PathLike | None = None,
+        weights: str | None = None,
         output: PathLike | None = None,
         checkpoint: PathLike | None = None,
         resume: bool = False,
@@ -156,6 +158,8 @@ class DocumentMemory:
         device: such as "cpu" or "cuda:1"; None takes a GPU if there is one.
         adapter: a directory, "none", or None for the adapter of the default model. Rule and settings are by default
             those that the adapter was trained with.
+        weights: "int8" keeps the model's weights in half the room of "bfloat16", the default. A memory belongs to the
+            weights it was read with.
         output: the memory file to write. Until it is complete, FILE.partial beside it keeps what was read so far.
         checkpoint: without `output`, a file that keeps what was read so far. It is written every 32 segments and never
             deleted.
@@ -172,7 +176,7 @@ class DocumentMemory:
             raise InvalidSetting("an ingestion into output keeps a checkpoint beside output; leave checkpoint out")
         if resume and output is None and checkpoint is None:
             raise InvalidSetting("there is nothing to resume from; name the output or the checkpoint of the ingestion")
-        settings = MemorySettings(rule, rule_settings, segment_length, None, carry, device, adapter)
+        settings = MemorySettings(rule, rule_settings, segment_length, None, carry, device, adapter, weights)
         found = found_sources(sources)
         with contextlib.ExitStack() as stack:
             if output is not None:
@@ -202,6 +206,7 @@ class DocumentMemory:
         progress: bool | ProgressCallback = False,
         device: str | None = None,
         adapter: PathLike | None = None,
+        weights: str | None = None,
         output: PathLike | None = None,
         resume: bool = False,
         limits: ReaderLimits | None = None,
@@ -226,7 +231,7 @@ class DocumentMemory:
             raise InvalidSetting(f"batch is {batch}, but at least one segment is read at a time")
         if resume and output is None:
             raise InvalidSetting("there is nothing to resume from; name the output directory")
-        settings = MemorySettings(rule, rule_settings, segment_length, None, carry, device, adapter)
+        settings = MemorySettings(rule, rule_settings, segment_length, None, carry, device, adapter, weights)
         found = found_sources(sources)
         directory = None if output is None else Path(output)
         targets = {} if directory is None else targets_in(directory, found)
@@ -258,11 +263,12 @@ class DocumentMemory:
         passages: bool = True,
         device: str | None = None,
         adapter: PathLike | None = None,
+        weights: str | None = None,
     ) -> DocumentMemory:
         """Read a string, which answers cite as page 1 of `name`. Settings, and errors, as for `ingest`."""
         if not text.strip():
             raise EmptySource("the text is empty; there is nothing to remember")
-        settings = MemorySettings(rule, rule_settings, segment_length, None, carry, device, adapter)
+        settings = MemorySettings(rule, rule_settings, segment_length, None, carry, device, adapter, weights)
         memory = cls._of(_empty(passages, model, settings))
         memory.append_text(text, name=name)
         return memory
@@ -387,6 +393,7 @@ class DocumentMemory:
         model: Model = None,
         device: str | None = None,
         adapter: PathLike | None = None,
+        weights: str | None = None,
         force: bool = False,
     ) -> DocumentMemory:
         """Open a memory file.
@@ -394,6 +401,7 @@ class DocumentMemory:
         model: as for `ingest`; None for the model that the file names, which is loaded when it is first needed.
         device: as for `ingest`.
         adapter: the directory where the adapter of the memory is now; None for the place that the file names.
+        weights: as for `ingest`; None for the weights that the memory was read with.
         force: accept a model that did not make the memory, as long as the memory's shapes fit it. Answers may then mean
             nothing: the warning ForcedModel is given, every answer says how the models differ (`forced`), and the
             memory can be asked but not appended to or merged.
@@ -405,7 +413,8 @@ class DocumentMemory:
         version = version_of(place)
         file = read_memory_file(path)
         memory = cls(Record.from_file(file), file=file)
-        memory._device, memory._adapter, memory._force, memory._place = device, adapter, force, (place, version)
+        memory._device, memory._adapter, memory._weights = device, adapter, weights
+        memory._force, memory._place = force, (place, version)
         if model is not None:
             memory._attach(memory._given_model(file, model))
         return memory
@@ -414,9 +423,9 @@ class DocumentMemory:
         from .model.infini_model import InfiniModel
 
         if not isinstance(model, InfiniModel):
-            return model_of(file, model, self._device, self._adapter, self._force)
-        if self._adapter is not None or self._device is not None:
-            raise InvalidSetting("an InfiniModel has its device and adapter already; leave them out")
+            return model_of(file, model, self._device, self._adapter, self._weights, self._force)
+        if any(one is not None for one in (self._adapter, self._device, self._weights)):
+            raise InvalidSetting("an InfiniModel has its device, adapter and weights already; leave them out")
         return model
 
     def _to_file(self) -> MemoryFile:
@@ -447,7 +456,7 @@ class DocumentMemory:
         """The ingestion, with its model loaded."""
         with self._lock:
             if self._ingestion is None and self._file is not None:
-                return self._attach(model_of(self._file, None, self._device, self._adapter))
+                return self._attach(model_of(self._file, None, self._device, self._adapter, self._weights))
             if self._ingestion is None:
                 raise InvalidSetting("this memory has neither a model nor a file")
             return self._ingestion

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..errors import AdapterMismatch, InvalidConfig
 from ..model.adapter import Adapter
+from ..model.quantized import Int8Linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,6 +40,8 @@ class LoraLayers:
             for path, module in model.named_modules()
             if isinstance(module, nn.Linear) and id(module) in inside
         }
+        if any(isinstance(module, Int8Linear) for module in model.modules()):
+            raise InvalidConfig("weights of 8 bits cannot be trained beside; load the model with weights='bfloat16'")
         missing = set(targets) - {path.rpartition(".")[2] for path in linear}
         if missing:
             known = sorted({path.rpartition(".")[2] for path in linear})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InfinimemError
+from ..model.settings import WEIGHTS
 from .output import plain
 
 if TYPE_CHECKING:
@@ -49,10 +50,16 @@ model_option = click.option(
     "memory file, if one is given, else the default model.",
 )
 adapter_option = click.option("--adapter", metavar="A", help="Directory of an adapter; 'none': the bare model.")
+weights_option = click.option(
+    "--weights",
+    type=click.Choice(WEIGHTS),
+    help="The model's weights in memory; int8 takes half the room. Default: as in the memory file, else bfloat16.",
+)
 file_argument = click.argument("file", type=click.Path(path_type=Path))
 _MEMORY_OPTIONS = (
     model_option,
     adapter_option,
+    weights_option,
     click.option("--rule", type=click.Choice(RULE_NAMES), default=None, help="Memory rule; default: slots."),
     click.option("--slots", type=click.IntRange(min=2), help="Slots per KV head (rule recent: tokens kept)."),
     click.option("--packing", type=click.Choice(PACKINGS), help="How slots store numbers; default: int8."),
@@ -94,14 +101,22 @@ def memory_options(command: Command) -> Command:
     """FILE and the model to use it with; the command gets `memory`, the DocumentMemory."""
 
     @functools.wraps(command)
-    def run(*args: Any, file: Path, model: str | None, adapter: str | None, force: bool, **kwargs: Any) -> None:
+    def run(
+        *args: Any,
+        file: Path,
+        model: str | None,
+        adapter: str | None,
+        weights: str | None,
+        force: bool,
+        **kwargs: Any,
+    ) -> None:
         from ..document_memory import DocumentMemory
 
-        memory = DocumentMemory.load(file, model=model, adapter=adapter, force=force)
+        memory = DocumentMemory.load(file, model=model, adapter=adapter, weights=weights, force=force)
         command(*args, memory=memory, **kwargs)
 
     forced = click.option("--force", is_flag=True, help="Use the memory even with a model that did not make it.")
-    for option in (forced, adapter_option, model_option, file_argument):
+    for option in (forced, weights_option, adapter_option, model_option, file_argument):
         run = option(run)
     return run
 
@@ -139,6 +154,7 @@ def model_options(command: Command) -> Command:
         *args: Any,
         model: str | None,
         adapter: str | None,
+        weights: str | None,
         rule: str | None,
         slots: int | None,
         packing: str | None,
@@ -149,6 +165,7 @@ def model_options(command: Command) -> Command:
         settings = {
             "model": model,
             "adapter": adapter,
+            "weights": weights,
             "rule": rule,
             "rule_settings": _rule_settings(rule, slots, packing),
             "segment_length": segment_length,

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import AdapterNotFound, DamagedMemoryFile, ModelMismatch, ModelNotFound
 from ..model.catalogue import find_model, present_name
 from ..model.directories import is_trusted, model_place
-from ..model.identity import differences, in_words, other_model
+from ..model.identity import IN_MEMORY, differences, in_words, other_model
 from ..model.settings import MemorySettings
 from ..storage.memory_file import MemoryFile
 from .ingestion import KEPT_SEGMENTS, Ingestion
@@ -28,6 +28,7 @@ def model_of(
     name: str | os.PathLike[str] | None,
     device: str | None,
     adapter: str | os.PathLike[str] | None,
+    weights: str | None = None,
     force: bool = False,
 ) -> InfiniModel:
     """The model for a memory file, with the settings that the file names.
@@ -36,7 +37,7 @@ def model_of(
         directory, the directory must be trusted.
     device: as for `MemorySettings`.
     adapter: the adapter that the user names. None for the adapter that the file names; its directory must be trusted.
-
+    weights: as for `MemorySettings`; None for what the file names.
     force: as for `opened_under`.
 
     Raises ModelNotFound, AdapterNotFound, ModelMismatch, and the errors of `shared_model`.
@@ -65,6 +66,7 @@ def model_of(
         identity["carry"],
         device,
         file.adapter if adapter is None else adapter,
+        identity.get(IN_MEMORY) if weights is None else weights,
     )
     # A file from elsewhere must not decide what is fetched from a network.
     return shared_model(file.model if name is None else name, settings, fetch=name is not None)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 # Elements of a weight tensor that enter the fingerprint: at least this many, or all, and fewer than twice as many.
 SAMPLED_WEIGHTS = 4096
+# The field that says how weights were kept in memory; missing for bfloat16.
+IN_MEMORY = "weights_in_memory"
 
 
 def config_subset(config: Any) -> dict[str, Any]:

@@ -41,13 +41,15 @@ from ..text.term_weights import to_bytes
 from ..text.tokens import TextEncoder
 from .adapter import Adapter, load_adapter
 from .directories import NO_ADAPTER
-from .identity import hash_weights, identity_of
-from .lora import check_lora, merge_lora, set_gates
+from .identity import IN_MEMORY, hash_weights, identity_of
+from .lora import add_lora, check_lora, merge_lora, set_gates
 from .pretrained import chosen_model, load_base
+from .quantized import quantize
 from .settings import (
     DEFAULT_CARRY,
     DEFAULT_SEGMENT_LENGTH,
     SHARE_WITHOUT_SLOTS,
+    WEIGHTS,
     MemoryHeads,
     MemorySettings,
     checked_heads,
@@ -120,6 +122,7 @@ class InfiniModel:
         # Whether an adapter of this project was trained to answer with this model.
         self.trained = False
         self.term_head: TermHead | None = None
+        self.weights = WEIGHTS[0]
         self._base_weights: str | None = None
         self._answering: LazyModel | None = None
         self._identity: dict[str, Any] | None = None
@@ -138,6 +141,7 @@ class InfiniModel:
         dtype: torch.dtype | None = None,
         fetch: bool = True,
         adapter: str | os.PathLike[str] | Adapter | None = None,
+        weights: str | None = None,
     ) -> InfiniModel:
         """Load a base model and give it a memory.
 
@@ -150,9 +154,10 @@ class InfiniModel:
         adapter: directory of an adapter, name of an adapter in the package, or an Adapter; it is merged into the
             weights. None takes the package's adapter for the default model, and no adapter for other models; "none"
             takes no adapter.
+        weights: "int8" keeps the weights in half the room of "bfloat16", the default.
         Raises AdapterMismatch, InvalidSetting, and the errors of `pretrained.load_base` and `adapter.load_adapter`.
         """
-        settings = MemorySettings(rule, rule_settings, segment_length, memory_heads, carry, device, adapter)
+        settings = MemorySettings(rule, rule_settings, segment_length, memory_heads, carry, device, adapter, weights)
         return cls.load(model, settings, dtype=dtype, fetch=fetch)
 
     @classmethod
@@ -172,9 +177,15 @@ class InfiniModel:
         device = memory.device or ("cuda" if torch.cuda.is_available() else "cpu")
         base, tokenizer, name = load_base(model, device=device, dtype=dtype, fetch=fetch)
         # The hash is of the base weights, because merged weights round differently in every dtype; the adapter has its
-        # own hash.
-        weights = None if adapter is None else hash_weights(base)
-        if adapter is not None:
+        # own hash, and so has the way in which weights are kept.
+        small = memory.weights == "int8"
+        weights = hash_weights(base) if small or adapter is not None else None
+        if small:
+            if adapter is not None:
+                check_lora(base, adapter)
+            quantize(base, adapter)
+            give_back_memory()
+        elif adapter is not None:
             merge_lora(base, adapter)
         length = memory.segment_length
         made = cls(
@@ -186,7 +197,7 @@ class InfiniModel:
             carry=memory.carry,
             name=name,
         )
-        made._base_weights = weights
+        made._base_weights, made.weights = weights, str(memory.weights)
         if adapter is not None:
             made._use(adapter)
         return made
@@ -202,8 +213,9 @@ class InfiniModel:
             check_lora(self.model, answer)
 
             def make() -> InfiniModel:
-                attachment = self.attachment.twin({f"{path}.weight" for path in answer.lora})
-                merge_lora(attachment.model, answer)
+                merged = self.weights == WEIGHTS[0]
+                attachment = self.attachment.twin({f"{path}.weight" for path in answer.lora} if merged else set())
+                (merge_lora if merged else add_lora)(attachment.model, answer)
                 other = copy(self)
                 other.model, other.attachment = attachment.model, attachment
                 other._identity = other._base_weights = other._answering = other.term_head = None
@@ -404,6 +416,7 @@ class InfiniModel:
         return {
             "model": self.name,
             "adapter": self.adapter_name,
+            "weights": self.weights,
             "rule": self.rule.name,
             "rule_settings": self.rule.settings(),
             "segment_length": self.segment_length,
@@ -426,6 +439,9 @@ class InfiniModel:
                 "carry": self.carry,
                 "prefix": self.prefix,
             }
+            # Files of older releases do not name how the weights were kept.
+            if self.weights != WEIGHTS[0]:
+                memory[IN_MEMORY] = self.weights
             self._identity = identity_of(self.model, self.tokenizer, self._base_weights) | memory
         return self._identity
 

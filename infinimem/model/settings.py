@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidSetting
+from ..errors import InvalidSetting, check_names
 from .directories import NO_ADAPTER
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ SHARE_WITHOUT_SLOTS = 1 / 5
 # Tokens that every segment carries over to the next segment unchanged, where the rule is not one of the paper's.
 DEFAULT_CARRY = 256
 
+# bfloat16 stands for what `pretrained.best_dtype` takes, which is float32 on some processors. int8 takes half the room.
+WEIGHTS = ("bfloat16", "int8")
+
 # Layers, or layer to KV heads.
 MemoryHeads = Collection[int] | Mapping[int, Collection[int]]
 
@@ -39,6 +42,7 @@ class MemorySettings:
     carry: number of tokens that each segment carries over to the next segment unchanged.
     device: of the model, such as "cpu" or "cuda:1".
     adapter: a directory, the name of an adapter in the package, an Adapter, or "none".
+    weights: how the model's weights are kept in memory, one of WEIGHTS; memories depend on it.
     """
 
     rule: str | None = None
@@ -48,6 +52,11 @@ class MemorySettings:
     carry: int | None = None
     device: str | torch.device | None = None
     adapter: str | os.PathLike[str] | Adapter | None = None
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            check_names("weights", [self.weights], WEIGHTS)
 
     def given(self) -> list[str]:
         """Names of the settings that are not left to their defaults."""
@@ -81,7 +90,7 @@ class MemorySettings:
                 carry = int(trained["carry"])
         # "none" rather than None, which stands for the default model's own adapter.
         used = NO_ADAPTER if adapter is None else adapter
-        return MemorySettings(rule, settings, length, heads, carry, self.device, used)
+        return MemorySettings(rule, settings, length, heads, carry, self.device, used, self.weights or WEIGHTS[0])
 
 
 def checked_heads(chosen: MemoryHeads, layers: int, heads: int) -> dict[int, list[int]]:

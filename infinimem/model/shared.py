@@ -41,6 +41,7 @@ def shared_model(
     # Where heads or carry are None, only the loaded model knows their default values. So the model is kept under two
     # keys: with the values that were asked for, and with the values that it has.
     key: list[Any] = [present_name(name), memory.rule, rule, memory.segment_length, str(memory.device)]
+    key += [memory.weights]
     key += [adapter.name, adapter.sha256, adapter.answer and adapter.answer.sha256] if adapter else []
     with _lock:
         model = _shared.get(_text(key, heads, memory.carry))

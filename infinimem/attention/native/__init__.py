@@ -73,24 +73,35 @@ def library() -> dict[torch.dtype, Kernels] | None:
 
     Raises InvalidSetting where INFINIMEM_NATIVE has an unknown value.
     """
-    asked = os.environ.get("INFINIMEM_NATIVE") or LEVELS[0]
-    if asked in ("none", "0"):
+    levels = allowed_levels()
+    if not levels:
         return None
-    if asked not in LEVELS:
-        raise InvalidSetting(
-            f"INFINIMEM_NATIVE is '{asked}'; set it to one of {', '.join(LEVELS)}, none, or leave it out"
-        )
     try:
         found = ctypes.CDLL(str(LIBRARY))
     except OSError:
         return None
     kernels: dict[torch.dtype, Kernels] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        for level in LEVELS[LEVELS.index(asked) :]:
+        for level in levels:
             name = f"{str(dtype).removeprefix('torch.')}_{level}"
             if dtype not in kernels and hasattr(found, f"runs_{name}") and found[f"runs_{name}"]():
                 kernels[dtype] = _kernels(found, name)
     return kernels or None
+
+
+def allowed_levels() -> tuple[str, ...]:
+    """The levels that INFINIMEM_NATIVE allows, the best first; none where it switches the library off.
+
+    Raises InvalidSetting where it has an unknown value.
+    """
+    asked = os.environ.get("INFINIMEM_NATIVE") or LEVELS[0]
+    if asked in ("none", "0"):
+        return ()
+    if asked not in LEVELS:
+        raise InvalidSetting(
+            f"INFINIMEM_NATIVE is '{asked}'; set it to one of {', '.join(LEVELS)}, none, or leave it out"
+        )
+    return LEVELS[LEVELS.index(asked) :]
 
 
 def _kernels(found: ctypes.CDLL, name: str) -> Kernels:
