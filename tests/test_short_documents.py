@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import TEXT, MakeModel
 from hostile import tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infinimem import DocumentMemory
+from infinimem.cli.main import main
 from infinimem.errors import DamagedMemoryFile
 from infinimem.ingest.ingestion import KEPT_SEGMENTS
 from infinimem.model.infini_model import InfiniModel
@@ -97,6 +99,14 @@ def test_tokens_are_read_again_only_for_what_needs_the_memory(
     for _ in range(2):
         memory.ask("Who?", answer_from="memory", max_new_tokens=2)
     assert sum(read) == memory.info()["tokens"]
+
+
+def test_inspect_says_that_the_memory_is_read_again_from_tokens(model: InfiniModel, tmp_path: Path) -> None:
+    for text, where in ((NOTE, "of tokens, which are read again when they are needed"), (LONG, "layers")):
+        DocumentMemory.from_text(text, model=model).save(tmp_path / "m")
+        shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "m")])
+        memory = next(line for line in shown.output.splitlines() if line.startswith("memory"))
+        assert shown.exit_code == 0 and memory.endswith(where)
 
 
 def test_without_passages_no_tokens_of_whole_segments_are_kept(model: InfiniModel, tmp_path: Path) -> None:
