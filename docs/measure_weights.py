@@ -52,19 +52,21 @@ def main() -> None:
 
 
 def compare(models: dict[str, InfiniModel], rounds: int) -> None:
-    """Let the models take turns; print the least time of each, and how many times as fast as the first they are."""
+    """Let the models take turns; after each turn print the least time of each so far, and how many times as fast as the
+    first they are."""
     best: dict[str, dict[str, list[float]]] = {}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name, model in models.items():
-            for what, seconds in (("reading", reading(model)), ("decoding", decoding(model))):
+            for what, seconds in (("decoding", decoding(model)), ("reading", reading(model))):
                 old = best.setdefault(what, {}).setdefault(name, seconds)
                 best[what][name] = [min(pair) for pair in zip(old, seconds, strict=True)]
-    for what, found in best.items():
-        first = next(iter(found.values()))
-        for name, (wall, processor) in found.items():
-            row = {"what": what, "weights": name, "wall_ms": round(1e3 * wall, 2), "cpu_ms": round(1e3 * processor, 2)}
-            row |= {"times_wall": round(first[0] / wall, 2), "times_cpu": round(first[1] / processor, 2)}
-            print(json.dumps(row), flush=True)
+        for what, found in best.items():
+            first = next(iter(found.values()))
+            for name, (wall, processor) in found.items():
+                row = {"turn": turn, "what": what, "weights": name}
+                row |= {"wall_ms": round(1e3 * wall, 1), "cpu_ms": round(1e3 * processor, 1)}
+                row |= {"times_wall": round(first[0] / wall, 2), "times_cpu": round(first[1] / processor, 2)}
+                print(json.dumps(row), flush=True)
 
 
 def timed(work: Callable[[], Any]) -> list[float]:
