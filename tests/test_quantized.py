@@ -19,12 +19,14 @@ from infinimem import DocumentMemory
 from infinimem.adapt.lora import LoraLayers
 from infinimem.attention.native import products
 from infinimem.cli.main import main
-from infinimem.errors import AdapterMismatch, InvalidConfig, InvalidSetting, ModelMismatch
+from infinimem.errors import AdapterMismatch, InvalidConfig, InvalidSetting, ModelMismatch, UnsupportedVersion
+from infinimem.ingest.opening import model_of
 from infinimem.model.adapter import load_adapter
 from infinimem.model.infini_model import InfiniModel
 from infinimem.model.lora import add_lora, merge_lora
 from infinimem.model.quantized import Int8Embedding, Int8Linear, Int8Weight, quantize
 from infinimem.model.settings import MemorySettings
+from infinimem.storage.memory_file import read_memory_file
 
 LIBRARY = products.library()
 needs_library = pytest.mark.skipif(LIBRARY is None, reason="the C library is not built")
@@ -247,6 +249,16 @@ def test_a_memory_belongs_to_the_weights_it_was_read_with(tiny_directory: Path, 
         DocumentMemory.load(tmp_path / "int8.safetensors", model=tiny_directory, weights="bfloat16")
     with pytest.raises(ModelMismatch, match="weights_in_memory"):
         DocumentMemory.load(tmp_path / "bfloat16.safetensors", model=tiny_directory, weights="int8")
+
+
+@pytest.mark.parametrize("kept", ["int2", 8, {"bits": 8}])
+def test_weights_of_a_later_version_are_named(tiny_directory: Path, tmp_path: Path, kept: Any) -> None:
+    memory = DocumentMemory.from_text(TEXT, model=tiny_directory, segment_length=32)
+    memory.save(tmp_path / "memory.safetensors")
+    file = read_memory_file(tmp_path / "memory.safetensors")
+    file.identity["weights_in_memory"] = kept
+    with pytest.raises(UnsupportedVersion, match="update infinimem"):
+        model_of(file, None, None, None)
 
 
 def test_the_identity_names_the_weights_of_the_base(tiny_directory: Path, small: InfiniModel) -> None:

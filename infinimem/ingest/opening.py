@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import AdapterNotFound, DamagedMemoryFile, ModelMismatch, ModelNotFound
+from ..errors import AdapterNotFound, DamagedMemoryFile, ModelMismatch, ModelNotFound, UnsupportedVersion
 from ..model.catalogue import find_model, present_name
 from ..model.directories import is_trusted, model_place
 from ..model.identity import IN_MEMORY, differences, in_words, other_model
-from ..model.settings import MemorySettings
+from ..model.settings import WEIGHTS, MemorySettings
 from ..storage.memory_file import MemoryFile
 from .ingestion import KEPT_SEGMENTS, Ingestion
 from .record import Record
@@ -40,7 +40,7 @@ def model_of(
     weights: as for `MemorySettings`; None for what the file names.
     force: as for `opened_under`.
 
-    Raises ModelNotFound, AdapterNotFound, ModelMismatch, and the errors of `shared_model`.
+    Raises ModelNotFound, AdapterNotFound, ModelMismatch, UnsupportedVersion, and the errors of `shared_model`.
     """
     from ..model.adapter import adapter_directory
     from ..model.shared import shared_model
@@ -58,6 +58,11 @@ def model_of(
             "before; to allow it, give it as adapter= (--adapter)"
         )
     identity = file.identity
+    kept = identity.get(IN_MEMORY)
+    if kept is not None and kept not in WEIGHTS:
+        raise UnsupportedVersion(
+            f"this memory was read with weights {kept!r}, which this version does not know; update infinimem"
+        )
     settings = MemorySettings(
         identity["rule"],
         identity["rule_settings"],
@@ -66,7 +71,7 @@ def model_of(
         identity["carry"],
         device,
         file.adapter if adapter is None else adapter,
-        identity.get(IN_MEMORY) if weights is None else weights,
+        kept if weights is None else weights,
     )
     # A file from elsewhere must not decide what is fetched from a network.
     return shared_model(file.model if name is None else name, settings, fetch=name is not None)
