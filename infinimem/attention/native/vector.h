@@ -66,6 +66,11 @@ INLINE choice less(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); 
 INLINE choice first_lanes(int64_t count) { return lanes(count); }
 INLINE vec chosen(choice which, vec a, vec b) { return _mm512_mask_mov_ps(b, which, a); }
 INLINE whole chosen_whole(choice which, whole a, whole b) { return _mm512_mask_mov_epi32(b, which, a); }
+/* y times two to the power of the number in the lowest bits of x. */
+INLINE vec add_to_exponent(vec y, vec x) {
+    __m512i power = _mm512_slli_epi32(_mm512_castps_si512(x), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), power));
+}
 INLINE whole nearest(vec x) { return _mm512_cvt_roundps_epi32(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE void store_int8(char *to, int64_t left, whole x) {
     x = _mm512_max_epi32(_mm512_min_epi32(x, _mm512_set1_epi32(127)), _mm512_set1_epi32(-127));
@@ -150,6 +155,8 @@ INLINE whole chosen_whole(choice which, whole a, whole b) { return (a & which) |
 INLINE vec chosen(choice which, vec a, vec b) { return (vec)chosen_whole(which, (whole)a, (whole)b); }
 INLINE vec absolute(vec x) { return (vec)((whole)x & 0x7fffffff); }
 INLINE whole add_whole(whole a, whole b) { return a + b; }
+/* y times two to the power of the number in the lowest bits of x. */
+INLINE vec add_to_exponent(vec y, vec x) { return (vec)((whole)y + (whole)((bits_of)x << 23)); }
 #ifdef __x86_64__
 INLINE vec multiply_add(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vec larger(vec a, vec b) { return _mm256_max_ps(a, b); } /* b where one of them is NaN */
