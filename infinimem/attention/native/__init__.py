@@ -94,9 +94,12 @@ def allowed_levels() -> tuple[str, ...]:
 
     Raises InvalidSetting where it has an unknown value.
     """
-    asked = os.environ.get("INFINIMEM_NATIVE") or LEVELS[0]
+    asked = os.environ.get("INFINIMEM_NATIVE") or "1"
+    # Older releases knew only 0, for none.
     if asked in ("none", "0"):
         return ()
+    if asked == "1":
+        return LEVELS
     if asked not in LEVELS:
         raise InvalidSetting(
             f"INFINIMEM_NATIVE is '{asked}'; set it to one of {', '.join(LEVELS)}, none, or leave it out"
