@@ -23,7 +23,7 @@ import torch
 
 from infinimem.answering.rows import Rows
 from infinimem.model.adapter import Adapter
-from infinimem.model.infini_model import InfiniModel
+from infinimem.model.infini_model import SEGMENTS_BETWEEN_TRIMS, InfiniModel
 from infinimem.model.lora import add_lora, merge_lora
 from infinimem.model.settings import WEIGHTS
 
@@ -132,11 +132,17 @@ def with_answer_adapter(loaded: dict[str, InfiniModel]) -> dict[str, InfiniModel
 
 
 def resident(name: str, weights: str) -> dict[str, Any]:
-    """Megabytes of this process after reading and decoding: now, the most, and the most without mapped files."""
+    """Megabytes of this process after loading, and after decoding and reading.
+
+    It reads as many segments as ingestion reads before it gives memory back.
+    """
     model = InfiniModel.from_pretrained(name, weights=weights)
     after_load = status()
-    reading(model)
     decoding(model)
+    length = model.segment_length
+    tokens, cache = text_of(model, SEGMENTS_BETWEEN_TRIMS * length), model.new_cache()
+    for start in range(0, len(tokens), length):
+        model.read_batch([tokens[start : start + length]], [cache], [None])
     return {"weights": weights, "loaded": after_load, "used": status()}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from . import native
 from .rules.state import Part
@@ -29,6 +30,8 @@ def joined_attention(
     first = parts[0]
     if native.attends(parts, softcap, causal):
         return native.attention(parts, scaling, causal, _hidden(first.queries.dtype))
+    if len(parts) == 1 and first.queries.shape[2] == 1 and softcap is None and not torch.is_grad_enabled():
+        return _of_one_query(first, scaling)
     square = not causal or parts[-1].keys.shape[2] == first.queries.shape[2]
     if softcap is None and square and all(map(_flash_fits, parts)):
         return _joined_by_mass(parts, scaling, causal)
@@ -49,6 +52,24 @@ def joined_attention(
         weights = torch.softmax(logits, dim=-1).flatten(2, 3).flatten(0, 1)  # (B*G, H/G*t, N)
         found.append((weights @ values[:, :count]).view(batch, heads, end - start, -1))
     return found[0] if len(found) == 1 else torch.cat(found, dim=2)
+
+
+def _of_one_query(part: Part, scaling: float) -> Tensor:
+    """`joined_attention` of one part and one query, by torch's own attention: the fastest way to decode.
+
+    The query heads of a KV head are the queries of one attention.
+    """
+    batch, heads, _, width = part.queries.shape
+    groups = part.keys.shape[1]
+    bias: Tensor | None = None
+    for one in part.biases:
+        bias = one if bias is None else bias + one
+    if bias is not None:
+        bias = bias.to(part.queries.dtype).clamp_min(_hidden(part.queries.dtype))
+        bias = bias.expand(batch, groups, heads // groups, part.keys.shape[2])
+    queries = part.queries.reshape(batch, groups, heads // groups, width)
+    found = scaled_dot_product_attention(queries, part.keys, part.values, attn_mask=bias, scale=scaling)
+    return found.reshape(batch, heads, 1, -1)
 
 
 def _logits(parts: Sequence[Part], start: int, end: int, count: int, scaling: float, softcap: float | None) -> Tensor:

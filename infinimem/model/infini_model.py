@@ -184,7 +184,6 @@ class InfiniModel:
             if adapter is not None:
                 check_lora(base, adapter)
             quantize(base, adapter)
-            give_back_memory()
         elif adapter is not None:
             merge_lora(base, adapter)
         length = memory.segment_length
@@ -200,6 +199,7 @@ class InfiniModel:
         made._base_weights, made.weights = weights, str(memory.weights)
         if adapter is not None:
             made._use(adapter)
+        give_back_memory()
         return made
 
     def _use(self, adapter: Adapter) -> None:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,15 +39,22 @@ class Int8Weight:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, weight: Tensor, lora: tuple[Tensor, Tensor] | None = None, scale: float = 1.0) -> Int8Weight:
+    def of(
+        cls,
+        weight: Tensor,
+        lora: tuple[Tensor, Tensor] | None = None,
+        scale: float = 1.0,
+        room: Tensor | None = None,
+    ) -> Int8Weight:
         """Round a matrix (N, K) to 8 bits.
 
         lora: A (r, K) and B (N, r), whose product times `scale` is added before, in float32.
+        room: where its integers are put, (size_of(weight),) int8; None for memory of their own.
         """
         rows, width = weight.shape
-        shape = products.packed_shape(rows, width)
-        packed = torch.empty(shape, dtype=torch.int8, device=weight.device)
-        products.advise_large_pages(packed)
+        if room is None:
+            room = products.room(size_of(weight), weight.device)
+        packed = room.view(products.packed_shape(rows, width))
         scales = torch.empty(rows, dtype=torch.float32, device=weight.device)
         step = max(1, AT_A_TIME // (width * products.COLUMNS)) * products.COLUMNS
         for first in range(0, rows, step):
@@ -93,6 +101,11 @@ class Int8Weight:
         parts = range(0, self.packed.shape[0], step)
         found = torch.cat([F.linear(x, self.widened(first, first + step).to(x.dtype)) for first in parts], dim=-1)
         return found if bias is None else found + bias.to(found.dtype)
+
+
+def size_of(weight: Tensor) -> int:
+    """The bytes that the packed integers of a matrix (N, K) take."""
+    return math.prod(products.packed_shape(*weight.shape))
 
 
 class _Holder(nn.Module):
@@ -153,7 +166,9 @@ class Int8Embedding(_Holder):
 
 @torch.no_grad()
 def quantize(model: PreTrainedModel, adapter: Adapter | None = None) -> None:
-    """Give the linear layers and the embedding of a model weights of 8 bits, in place, one after the other.
+    """Give the linear layers of a model, and an embedding that is its head, weights of 8 bits, in place.
+
+    One weight follows the other. Of a file that is mapped into memory, pages are given back once they are read.
 
     adapter: its LoRA is merged into the weights before they are rounded; `check_lora` must have accepted it.
     """
@@ -164,17 +179,27 @@ def quantize(model: PreTrainedModel, adapter: Adapter | None = None) -> None:
     tied = head.weight is embedding.weight
     dtype = embedding.weight.dtype
     shared: Int8Weight | None = None
-    for path, module in list(network.named_modules()):
-        if isinstance(module, nn.Linear) and not (tied and module is head):
-            weight = Int8Weight.of(module.weight, lora.get(path), scale)
+    # An embedding that is not the head stays as it is: it is no product, and of a file that is mapped into memory only
+    # the rows that are looked up take room.
+    chosen = [
+        (path, module)
+        for path, module in network.named_modules()
+        if (tied and module is embedding) or (isinstance(module, nn.Linear) and not (tied and module is head))
+    ]
+    device = embedding.weight.device
+    # All weights lie in one piece of memory, because a large page is as large as many a matrix.
+    rest = products.room(sum(size_of(module.weight) for _, module in chosen), device)
+    for path, module in chosen:
+        size = size_of(module.weight)
+        room, rest = rest[:size], rest[size:]
+        if module is not embedding:
+            weight = Int8Weight.of(module.weight, lora.get(path), scale, room)
             network.set_submodule(path, Int8Linear(weight, module.bias, dtype))
-        elif module is embedding:
-            shared = Int8Weight.of(module.weight)
+        else:
+            shared = Int8Weight.of(module.weight, room=room)
             factor = float(getattr(module, "embed_scale", 1.0))
             network.set_submodule(path, Int8Embedding(shared, dtype, factor))
+        products.page_out(module.weight.detach())
+    products.page_out(embedding.weight.detach())
     if tied and shared is not None:
         network.set_output_embeddings(Int8Linear(shared, head.bias, dtype))
-    # What is left may be a view of the file that the model was loaded from, which would stay in memory.
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.dtype != torch.int8:
-            tensor.data = tensor.data.clone()

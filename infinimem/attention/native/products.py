@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import os
+import mmap
+import sys
 from array import array
 from functools import lru_cache
 from typing import NamedTuple
@@ -22,8 +24,10 @@ OF_LEVEL = {"amx": "amx", "avx512": "vnni", "avx2": "avx2", "neon": "plain"}
 COLUMNS, STEP, WIDTH, FOUR = 64, 64, 16, 4
 # The largest integer, on both sides of zero.
 MOST = 127
-# Smaller weights gain nothing from large pages.
-LARGE, PAGE, ADVICE = 4 << 20, 2 << 20, 14
+# Bytes of a large page.
+PAGE = 2 << 20
+# Linux's advice MADV_PAGEOUT, which older kernels refuse.
+PAGE_OUT = 21
 
 
 class Library(NamedTuple):
@@ -60,9 +64,7 @@ def pack(weights: Tensor) -> Tensor:
     blocks, steps, *_ = packed_shape(columns, width)
     full = torch.nn.functional.pad(weights, (0, steps * STEP - width, 0, blocks * COLUMNS - columns))
     parts = full.view(blocks, COLUMNS // WIDTH, WIDTH, steps, STEP // FOUR, FOUR)
-    result = torch.empty(packed_shape(columns, width), dtype=torch.int8, device=weights.device)
-    advise_large_pages(result)
-    return result.copy_(parts.permute(0, 3, 1, 4, 2, 5))
+    return parts.permute(0, 3, 1, 4, 2, 5).contiguous()
 
 
 def unpack(packed: Tensor, width: int) -> Tensor:
@@ -78,22 +80,41 @@ def rows_of(packed: Tensor, index: Tensor, width: int) -> Tensor:
     return found.reshape(*index.shape, steps * STEP)[..., :width]
 
 
-def advise_large_pages(tensor: Tensor) -> None:
-    """Ask the system for large pages, with which a processor reads a stream of weights up to twice as fast."""
-    size = tensor.numel() * tensor.element_size()
-    if tensor.device != CPU or size < LARGE:
-        return
+def room(size: int, device: torch.device = CPU) -> Tensor:
+    """Memory for packed weights, (size,) int8.
+
+    On Linux it lies in large pages where the system has them, with which a processor reads a stream of weights up to
+    twice as fast. Memory that was used before would stay in small pages, so this memory is new.
+    """
+    if device != CPU or not size or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size, dtype=torch.int8, device=device)
+    area = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # A kernel without large pages refuses the advice.
+    with contextlib.suppress(OSError):
+        area.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(area, dtype=torch.int8)
+    first = -whole.data_ptr() % PAGE
+    return whole[first : first + size]
+
+
+def page_out(tensor: Tensor) -> None:
+    """Give the memory of a tensor that is used rarely back to the system, where it can; its numbers stay.
+
+    Of a file that is mapped into memory, the pages would otherwise count as used until another program needs room.
+    """
     advise = _madvise()
-    first = -(-tensor.data_ptr() // PAGE) * PAGE
-    last = (tensor.data_ptr() + size) // PAGE * PAGE
-    if advise is not None and last > first:
-        advise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), ADVICE)
+    if advise is None or tensor.device != CPU or not tensor.is_contiguous():
+        return
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        advise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), PAGE_OUT)
 
 
 @lru_cache(maxsize=1)
 def _madvise() -> ctypes._NamedFuncPointer | None:
     try:
-        return ctypes.CDLL(None).madvise if os.uname().sysname == "Linux" else None
+        return ctypes.CDLL(None).madvise if sys.platform == "linux" else None
     except (OSError, AttributeError):
         return None
 
@@ -140,7 +161,10 @@ def product(
     number = NUMBERS[x.dtype]
     numbers = array("q", (rows.data_ptr(), rows.stride(0) * rows.element_size(), number))
     numbers.extend((packed.data_ptr(), scales.data_ptr(), 0 if bias is None else bias.data_ptr()))
-    numbers.extend((out.data_ptr(), number, rows.shape[0], width, columns, found.best if kernel is None else kernel))
+    if kernel is None:
+        # A single row leaves most of a tile empty, and AVX-512 streams weights faster. Both give the same bits.
+        kernel = min(found.best, KERNELS["vnni"]) if rows.shape[0] == 1 else found.best
+    numbers.extend((out.data_ptr(), number, rows.shape[0], width, columns, kernel))
     if found.code.multiply_int8(numbers.buffer_info()[0], _team(), torch.get_num_threads()):
         raise MemoryError("there is too little memory left for a product; close other programs")
     return out
