@@ -22,7 +22,7 @@ MODELS = {
     "smollm2-135m": "--model smollm2-135m",
     "smollm2-135m without its adapter": "--model smollm2-135m --adapter none",
     "qwen2.5-0.5b": "--model qwen2.5-0.5b",
-    "qwen2.5-1.5b": "--model qwen2.5-1.5b",
+    "qwen2.5-1.5b, bfloat16": "--model qwen2.5-1.5b --weights bfloat16",
     "qwen2.5-1.5b, int8": "--model qwen2.5-1.5b --weights int8",
 }
 # Part of the table: what is run, and its arguments.

@@ -23,12 +23,12 @@ from infinimem.bench.run import COLUMNS
 DOCS = Path(__file__).parent
 PLOT = "performance"
 # Settings that can differ from run to run, by the names of their options.
-OPTIONS = ("systems", "tokens", "lengths", "long", "repeats", "model", "adapter")
+OPTIONS = ("systems", "tokens", "lengths", "long", "repeats", "model", "adapter", "weights")
 
 
 def setting(result: dict[str, Any]) -> str:
     """The command, the machine and the text of the measurement."""
-    given = [(name, result["settings"][name]) for name in OPTIONS if result["settings"][name] is not None]
+    given = [(name, result["settings"][name]) for name in OPTIONS if result["settings"].get(name) is not None]
     options = [f"--{name} {','.join(map(str, v)) if isinstance(v, list) else v}" for name, v in given]
     text = result["text"]
     return "\n".join(

@@ -158,8 +158,8 @@ class DocumentMemory:
         device: such as "cpu" or "cuda:1"; None takes a GPU if there is one.
         adapter: a directory, "none", or None for the adapter of the default model. Rule and settings are by default
             those that the adapter was trained with.
-        weights: "int8" keeps the model's weights in half the room of "bfloat16", the default. A memory belongs to the
-            weights it was read with.
+        weights: "int8" keeps the model's weights in half the room of "bfloat16". None for what suits the model
+            (docs/models.md). A memory belongs to the weights it was read with.
         output: the memory file to write. Until it is complete, FILE.partial beside it keeps what was read so far.
         checkpoint: without `output`, a file that keeps what was read so far. It is written every 32 segments and never
             deleted.

@@ -28,6 +28,7 @@ from ..datasets.questions import Question
 from ..errors import DamagedCheckpoint, InvalidConfig, RunChanged, RunExists, TrainingDataError
 from ..model.adapter import copy_adapter, load_adapter
 from ..model.identity import differences
+from ..model.settings import TRAINABLE
 from ..model.term_head import HeadSettings, TermHead, write_head
 from ..search.query import echo
 from ..search.ranking import LearnedRanker, Vectors
@@ -345,7 +346,7 @@ def adapt_term_head(
     adapter = load_adapter(run.adapter_path())
     if adapter is None:
         raise InvalidConfig("term_weights.adapter is 'none'; name the adapter that the term head is for")
-    model = InfiniModel.from_pretrained(run.model, adapter=adapter, device=device)
+    model = InfiniModel.from_pretrained(run.model, adapter=adapter, device=device, weights=TRAINABLE)
     make_directory(kept)
     _same_features(kept, run, model)
     chosen = documents([run.path(name) for name in settings.data], settings.tokens, model, run.seed)

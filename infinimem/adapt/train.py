@@ -28,6 +28,7 @@ from ..model.catalogue import find_model
 from ..model.directories import ANSWER, NO_ADAPTER
 from ..model.infini_model import InfiniModel
 from ..model.lora import set_gates
+from ..model.settings import TRAINABLE
 from ..storage.files import check_writable, make_directory, write_atomically
 from .card import card, hardware
 from .checkpoint import NAME as CHECKPOINT
@@ -217,7 +218,7 @@ def load_model(config: AdaptConfig, device: str | None = None) -> InfiniModel:
             "carry": wanted.carry,
             "adapter": NO_ADAPTER,
         }
-    return InfiniModel.from_pretrained(name, device=device, dtype=dtype, **memory)
+    return InfiniModel.from_pretrained(name, device=device, dtype=dtype, weights=TRAINABLE, **memory)
 
 
 def adapt(

@@ -27,7 +27,7 @@ def measure(task: Task) -> dict[str, Any]:
     device = task.device or "cpu"
     clock = clock_of(device)
     started = clock()
-    model = InfiniModel.from_pretrained(task.model, adapter=task.adapter, device=device)
+    model = InfiniModel.from_pretrained(task.model, adapter=task.adapter, weights=task.weights, device=device)
     model_load = clock() - started
     text = text_of_tokens(task.read_text(), task.tokens, model.encoder)
     warm = DocumentMemory.from_text(text_of_tokens(text, WARM_UP, model.encoder), model=model)

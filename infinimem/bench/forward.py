@@ -22,7 +22,7 @@ def measure(task: Task) -> dict[str, Any]:
     """Seconds of every timed segment, in both ways in turn, both without the language-model head."""
     device = task.device or "cpu"
     clock = clock_of(device)
-    model = InfiniModel.from_pretrained(task.model, adapter=task.adapter, device=device)
+    model = InfiniModel.from_pretrained(task.model, adapter=task.adapter, weights=task.weights, device=device)
     decoder = load_base(task.model, device=device)[0].get_decoder()
     pairs, length = PAIRS * task.samples, model.segment_length
     tokens = repeated(model.encoder.encode(task.read_text()), length * (SEGMENTS_BEFORE + pairs))

@@ -57,6 +57,7 @@ def bench(
     question: str | None = None,
     model: str | None = None,
     adapter: str | None = None,
+    weights: str | None = None,
     device: str | None = None,
     on_run: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -69,6 +70,7 @@ def bench(
     repeats: processes per row. Times and sizes are medians; `range` has the least and the greatest value.
     text: a document; None for Python's language reference.
     question: None for a question made of words of the text.
+    weights: as in `MemorySettings`.
     device: such as "cpu" or "cuda:1"; None takes a CUDA GPU if there is one.
     on_run: called with a line before each process.
     Raises InvalidSetting, the SourceError of the text, the ModelError or AdapterError of the model, BenchFailed.
@@ -88,7 +90,9 @@ def bench(
         source, states = Path(folder, "text.txt"), Path(folder, "states")
         source.write_text(whole, encoding="utf-8", errors="replace", newline="")
         states.mkdir()
-        first = Task("machine", tokens, str(source), question, str(states), model, adapter, device, samples=repeats)
+        first = Task(
+            "machine", tokens, str(source), question, str(states), model, adapter, weights, device, samples=repeats
+        )
         tell("machine")
         machine = required(first)
         task = replace(first, device=machine["device"], threads=machine["threads"])
@@ -134,6 +138,7 @@ def bench(
             "repeats": repeats,
             "model": model,
             "adapter": adapter,
+            "weights": weights,
         },
         "seconds": time.perf_counter() - begun,
     }

@@ -41,6 +41,7 @@ class Task:
     directory: str
     model: str | None = None
     adapter: str | None = None
+    weights: str | None = None
     device: str | None = None
     threads: int | None = None
     samples: int = 1

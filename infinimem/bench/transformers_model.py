@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..answering.prompts import Message
+from ..model.quantized import Int8Linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,5 +36,5 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 def matrix_parameters(network: PreTrainedModel) -> int:
     """The number of weights that every token is multiplied with: those of the linear layers, without the language-model
     head."""
-    linear = [module for module in network.get_decoder().modules() if isinstance(module, torch.nn.Linear)]
-    return sum(module.weight.numel() for module in linear)
+    linear = [module for module in network.get_decoder().modules() if isinstance(module, (torch.nn.Linear, Int8Linear))]
+    return sum(module.in_features * module.out_features for module in linear)

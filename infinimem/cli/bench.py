@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..bench import LENGTHS, REPEATS, SHORTEST, SYSTEMS, TOKENS
-from .options import adapter_option, json_option, model_option
+from .options import adapter_option, json_option, model_option, weights_option
 from .output import plain, print_json
 
 
@@ -33,6 +33,7 @@ from .output import plain, print_json
 @click.option("--question", metavar="Q", help="The question to ask; default: a question about words of the text.")
 @model_option
 @adapter_option
+@weights_option
 @click.option("--device", metavar="D", help="Where to compute, such as cpu or cuda:1; default: a GPU if there is one.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Also draw a plot (.png, .svg or .pdf).")
 @json_option

@@ -53,7 +53,8 @@ adapter_option = click.option("--adapter", metavar="A", help="Directory of an ad
 weights_option = click.option(
     "--weights",
     type=click.Choice(WEIGHTS),
-    help="The model's weights in memory; int8 takes half the room. Default: as in the memory file, else bfloat16.",
+    help="The model's weights in memory; int8 takes half the room. Default: as in the memory file, else what suits the "
+    "model.",
 )
 file_argument = click.argument("file", type=click.Path(path_type=Path))
 _MEMORY_OPTIONS = (

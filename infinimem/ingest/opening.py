@@ -58,8 +58,9 @@ def model_of(
             "before; to allow it, give it as adapter= (--adapter)"
         )
     identity = file.identity
-    kept = identity.get(IN_MEMORY)
-    if kept is not None and kept not in WEIGHTS:
+    # Files of bfloat16 do not name their weights.
+    kept = identity.get(IN_MEMORY, WEIGHTS[0])
+    if kept not in WEIGHTS:
         raise UnsupportedVersion(
             f"this memory was read with weights {kept!r}, which this version does not know; update infinimem"
         )

@@ -42,6 +42,7 @@ class CatalogueModel:
     hub_gguf: repository and file name on the hub of the same GGUF file; None where the hub does not have it.
     hub: repository on the hub of the weights before quantization, which are another model for memory files.
     config: fields of the configuration that tell models apart.
+    weights: how the weights are kept in memory on a CPU unless something else is asked for, "bfloat16" or "int8".
     adapter: the adapter in the package that is its default; None for no adapter.
     quality: name of a measurement to its result; empty until measured.
     tokens_per_second: reading speed on two cores of the development machine; None until measured.
@@ -60,6 +61,7 @@ class CatalogueModel:
     hub_gguf: tuple[str, str] | None
     hub: str
     config: dict[str, Any]
+    weights: str
     adapter: str | None
     quality: dict[str, float]
     tokens_per_second: float | None

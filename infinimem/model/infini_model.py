@@ -154,7 +154,7 @@ class InfiniModel:
         adapter: directory of an adapter, name of an adapter in the package, or an Adapter; it is merged into the
             weights. None takes the package's adapter for the default model, and no adapter for other models; "none"
             takes no adapter.
-        weights: "int8" keeps the weights in half the room of "bfloat16", the default.
+        weights: "int8" keeps the weights in half the room of "bfloat16"; None for what suits the model.
         Raises AdapterMismatch, InvalidSetting, and the errors of `pretrained.load_base` and `adapter.load_adapter`.
         """
         settings = MemorySettings(rule, rule_settings, segment_length, memory_heads, carry, device, adapter, weights)
@@ -172,7 +172,7 @@ class InfiniModel:
         """`from_pretrained`, with the settings in one object."""
         model = chosen_model(model)
         adapter = load_adapter(settings.adapter, model)
-        memory = settings.resolved(adapter)
+        memory = settings.resolved(adapter, model)
         rule = memory.make_rule()
         device = memory.device or ("cuda" if torch.cuda.is_available() else "cpu")
         base, tokenizer, name = load_base(model, device=device, dtype=dtype, fetch=fetch)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidSetting, check_names
+from .catalogue import find_model
 from .directories import NO_ADAPTER
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ DEFAULT_CARRY = 256
 
 # bfloat16 stands for what `pretrained.best_dtype` takes, which is float32 on some processors. int8 takes half the room.
 WEIGHTS = ("bfloat16", "int8")
+# Only these can be trained.
+TRAINABLE = WEIGHTS[0]
 
 # Layers, or layer to KV heads.
 MemoryHeads = Collection[int] | Mapping[int, Collection[int]]
@@ -68,10 +71,11 @@ class MemorySettings:
 
         return make_rule(self.rule or DEFAULT_RULE, **self.rule_settings or {})
 
-    def resolved(self, adapter: Adapter | None) -> MemorySettings:
+    def resolved(self, adapter: Adapter | None, model: str | os.PathLike[str] | None = None) -> MemorySettings:
         """These settings, with missing settings as the adapter was trained, else as the defaults are.
 
         adapter: the loaded adapter, which takes the place of its name; None without an adapter.
+        model: name of the base model, which decides how weights are kept by default; None for the default model.
 
         The adapter's rule settings, heads and carried tokens count only under the adapter's own rule. A setting stays
         None where only the model knows its default.
@@ -90,7 +94,16 @@ class MemorySettings:
                 carry = int(trained["carry"])
         # "none" rather than None, which stands for the default model's own adapter.
         used = NO_ADAPTER if adapter is None else adapter
-        return MemorySettings(rule, settings, length, heads, carry, self.device, used, self.weights or WEIGHTS[0])
+        weights = self.weights or self._default_weights(model)
+        return MemorySettings(rule, settings, length, heads, carry, self.device, used, weights)
+
+    def _default_weights(self, model: str | os.PathLike[str] | None) -> str:
+        """As the catalogue says; on a GPU, which has no products of 8 bits here, in bfloat16."""
+        import torch
+
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        known = find_model(model)
+        return WEIGHTS[0] if known is None or torch.device(device).type != "cpu" else known.weights
 
 
 def checked_heads(chosen: MemoryHeads, layers: int, heads: int) -> dict[int, list[int]]:

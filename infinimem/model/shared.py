@@ -33,7 +33,7 @@ def shared_model(
     asked = settings or MemorySettings()
     name = chosen_model(name)
     adapter = load_adapter(asked.adapter, name)
-    memory = asked.resolved(adapter)
+    memory = asked.resolved(adapter, name)
     rule = memory.make_rule().settings()
     heads: Any = None if memory.memory_heads is None else list(memory.memory_heads)
     if isinstance(memory.memory_heads, Mapping):
