@@ -22,10 +22,11 @@ from infinimem.cli.main import main
 from infinimem.errors import AdapterMismatch, InvalidConfig, InvalidSetting, ModelMismatch, UnsupportedVersion
 from infinimem.ingest.opening import model_of
 from infinimem.model.adapter import load_adapter
+from infinimem.model.catalogue import catalogue
 from infinimem.model.infini_model import InfiniModel
 from infinimem.model.lora import add_lora, merge_lora
 from infinimem.model.quantized import Int8Embedding, Int8Linear, Int8Weight, quantize
-from infinimem.model.settings import MemorySettings
+from infinimem.model.settings import WEIGHTS, MemorySettings
 from infinimem.storage.memory_file import read_memory_file
 
 LIBRARY = products.library()
@@ -377,3 +378,11 @@ def test_the_commands_take_the_weights(tiny_directory: Path, tmp_path: Path) -> 
     assert DocumentMemory.load(file).identity["weights_in_memory"] == "int8"
     asked = CliRunner().invoke(main, ["ask", str(file), "Who counted?", "--max-new-tokens", "5"])
     assert asked.exit_code == 0, asked.output
+
+
+def test_the_catalogue_says_how_weights_are_kept_by_default() -> None:
+    kept = {model.name: MemorySettings().resolved(None, model.name).weights for model in catalogue()}
+    assert kept == {model.name: model.weights for model in catalogue()} and set(kept.values()) <= set(WEIGHTS)
+    assert MemorySettings(weights="bfloat16").resolved(None, "qwen2.5-1.5b").weights == "bfloat16"
+    # Where there are no products of 8 bits, they would only cost time.
+    assert MemorySettings(device="cuda").resolved(None, "qwen2.5-1.5b").weights == "bfloat16"
