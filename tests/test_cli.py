@@ -113,13 +113,20 @@ def test_chat_ends_quietly_at_the_end_of_input(file: Path) -> None:
     infinimem("chat", file, input="")
 
 
-def test_inspect_describes_the_file_and_writes_a_report(file: Path, tmp_path: Path) -> None:
+def test_inspect_describes_the_file_and_writes_a_report(
+    file: Path, story: Path, tiny_directory: Path, tmp_path: Path
+) -> None:
     out = infinimem("inspect", file, "--html", tmp_path / "report.html").stdout
     assert "story.txt" in out and "slots" in out
     shown = as_json("inspect", file)
     assert shown["pages"] == 1 and shown["sources"][0]["sha256"] and shown["settings"]["carry"] == 16
-    assert [layer["carried"] for layer in shown["layers"]] == [16] * 4
-    assert [layer.get("slots") for layer in shown["layers"]] == [None, 24, 24, 24]
+    # A short document is kept as its tokens, but without passages as its states.
+    assert shown["layers"] == []
+    ingest = ["ingest", story, "-o", tmp_path / "m", "-m", tiny_directory, "--segment-length", 32, "--slots", 24]
+    infinimem(*ingest, "--carry", 16, "--no-passages")
+    layers = as_json("inspect", tmp_path / "m")["layers"]
+    assert [layer["carried"] for layer in layers] == [16] * 4
+    assert [layer.get("slots") for layer in layers] == [None, 24, 24, 24]
     report = (tmp_path / "report.html").read_text()
     assert shown["fingerprint"] in report and "<script" not in report
 

@@ -574,5 +574,5 @@ def test_the_public_names_are_the_documented_ones() -> None:
 
 def test_a_model_object_and_an_adapter_cannot_both_be_given(model: InfiniModel, tmp_path: Path) -> None:
     DocumentMemory.from_text(TEXT, model=model).save(tmp_path / "m")
-    with pytest.raises(InvalidSetting, match="adapter already"):
+    with pytest.raises(InvalidSetting, match="has its device, adapter and weights already"):
         DocumentMemory.load(tmp_path / "m", model=model, adapter="none")

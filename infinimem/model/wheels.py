@@ -7,6 +7,7 @@ so an interrupted download goes on with the wheel that was interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -98,11 +99,11 @@ def _run_pip(pinned: Path, incoming: Path, name: str, progress: OnWheel | None) 
 
 def _bytes_below(directory: Path) -> int:
     total = 0
-    for path in directory.rglob("*.whl"):
-        try:
-            total += path.stat().st_size
-        except OSError:  # pip has moved it since
-            continue
+    # pip moves and deletes files and folders meanwhile, which os.walk passes over.
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += (Path(folder) / name).stat().st_size if name.endswith(".whl") else 0
     return total
 
 
