@@ -103,8 +103,8 @@ def answers_table(found: Sequence[Result]) -> str:
         if not (squad or tales or handbook):
             continue
         refused = "-" if squad is None else percent(squad["modes"]["gold"]["not_found"])
-        asked = "-" if handbook is None else f"{handbook['answers']} of {handbook['questions']}"
-        pages = "-" if handbook is None else f"{handbook['pages']} of {handbook['questions']}"
+        asked = "-" if handbook is None else f"{handbook['right_answers']} of {handbook['questions']}"
+        pages = "-" if handbook is None else f"{handbook['right_pages']} of {handbook['questions']}"
         scores = [_f1(result, mode) for result in (squad, tales) for mode in ("recall", "gold")]
         rows.append([name, *scores[:2], refused, *scores[2:], asked, pages])
     head = ["model", "SQuAD, found passages", "SQuAD, right passages", "of these refused"]

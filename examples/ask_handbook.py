@@ -50,7 +50,7 @@ def main() -> None:
             verdict = f"{'right' if right else 'wrong'}, {'right page' if page else 'other pages'}"
             print(f"{verdict:<19} {row['question']}\n{'':<19} {answer}", flush=True)
     if given.json:
-        print(json.dumps({"questions": len(rows), "answers": answers, "pages": pages}))
+        print(json.dumps({"questions": len(rows), "right_answers": answers, "right_pages": pages}))
     else:
         print(f"{answers} of {len(rows)} answers and {pages} of {len(rows)} pages right")
 
