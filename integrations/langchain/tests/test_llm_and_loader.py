@@ -11,7 +11,8 @@ from langchain_infinimem import InfinimemLLM, InfinimemLoader
 from infinimem import DocumentMemory
 from infinimem.answering import conversation
 
-PROMPTS = ["The capital of France is", "The violet ink", "Once upon a time there was a very old harbour where"]
+# Sure of their next words: where two words are about equally probable, a batch may round to the other one.
+PROMPTS = ["The capital of France is", "The violet ink", "Water boils at a temperature of one hundred degrees, and it freezes at"]
 
 
 def test_a_batch_says_what_its_texts_say_alone(memory: DocumentMemory) -> None:
