@@ -12,7 +12,11 @@ from infinimem import DocumentMemory
 from infinimem.answering import conversation
 
 # Sure of their next words: where two words are about equally probable, a batch may round to the other one.
-PROMPTS = ["The capital of France is", "The violet ink", "Water boils at a temperature of one hundred degrees, and it freezes at"]
+PROMPTS = [
+    "The capital of France is",
+    "The violet ink",
+    "Water boils at a temperature of one hundred degrees, and it freezes at",
+]
 
 
 def test_a_batch_says_what_its_texts_say_alone(memory: DocumentMemory) -> None:
