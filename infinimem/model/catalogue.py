@@ -44,7 +44,7 @@ class CatalogueModel:
     config: fields of the configuration that tell models apart.
     weights: how the weights are kept in memory on a CPU unless something else is asked for, "bfloat16" or "int8".
     adapter: the adapter in the package that is its default; None for no adapter.
-    quality: name of a measurement to its result; empty until measured.
+    quality: name of a measurement to its result (docs/models.md, docs/recall.md); only what was measured.
     tokens_per_second: reading speed on two cores of the development machine; None until measured.
     """
 
