@@ -75,15 +75,14 @@ def speed_table(found: Sequence[Result]) -> str:
         rows.append(
             [
                 name,
-                f"{row['peak_rss_mb']:,.0f}",
-                f"{row['file_bytes'] / 1e6:.1f}",
+                f"{row['resident_mb']:,.0f}",
                 f"{row['tokens_per_second']:,.0f}",
                 percent(row["share_of_peak"]),
                 f"{result['read_vs_plain_forward']:.2f}",
                 f"{row['decode_tokens_per_second']:.1f}",
             ]
         )
-    head = ["model", "peak RSS, MB", "memory file, MB", "reading, tokens/s", "share of the machine's peak"]
+    head = ["model", "memory resident, MB", "reading, tokens/s", "share of the machine's peak"]
     return table([*head, "reading against the plain forward", "decoding, tokens/s"], rows)
 
 

@@ -33,12 +33,15 @@ def main() -> None:
     parser.add_argument("file", nargs="?", help="a memory file of the handbook")
     parser.add_argument("--model", help="the model that reads the handbook")
     parser.add_argument("--adapter", help="'none' for the bare model")
+    parser.add_argument("--weights", choices=("bfloat16", "int8"), help="how the weights are kept in memory")
     parser.add_argument("--json", action="store_true", help="print one JSON object with the counts")
     given = parser.parse_args()
     if given.file:
         memory = DocumentMemory.load(given.file)
     else:
-        memory = DocumentMemory.ingest(QUESTIONS.with_name("handbook.pdf"), model=given.model, adapter=given.adapter)
+        memory = DocumentMemory.ingest(
+            QUESTIONS.with_name("handbook.pdf"), model=given.model, adapter=given.adapter, weights=given.weights
+        )
     rows = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     pages = answers = 0
     for row in rows:

@@ -126,9 +126,12 @@ def test_a_padded_batch_equals_single_runs(family: str, rule: str, make_model: M
         for index, state in alone.states().items():
             for name, tensor in state.items():
                 other = together.states()[index][name][i : i + 1]
-                assert torch.allclose(tensor, other[:, :, : tensor.shape[2]], atol=1e-3, rtol=1e-4), (index, name)
+                # Rounding may move a number to the next step of 8 bits.
+                close = 1.0 if tensor.dtype == torch.int8 else 1e-3
+                other = other[:, :, : tensor.shape[2]].float()
+                assert torch.allclose(tensor.float(), other, atol=close, rtol=1e-4), (index, name)
         expected = model.model(input_ids=question[i : i + 1], past_key_values=alone).logits
-        assert torch.allclose(answers[i : i + 1], expected, atol=2e-4, rtol=1e-4)
+        assert torch.allclose(answers[i : i + 1], expected, atol=1e-3, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -225,6 +225,18 @@ def test_peak_memory_is_that_of_the_process_itself() -> None:
     assert 150 < float(done.stdout) < 300 < (task.peak_rss_mb() or 0)
 
 
+def test_resident_memory_is_what_is_left_of_the_peak(measured: dict[str, Any]) -> None:
+    code = (
+        "from infinimem.bench.task import peak_rss_mb, resident_mb\n"
+        "held = bytearray(b'x') * 150_000_000; del held\n"
+        "print(peak_rss_mb() - resident_mb())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 140 < float(done.stdout) < 170
+    row = measured["systems"]["infinimem"]
+    assert 0 < row["resident_mb"] <= row["peak_rss_mb"]
+
+
 @given(st.lists(st.integers(), min_size=1, max_size=6), st.integers(0, 40))
 def test_tokens_begin_again_where_they_are_too_few(tokens: list[int], count: int) -> None:
     found = task.repeated(tokens, count)

@@ -330,8 +330,11 @@ def test_a_segment_ends_as_by_torch_but_for_rounding(
             for name, tensor in found.items():
                 assert torch.allclose(tensor, known[name], atol=0.05 * float(known[name].abs().amax()) + 1e-6), name
         # Nothing that a memory changed has come into the lowest layer.
-        for name, tensor in states.get(0, {}).items():
-            assert not name.startswith("carried_") or torch.equal(tensor, wanted[0][name])
+        if 0 in states:
+            found, known = (memory_and_carried(x) for x in (states[0], wanted[0]))
+            for name in (name for name in found if name.startswith("carried")):
+                step = float(known[name].abs().amax()) / 127
+                assert torch.allclose(found[name], known[name], atol=step), name
 
 
 def test_read_outs_of_both_memories_agree(dtype: torch.dtype) -> None:

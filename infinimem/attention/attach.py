@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import InvalidSetting, NoRotaryEmbedding
+from . import fused
 from .attend import Forward, MemoryGate, SeenEnough, active, attend
 from .cache import InfiniCache
 from .rotary import Tables, Turns, rotate
@@ -64,6 +65,7 @@ class Attachment:
                 f"attention '{self._base}' cannot have a memory; load the model with attn_implementation='sdpa'"
             )
         self._handles: list[Any] = []
+        self._fused: list[Any] = []
         # Rotation tables at the virtual distance, and for the positions before a segment. Each kind of layer has its
         # tables, because kinds may differ in their frequencies.
         self._far: dict[tuple[object, int], Tables] = {}
@@ -80,6 +82,11 @@ class Attachment:
         AttentionInterface.register(name, partial(attend, base=base))
         AttentionMaskInterface.register(name, AttentionMaskInterface()[self._base])
         model.set_attn_implementation(name)
+        decoder = model.get_decoder()
+        self._fused = fused.put_on(decoder)
+        fused.put_on_family(sys.modules[home])
+        self._handles.append(decoder.register_forward_pre_hook(_begin, with_kwargs=True))
+        self._handles.append(decoder.register_forward_hook(_end, always_call=True))
         for module in self.modules:
             if isinstance(rule, GatedRule):
                 weight = next(module.parameters())
@@ -158,6 +165,7 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        fused.take_off(self._fused)
         for module in self.modules:
             if "memory_gate" in module._modules:
                 del module.memory_gate
@@ -190,3 +198,12 @@ def _turns(tables: Tables) -> Turns:
 
 def _leave(module: nn.Module, args: Any, output: Any) -> None:
     active.forward = None
+
+
+def _begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    cache = kwargs.get("past_key_values")
+    active.fused = isinstance(cache, InfiniCache) and cache.rounds
+
+
+def _end(module: nn.Module, args: Any, output: Any) -> None:
+    active.fused = False

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ..errors import InvalidSetting
 from .carried import bias_of, carry_over
-from .rules.base import MemoryRule
+from .rules.base import GatedRule, MemoryRule
 from .rules.packing import unpack, unpacked
 from .rules.state import State
 
@@ -231,6 +231,16 @@ class InfiniCache(Cache):
         for layer in self.layers:
             layer.exact = False
         return self
+
+    @property
+    def rounds(self) -> bool:
+        """Whether a forward may differ from the unmodified model by rounding: it has a past, or it is `inexact`.
+
+        A gated memory leaves the segment's own attention as it is, and with a shut gate the bits of the result.
+        """
+        layers, gated = self.layers, isinstance(self.rule, GatedRule)
+        with_past = any(one.carried is not None or (one.state is not None and not gated) for one in layers)
+        return with_past or any(not one.exact for one in layers)
 
     def states(self) -> dict[int, State]:
         """The past: layer index to the tensors of the memory and of the carried tokens, whose names begin with

@@ -60,13 +60,20 @@ class Turns:
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
+        self._wide: Tables | None = None
         self._undo: Tables | None = None
         self._moved: tuple[Tables, Tables] | None = None
+
+    def wide(self) -> Tables:
+        """The tables in float32."""
+        if self._wide is None:
+            self._wide = self.tables[0].float(), self.tables[1].float()
+        return self._wide
 
     def undo(self) -> Tables:
         """Tables that undo the rotation."""
         if self._undo is None:
-            self._undo = inverse(self.tables)
+            self._undo = inverse(self.wide())
         return self._undo
 
     def moved(self, far: Tables) -> Tables:

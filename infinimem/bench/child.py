@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InfinimemError, MiniLmMissing, SystemMissing
-from .task import Task, peak_rss_mb
+from .task import Task, peak_rss_mb, resident_mb
 
 # What is measured, and the module whose `measure` does it. A module imports no more than its system needs.
 MODULES = {
@@ -27,7 +27,7 @@ MODULES = {
 
 
 def measure(task: Task) -> dict[str, Any]:
-    """The values that the task asks for, and the peak memory of this process."""
+    """The values that the task asks for, and the memory of this process: the peak, and what it has in the end."""
     module = import_module(f".{MODULES[task.what]}", __package__)
     try:
         found: dict[str, Any] = module.measure(task)
@@ -35,7 +35,7 @@ def measure(task: Task) -> dict[str, Any]:
         return {"skipped": str(error)}
     except InfinimemError as error:
         return {"error": [type(error).__name__, str(error)]}
-    return found | {"peak_rss_mb": peak_rss_mb()}
+    return found | {"peak_rss_mb": peak_rss_mb(), "resident_mb": resident_mb()}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -117,6 +118,12 @@ def peak_rss_mb() -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def resident_mb() -> float | None:
+    """The memory that this process has now, in MB; None where the operating system does not say."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE / 1e6 if pages.is_file() else None
 
 
 def peak_gpu_mb(device: str) -> dict[str, float]:

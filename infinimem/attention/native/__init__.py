@@ -65,6 +65,8 @@ class Kernels(NamedTuple):
     attend: Any
     pool: Any
     rotate: Any
+    norm: Any
+    gate: Any
 
 
 @lru_cache(maxsize=1)
@@ -108,12 +110,14 @@ def allowed_levels() -> tuple[str, ...]:
 
 
 def _kernels(found: ctypes.CDLL, name: str) -> Kernels:
-    attend, pool, rotate = (found[f"{function}_{name}"] for function in ("attend", "pool", "rotate"))
+    functions = [found[f"{function}_{name}"] for function in Kernels._fields[1:]]
+    attend, pool, rotate, norm, gate = functions
     attend.argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_void_p, ctypes.c_int64]
     pool.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p, ctypes.c_int64]
-    rotate.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    rotate.restype = None
-    return Kernels(name, attend, pool, rotate)
+    rotate.argtypes = gate.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    norm.argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_double, ctypes.c_void_p, ctypes.c_int64]
+    rotate.restype = norm.restype = gate.restype = None
+    return Kernels(name, *functions)
 
 
 def knows(dtype: torch.dtype) -> bool:

@@ -1,7 +1,7 @@
 /* Shared by all kernels of the library. They are plain C without a thread library: they work in the threads of the
  * OpenMP runtime that the process already has, whose `GOMP_parallel` is handed in.
  *
- * attention.h, pool.h and rotary.h are written once over the lanes of vector.h. A file of kernels (such as
+ * attention.h, pool.h, rotary.h and layers.h are written once over the lanes of vector.h. A file of kernels (such as
  * float32_avx2.c) says for which processor and which numbers they are compiled. library.c tells which files this
  * processor can run.
  */

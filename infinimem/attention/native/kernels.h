@@ -6,3 +6,4 @@
 #include "attention.h"
 #include "pool.h"
 #include "rotary.h"
+#include "layers.h"

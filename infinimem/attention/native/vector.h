@@ -76,9 +76,11 @@ INLINE void store_int8(char *to, int64_t left, whole x) {
     x = _mm512_max_epi32(_mm512_min_epi32(x, _mm512_set1_epi32(127)), _mm512_set1_epi32(-127));
     _mm_mask_storeu_epi8(to, lanes(left), _mm512_cvtepi32_epi8(x));
 }
-INLINE void store_bfloat16(uint16_t *to, int64_t left, vec x) {
+/* To the nearest bfloat16 number. */
+INLINE vec rounded_to_bfloat16(vec x) {
 #if BFLOAT16_CELLS
-    _mm256_mask_storeu_epi16(to, lanes(left), (__m256i)_mm512_cvtneps_pbh(x));
+    __m512i bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
 #else
     __m512i bits = _mm512_castps_si512(x), one = _mm512_set1_epi32(1);
     __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
@@ -86,7 +88,15 @@ INLINE void store_bfloat16(uint16_t *to, int64_t left, vec x) {
     /* Rounding up must not make infinity of NaN. */
     __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
-    _mm256_mask_storeu_epi16(to, lanes(left), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    return _mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32((int)0xffff0000)));
+#endif
+}
+INLINE void store_bfloat16(uint16_t *to, int64_t left, vec x) {
+#if BFLOAT16_CELLS
+    _mm256_mask_storeu_epi16(to, lanes(left), (__m256i)_mm512_cvtneps_pbh(x));
+#else
+    __m512i bits = _mm512_castps_si512(rounded_to_bfloat16(x));
+    _mm256_mask_storeu_epi16(to, lanes(left), _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
 #endif
 }
 
@@ -195,11 +205,15 @@ INLINE void store_int8(char *to, int64_t left, whole x) {
     else
         for (int i = 0; i < left; i++) to[i] = (char)small[i];
 }
-INLINE void store_bfloat16(uint16_t *to, int64_t left, vec x) {
+/* To the nearest bfloat16 number. */
+INLINE vec rounded_to_bfloat16(vec x) {
     bits_of bits = (bits_of)x, rounded = bits + 0x7fff + (bits >> 16 & 1);
     /* Rounding up must not make infinity of NaN. */
     rounded = (bits_of)chosen_whole(x != x, (whole)(bits | 0x400000), (whole)rounded);
-    halves half = __builtin_convertvector(rounded >> 16, halves);
+    return (vec)(rounded & 0xffff0000);
+}
+INLINE void store_bfloat16(uint16_t *to, int64_t left, vec x) {
+    halves half = __builtin_convertvector((bits_of)rounded_to_bfloat16(x) >> 16, halves);
     if (left >= LANES)
         memcpy(to, &half, sizeof half);
     else
