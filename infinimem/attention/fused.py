@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from . import native
-from .attend import active
+from .attend import Forward, active
 from .native import layers
 
 # The name of the function that rotates queries and keys, in the modules of all families.
@@ -54,7 +54,7 @@ def rotated(
     queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, *given: Any, own: Callable[..., Any], **named: Any
 ) -> tuple[Tensor, Tensor]:
     """Queries (B, H, T, D) and keys (B, G, T, D), rotated by tables (B or 1, T, R). own: the family's function."""
-    forward = getattr(active, "forward", None)
+    forward: Forward | None = getattr(active, "forward", None)
     if getattr(active, "fused", False) and forward is not None and forward.turns is not None:
         tables = forward.turns.wide()
         if forward.turns.tables[0] is cos and native.rotates(queries, *tables) and native.rotates(keys, *tables):
