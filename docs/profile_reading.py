@@ -21,6 +21,7 @@ from make_memory_report import table
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from infinimem.attention import native
+from infinimem.attention.native import layers
 from infinimem.bench.machine import measure
 from infinimem.bench.task import Task, repeated
 from infinimem.bench.transformers_model import matrix_parameters
@@ -40,7 +41,7 @@ KINDS = {
         "aten::_softmax",
         "attention",
     ),
-    "rotation by the C library": ("rotate",),
+    "norms, gates and rotations by the C library": ("norm", "gate", "rotate"),
     "copies": ("aten::copy_", "aten::cat", "aten::index_select", "aten::index"),
 }
 OTHER = "small operations"
@@ -88,8 +89,8 @@ def main() -> None:
     ours, theirs = (statistics.median(taken) * 1e3 for taken in seconds.values())
     mark(infini_model, "end_segment", WRITE)
     # Which torch's profiler does not see.
-    for name in ("attention", "rotate"):
-        mark(native, name, name)
+    for owner, name in ((native, "attention"), (native, "rotate"), (layers, "norm"), (layers, "gate")):
+        mark(owner, name, name)
     parts, plain_parts = (spent(way, segments[BEFORE + TIMED :]) for way in (read, plain))
     peak = measure(Task("machine", 0, "", "", "", device="cpu"))["matmul_flops"]
     least = 2 * matrix_parameters(model.model) * length / peak * 1e3

@@ -144,26 +144,15 @@ INLINE void some_logits(const cell *queries, const float *query_bias, const int6
 #endif
 }
 
-#if BFLOAT16_CELLS && !TILES
-/* Below, e to this power is less than any number. */
-enum { LEAST_EXPONENT = -120 };
-#else
 /* Below, e to this power is no longer a normal number. */
 enum { LEAST_EXPONENT = -87 };
-#endif
 
 /* e to the power of x, for x from LEAST_EXPONENT to 0, to the precision of the numbers. */
 INLINE vec exponential(vec x) {
-#if BFLOAT16_CELLS && !TILES
-    /* Memory files of such processors keep the bytes that they had. */
-    x = x * all(1.44269504f);
-    vec rounded = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), rest = x - rounded;
-#else
     /* Added to this number, x is rounded, and stands in the lowest bits. */
     const float high = 0x1.8p23f;
     vec shifted = multiply_add(x, all(1.44269504f), all(high)), rounded = shifted - all(high);
     vec rest = multiply_add(x, all(1.44269504f), -rounded);
-#endif
 #if BFLOAT16_CELLS
     vec y = all(9.61812911e-3f);
 #else
@@ -174,11 +163,7 @@ INLINE vec exponential(vec x) {
     y = multiply_add(y, rest, all(2.40226507e-1f));
     y = multiply_add(y, rest, all(6.93147181e-1f));
     y = multiply_add(y, rest, all(1));
-#if BFLOAT16_CELLS && !TILES
-    return _mm512_scalef_ps(y, rounded);
-#else
     return add_to_exponent(y, shifted);
-#endif
 }
 
 /* Computes the weights of one query before the division by their sum; returns the sum. */
