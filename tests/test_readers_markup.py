@@ -8,6 +8,7 @@ import pytest
 
 from infinimem.readers.page import Page
 from infinimem.readers.source import open_source, read_pages
+from infinimem.text.passages import cut
 
 
 @pytest.fixture
@@ -144,3 +145,123 @@ def test_deep_nesting_is_read(html: Path) -> None:
 def test_a_title_that_is_as_long_as_a_text_is_cut(html: Path) -> None:
     (page,) = pages_of(html, f"<title>{'long ' * 1000}</title><p>Words.")
     assert page.title is not None and len(page.title) == 301 and page.title.endswith("…")
+
+
+@pytest.mark.parametrize(
+    ("markup", "expected"),
+    [
+        ("5,200<sup>3</sup> people", "5,200 [3] people"),
+        ('in 1871<sup><a href="#n">1</a></sup> and', "in 1871 [1] and"),
+        ('in 1871<a href="#n"><sup>1</sup></a> and', "in 1871 [1] and"),
+        ('10<a epub:type="noteref" href="#n">4</a> cars', "10 [4] cars"),
+        ("10<sup>26</sup> watts", "10^26 watts"),
+        ("10<sup>-3</sup> of it", "10^-3 of it"),
+        ("40 km<sup>2</sup>.", "40 km^2."),
+        ("E = mc<sup>2</sup>", "E = mc^2"),
+        ("the 1<sup>st</sup> and the 2<sup>nd</sup>", "the 1st and the 2nd"),
+        ("M<sup>me</sup> Curie", "Mme Curie"),
+        ("Foo<sup>TM</sup> bar", "Foo™ bar"),
+        ("the city<sup>[12]</sup> is", "the city [12] is"),
+        ("CO<sub>2</sub> and x<sub>i</sub>", "CO2 and x_i"),
+        ("log<sub>10</sub>2", "log10 2"),
+        ("山路<ruby>山<rp>(</rp><rt>やま</rt><rp>)</rp></ruby>", "山路山(やま)"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["html", "markdown"])
+def test_small_letters_are_not_glued_to_what_is_before(
+    html: Path, md: Path, markup: str, expected: str, kind: str
+) -> None:
+    if kind == "html":
+        assert text_of(html, f'<meta charset="utf-8"><p>{markup}</p>') == expected
+    elif "<a" not in markup and "<ruby" not in markup:
+        assert text_of(md, markup) == expected
+
+
+@pytest.mark.parametrize("label", ["iso-8859-1", "Latin1", "us-ascii", "windows-1252"])
+def test_labels_of_latin1_mean_windows_1252_as_in_browsers(html: Path, label: str) -> None:
+    content = f'<meta charset="{label}"><p>'.encode() + b"\x8045 \x96 Anna\x92s caf\xe9</p>"
+    assert text_of(html, content) == "€45 – Anna’s café"
+
+
+def test_the_mark_of_an_encoding_counts_more_than_its_label(html: Path) -> None:
+    assert text_of(html, b"\xef\xbb\xbf" + '<meta charset="iso-8859-1"><p>naïve €</p>'.encode()) == "naïve €"
+
+
+def test_empty_cells_and_spans_keep_their_place(html: Path) -> None:
+    rows = (
+        "<tr><th rowspan=2>Branch<th colspan=2>Sales</tr><tr><th>2021<th>2022</tr>"
+        "<tr><td>Oslo<td><td>510</tr><tr><td rowspan=2>Turku<td>95<td></tr><tr><td>96<td>98</tr>"
+    )
+    assert text_of(html, f"<table>{rows}</table>").split("\n") == [
+        "Branch | Sales | Sales",
+        "Branch | 2021 | 2022",
+        "Oslo | | 510",
+        "Turku | 95 |",
+        "Turku | 96 | 98",
+    ]
+
+
+def test_a_row_is_a_line_whatever_its_cells_hold(html: Path) -> None:
+    cell = "<ul><li>Turku</li><li>Oulu</li></ul>"
+    text = text_of(
+        html,
+        f"<table><tr><th>Boat<th>Harbour<th>Note</tr><tr><td>Mikki<td>{cell}<td><p>A.</p><pre>b</pre></tr></table>",
+    )
+    assert text == "Boat | Harbour | Note\nMikki | Turku; Oulu | A. b"
+
+
+def test_a_table_that_lays_out_a_page_is_no_data(html: Path) -> None:
+    text = text_of(
+        html, "<table><tr><td><h2>Menu</h2><p>One.</p><p>Two.</p></td><td><p>Three.</p><p>Four.</p></td></tr></table>"
+    )
+    assert " | " not in text and "One.\n\nTwo." in text
+
+
+@pytest.mark.parametrize("span", ["1000000000", "-5", "x", "0"])
+def test_no_span_is_too_large(html: Path, span: str) -> None:
+    text = text_of(html, f"<table><tr><td colspan={span} rowspan={span}>a<td>b</tr><tr><td>c</tr></table>")
+    assert text.startswith("a") and "c" in text and len(text) < 2_000
+
+
+@pytest.mark.parametrize("kind", ["html", "markdown"])
+def test_each_passage_of_a_long_table_names_its_columns(html: Path, md: Path, kind: str) -> None:
+    names = [f"Village{number}" for number in range(60)]
+    if kind == "html":
+        rows = "".join(f"<tr><td>{name}<td>{len(name)}00<td>Mayor of {name}</tr>" for name in names)
+        text = text_of(html, f"<table><tr><th>Place<th>Founded<th>Mayor</tr>{rows}</table>")
+    else:
+        rows = "\n".join(f"| {name} | {len(name)}00 | Mayor of {name} |" for name in names)
+        text = text_of(md, f"| Place | Founded | Mayor |\n|---|---|---|\n{rows}\n")
+    for name in names:
+        (found,) = [one.text for one in cut(text, "t") if f"{name} | " in one.text]
+        assert found.startswith("Place | Founded | Mayor\n")
+
+
+def test_the_words_of_a_drawing_are_kept(html: Path) -> None:
+    text = text_of(html, "<p>Before.</p><svg><title>T</title><text>Alpha</text><text>Beta</text></svg><p>After.</p>")
+    assert text == "Before.\n\nAlpha\nBeta\n\nAfter."
+
+
+@pytest.mark.parametrize(
+    "between", ["The number is 5577. Call it.", "\nThe number is 5577.\n", "# Heading\n\nText", "A list:\n\n* one"]
+)
+def test_text_between_two_rules_is_no_front_matter(md: Path, between: str) -> None:
+    words = [word for word in between.replace("#", "").replace("*", "").split() if word]
+    text = text_of(md, f"---\n{between}\n\n---\n\nRest.\n")
+    assert all(word in text for word in words) and "Rest." in text
+
+
+def test_footnotes_of_one_word_are_kept(md: Path) -> None:
+    text = text_of(
+        md, "The rate[^rate] is fixed[^c].\n\n[^rate]: 7.5%\n[^c]: help@example.org\n[^long]: Several words.\n"
+    )
+    assert text.split("\n\n") == [
+        "The rate[^rate] is fixed[^c].",
+        "[^rate]: 7.5%",
+        "[^c]: help@example.org",
+        "[^long]: Several words.",
+    ]
+
+
+def test_what_looks_like_a_footnote_in_code_stays_as_it_is(md: Path) -> None:
+    assert text_of(md, "```\n[^a]: b\n```\n\nText[^c].\n") == "[^a]: b\n\nText[^c]."

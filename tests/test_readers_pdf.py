@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reportlab.lib.pagesizes import A4
+from reportlab.pdfbase.pdfmetrics import stringWidth
 from reportlab.pdfgen.canvas import Canvas
 
 from infinimem.errors import DamagedSource, EncryptedSource, NoTextInSource
@@ -18,6 +19,7 @@ from infinimem.readers.page import Page
 from infinimem.readers.pdf.hyphens import Words
 from infinimem.readers.pdf.pages import _letters
 from infinimem.readers.source import open_source, read_pages
+from infinimem.text.passages import LIMIT, cut
 
 LEFT = """Dynamic languages are more dif-
 ficult to compile than others, and
@@ -160,11 +162,142 @@ def numbered(number: int, *, odd: str = "A Short Title", even: str = "I. Author"
     return page
 
 
-def test_running_headers_and_page_numbers_are_removed(path: Path) -> None:
+def test_of_running_lines_the_first_of_each_wording_stays(path: Path) -> None:
     draw(path, *(numbered(number) for number in range(1, 9)))
-    for page in pages_of(path):
+    first, second, *others = pages_of(path)
+    assert first.text.startswith("1 A Short Title\n\nStory A starts here")
+    assert second.text.startswith("2 I. Author\n\nStory B starts here")
+    for page in others:
         assert page.text.startswith(f"Story {chr(64 + page.number)} starts here")
+    for page in (first, second, *others):
+        # The page number at the foot is on no page.
         assert page.text.endswith(f"And so ends story {chr(64 + page.number)}.")
+
+
+def with_lines(number: int, *lines: tuple[str, float], body: float = 10) -> Callable[[Canvas], None]:
+    """A page with lines of these sizes on top, above text of its own."""
+
+    def page(canvas: Canvas) -> None:
+        for place, (line, size) in enumerate(lines):
+            canvas.setFont("Times-Roman", size)
+            canvas.drawString(72, 800 - 20 * place, line)
+        canvas.setFont("Times-Roman", body)
+        column(canvas, [f"Story {chr(64 + number)} starts here and goes", *LEFT, "And so it ends."])
+
+    return page
+
+
+def test_what_changes_in_a_running_line_stays(path: Path) -> None:
+    for label in ("Invoice no. {}", "Chapter {}: of salt", "Account: {}", "Date 3.{}.2021"):
+        draw(path, *(with_lines(number, (label.format(1000 + 7 * number), 10)) for number in (1, 2, 3)))
+        assert [label.format(1000 + 7 * page.number) in page.text for page in pages_of(path)] == [True] * 3
+
+
+def test_a_number_with_a_label_is_no_page_number(path: Path) -> None:
+    draw(path, *(with_lines(number, (f"Invoice No. {1000 + number}", 10)) for number in (1, 2, 3)))
+    assert [page.text.split("\n")[0] for page in pages_of(path)] == [f"Invoice No. {1000 + n}" for n in (1, 2, 3)]
+
+
+def test_titles_in_large_letters_stay_on_every_page(path: Path) -> None:
+    draw(path, *(with_lines(number, ("Results", 18)) for number in (1, 2, 3)))
+    assert all(page.text.startswith("Results\n\nStory") for page in pages_of(path))
+
+
+def test_words_for_page_numbers_are_removed(path: Path) -> None:
+    for line in ("Page {}", "{} of 3", "- {} -", "Seite {} von 3"):
+        draw(path, *(with_lines(number, (line.format(number), 10)) for number in (1, 2, 3)))
+        assert all(page.text.startswith("Story") for page in pages_of(path)), line
+
+
+CELLS = [["Station", "Opened", "Depth"], ["Alder", "1931", "14 m"], ["Birch", "", "22 m"], ["Cedar", "1962", ""]]
+
+
+def in_cells(canvas: Canvas, rows: list[list[str]], *, align: str = "left", top: float = 700) -> None:
+    write = {"left": canvas.drawString, "right": canvas.drawRightString, "middle": canvas.drawCentredString}[align]
+    for number, row in enumerate(rows):
+        for place, cell in enumerate(row):
+            if cell:
+                write(150 + 120 * place, top - 18 * number, cell)
+
+
+@pytest.mark.parametrize("align", ["left", "right", "middle"])
+def test_the_cells_of_a_table_are_lines_by_row_with_empty_cells_in_their_place(path: Path, align: str) -> None:
+    text = pages_of(draw(path, lambda canvas: in_cells(canvas, CELLS, align=align)))[0].text
+    assert text.split("\n") == ["Station | Opened | Depth", "Alder | 1931 | 14 m", "Birch | | 22 m", "Cedar | 1962 |"]
+
+
+def test_each_passage_of_a_long_table_names_its_columns(path: Path) -> None:
+    rows = [[f"Village{n}", str(1500 + n), f"{n} m"] for n in range(34)]
+    text = pages_of(draw(path, lambda canvas: in_cells(canvas, [CELLS[0], *rows], top=750)))[0].text
+    passages = cut(text, "table")
+    assert len(passages) > 1
+    for name, year, depth in rows:
+        (found,) = [one.text for one in passages if f"{name} | {year} | {depth}" in one.text]
+        assert found.startswith("Station | Opened | Depth") and len(found) <= LIMIT
+
+
+def test_the_head_of_a_table_stays_on_every_page(path: Path) -> None:
+    tables = [[CELLS[0], *([f"Place{n}", str(n), f"{n} m"] for n in range(s, s + 5))] for s in (10, 20, 30)]
+    draw(path, *(lambda canvas, rows=rows: in_cells(canvas, rows) for rows in tables))
+    assert [page.text.split("\n")[0] for page in pages_of(path)] == ["Station | Opened | Depth"] * 3
+
+
+def test_columns_of_prose_that_are_drawn_row_by_row_are_read_one_by_one(path: Path) -> None:
+    def page(canvas: Canvas) -> None:
+        for number, (left, right) in enumerate(zip(LEFT, RIGHT, strict=False)):
+            canvas.drawString(60, 700 - 14 * number, left)
+            canvas.drawString(330, 700 - 14 * number, right)
+
+    text = pages_of(draw(path, page))[0].text
+    assert text.index("every case that can happen") < text.index("in this field, where a program")
+
+
+@pytest.mark.parametrize(
+    ("before", "small", "rise", "expected"),
+    [
+        ("opened in 1931", "2", 4, "opened in 1931 [2]"),
+        ("cost 5,400", "3", 4, "cost 5,400 [3]"),
+        ("carries 10", "26", 4, "carries 10^26"),
+        ("an area of 40 km", "2", 4, "an area of 40 km^2"),
+        ("on the 21", "st", 4, "on the 21st"),
+        ("water is H", "2", -2, "water is H2"),
+        ("the value x", "i", -2, "the value x_i"),
+        ("as the city says.", "12", 4, "as the city says. [12]"),
+    ],
+)
+def test_raised_and_lowered_letters_are_not_glued_to_what_is_before(
+    path: Path, before: str, small: str, rise: float, expected: str
+) -> None:
+    def page(canvas: Canvas) -> None:
+        text = canvas.beginText(60, 700)
+        for part, size, up in ((before, 11, 0), (small, 7, rise), (" and more", 11, 0)):
+            text.setFont("Times-Roman", size)
+            text.setRise(up)
+            text.textOut(part)
+        canvas.drawText(text)
+
+    assert pages_of(draw(path, page))[0].text.startswith(expected)
+
+
+def test_text_that_is_drawn_twice_for_boldness_is_read_once(path: Path) -> None:
+    def page(canvas: Canvas) -> None:
+        for x in (72.0, 72.3):
+            canvas.drawString(x, 700, "Emergency exit: door seven")
+        canvas.drawString(72, 680, "The hall has twelve doors.")
+
+    assert pages_of(draw(path, page))[0].text.count("Emergency exit: door seven") == 1
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_letters_that_are_set_one_by_one_are_words(path: Path, copies: int) -> None:
+    def page(canvas: Canvas) -> None:
+        x = 60.0
+        for letter in "Emergency exit: door seven":
+            for copy in range(copies):
+                canvas.drawString(x + 0.3 * copy, 700, letter)
+            x += stringWidth(letter, "Times-Roman", 10)
+
+    assert pages_of(draw(path, page))[0].text == "Emergency exit: door seven"
 
 
 def test_a_page_number_on_a_single_page_is_removed(path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ..errors import DamagedSource, EncryptedSource, SourceError
-from .markup import html_sections, parse_html
+from .html import html_sections, parse_html
 from .page import Visits
 from .prose import tidy
 

@@ -126,8 +126,9 @@ def _pages(path: Path, kind: str, visits: Visits) -> Iterator[tuple[int, str, st
         for number, text in text_pages(path):
             yield number, text, None
     else:
-        from .markup import html_pages, markdown_pages
-
-        pages = html_pages if kind == "html" else markdown_pages
+        if kind == "html":
+            from .html import html_pages as pages
+        else:
+            from .markdown import markdown_pages as pages
         for number, (text, title) in enumerate(pages(path), start=1):
             yield number, text, title

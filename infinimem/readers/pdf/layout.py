@@ -1,28 +1,30 @@
-"""The lines of a PDF page: where they stand, which belong together, which are headers and footers."""
+"""The lines of a PDF page: where they stand, and which belong together."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from ..prose import is_list_item
+from ..raised import lowered, raised
 
 _REFERENCE = re.compile(r"\s*\[[\w+.,\- ]{1,12}\]\s+\S")
 _ENDS = re.compile(r"[.!?:…。！？][\"'”’»)\]*†‡\d]*$")
 _BROKEN = re.compile(r"[^\W\d_][-\u2010\u00ad]$")
 _LEADERS = re.compile(r"(?:\s?[.·]){4,}")
-_ROMAN = re.compile(r"[ivxlc]{1,7}", re.IGNORECASE)
 _CONTENTS = re.compile(r"\d{1,2}(?:\.\d{1,2}){0,3}\.?\s+[^\W\d_].{0,80}\s\d{1,4}")
 _BOLD = re.compile(r"bold|medi|black|heavy|cmbx|sfbx", re.IGNORECASE)
 _MONO = re.compile(r"mono|courier|consol|typewriter|cmtt|sftt|nimbusmon|menlo", re.IGNORECASE)
 _CODE = re.compile(r"[;{}=<>\[\]#$|\\]|\(\)|//")
 _HEADING_NUMBER = re.compile(r"(?:\d{1,2}(?:\.\d{1,2}){0,3}\.?|[A-Z](?:\.\d{1,2})+|[IVX]+\.)\s+[^\W\d_]")
-_NUMBER = re.compile(r"[0-9]{1,9}")
-_EDGE_LINES = 3
+
+# An index or exponent is at most this much of the size of its line, and at most this long.
+_SMALL, _LONGEST_SMALL = 0.8, 8
+_SHOW = frozenset({b"Tj", b"TJ", b"'", b'"'})
 
 
 @dataclass(slots=True)
@@ -44,6 +46,16 @@ class Line:
     kind: str = "prose"
 
 
+@dataclass(slots=True)
+class _Small:
+    """Small letters, higher or lower than the others: how they are written, and the fragments from `place` on."""
+
+    write: Callable[[str, str], str] | None
+    before: str
+    place: int
+    text: str
+
+
 class LineCollector:
     """Receives the fragments of a page from pypdf and joins them into lines."""
 
@@ -55,6 +67,9 @@ class LineCollector:
         self._mono = 0
         self._start: tuple[float, bool] | None = None
         self._heights: dict[float, float] = {}
+        self._base: tuple[float, float] | None = None  # size and height of the letters before, but for small ones
+        self._small: _Small | None = None  # the small letters that the last fragment belongs to
+        self._rise = self._shown = 0.0  # by a text operator: now, and of the last text that was shown
 
     def add(
         self,
@@ -78,11 +93,39 @@ class LineCollector:
                 points = round(abs(size) * math.hypot(*upward), 1)
                 self._sizes[points] += letters
                 # An index or exponent stands higher or lower than the line that it belongs to.
-                self._heights.setdefault(points, matrix[4] * user[1] + matrix[5] * user[3] + user[5])
+                height = matrix[4] * user[1] + matrix[5] * user[3] + user[5]
+                self._heights.setdefault(points, height)
                 name = str((font or {}).get("/BaseFont", ""))
                 self._bold += letters if _BOLD.search(name) else 0
                 self._mono += letters if _MONO.search(name) else 0
+                part = self._apart(part, points, height + self._shown * math.hypot(*upward))
             self._parts.append(part)
+
+    def operate(self, operator: bytes, operands: Sequence[object], *_: object) -> None:
+        """Take an operator of the page; the arguments are those of pypdf's `visitor_operand_before`."""
+        if operator == b"Ts" and operands and isinstance(operands[0], (int, float)):
+            self._rise = float(operands[0])
+        elif operator in _SHOW:
+            self._shown = self._rise
+
+    def _apart(self, part: str, points: float, height: float) -> str:
+        """Keep an index, an exponent or the mark of a note apart from the number or word before it."""
+        base = self._base
+        if base is None or not 0 < points <= _SMALL * base[0] or len(part.strip()) > _LONGEST_SMALL:
+            part = " " + part if self._small and self._small.text[-1:].isdigit() and part[0].isdigit() else part
+            self._base, self._small = (points, height), None
+            return part
+        rise = (height - base[1]) / base[0]
+        # Small letters at the height of others may be small capitals.
+        write = lowered if rise < -0.05 else raised if rise > 0.05 else None
+        if self._small is None or self._small.write is not write:
+            self._small = _Small(write, "".join(self._parts), len(self._parts), "")
+        small = self._small
+        small.text += part
+        if write is None or not small.before or small.before[-1].isspace() or not -1 < rise < 1:
+            return part
+        del self._parts[small.place :]
+        return write(small.before, small.text) + (" " if part.endswith(" ") else "")
 
     def end_line(self) -> None:
         """Close the line that is being collected."""
@@ -95,58 +138,7 @@ class LineCollector:
             self.lines.append(Line(text, x, self._heights[size], size, self._bold * 10 > letters * 9, upright, kind))
         self._parts, self._sizes, self._bold, self._mono = [], Counter(), 0, 0
         self._start, self._heights = None, {}
-
-
-def _edges(lines: Sequence[Line]) -> list[list[Line]]:
-    """Return the first and the last lines of a page, from the outside in: in the order on paper and in the file.
-
-    The order in the file counts too, because the place of text inside a drawing is not always known.
-    """
-    upright = [line for line in lines if line.upright]
-    ordered = sorted(upright, key=lambda line: -line.y)
-    return [edge[:_EDGE_LINES] for edge in (ordered, ordered[::-1], upright, upright[::-1])]
-
-
-def _mask(text: str) -> str:
-    if _ROMAN.fullmatch(text):
-        return "0"
-    return re.sub(r"\d+", "0", re.sub(r"\s+", " ", text)).lower()
-
-
-def without_running_lines(page: int, lines: list[Line], neighbours: Iterable[tuple[int, Sequence[Line]]]) -> list[Line]:
-    """Return the lines without page numbers, headers and footers.
-
-    A header or footer is an edge line that a neighbouring page repeats at the same height.
-
-    page: number of the page.
-    neighbours: numbers and lines of the pages around it.
-    """
-    seen: dict[str, list[tuple[int, Line]]] = {}
-    for number, others in neighbours:
-        for edge in _edges(others):
-            for line in edge:
-                seen.setdefault(_mask(line.text), []).append((number, line))
-    dropped = set()
-    for edge in _edges(lines):
-        for place, line in enumerate(edge):
-            again = any(_runs(line, page, other, number) for number, other in seen.get(_mask(line.text), ()))
-            if not again and not (place == 0 and _is_page_number(line.text.strip("-–— "), page)):
-                # All lines further in than a line of text are text.
-                break
-            dropped.add(id(line))
-    # Where every line looks like a header, no line is a header.
-    return [line for line in lines if id(line) not in dropped] or lines
-
-
-def _runs(line: Line, page: int, other: Line, number: int) -> bool:
-    """Tell whether lines of two pages are one header or footer: their numbers are equal, or differ as the pages do."""
-    pairs = zip(_NUMBER.findall(line.text), _NUMBER.findall(other.text), strict=False)
-    counts = all(mine == theirs or int(mine) - int(theirs) == page - number for mine, theirs in pairs)
-    return counts and abs(line.y - other.y) < 3
-
-
-def _is_page_number(text: str, page: int) -> bool:
-    return text == str(page) or (len(text) > 1 and text.islower() and _ROMAN.fullmatch(text) is not None)
+        self._base = self._small = None
 
 
 @dataclass(slots=True)
@@ -183,7 +175,10 @@ def _mark_kinds(lines: Sequence[Line]) -> None:
     signs = sum(1 for line in mono if _CODE.search(line.text))
     # A typescript is printed in a typewriter font throughout, but is prose.
     typescript = len(mono) * 2 > len(lines) and signs * 3 < len(mono)
-    kinds = ["code" if line.kind == "code" and not typescript else _row_or_prose(line.text) for line in lines]
+    kinds = [
+        line.kind if line.kind == "row" or (line.kind == "code" and not typescript) else _row_or_prose(line.text)
+        for line in lines
+    ]
     for number, line in enumerate(lines):
         near = kinds[max(0, number - 1) : number] + kinds[number + 1 : number + 2]
         line.kind = kinds[number] if kinds[number] in near else "prose"

@@ -19,8 +19,11 @@ from pypdf.generic import Destination
 from ...errors import DamagedSource, EncryptedSource, SourceError
 from ..page import Visits
 from ..prose import tidy
+from ..table import CELLS, parts_of
 from .hyphens import Words
-from .layout import Block, Line, LineCollector, blocks_of, without_running_lines
+from .layout import Block, Line, LineCollector, blocks_of
+from .running import RunningLines
+from .side_by_side import joined
 
 _NEIGHBOURS = 3
 # pypdf keeps every object it has read. A new PdfReader after this number of pages, or more, keeps memory flat.
@@ -47,12 +50,12 @@ def page_count(path: Path) -> int:
 
 def pdf_pages(path: Path, visits: Visits) -> Iterator[tuple[int, str, str | None]]:
     """Yield (number, text, title) for the pages that have text."""
-    words = Words()
+    words, running = Words(), RunningLines()
     with path.open("rb") as file:
         titles = _titles(_opened(file, path.name))
         waiting: tuple[int, str] | None = None
         for number, lines, neighbours in _with_neighbours(_lines_by_page(file, path.name, visits), words):
-            text = _prose(blocks_of(without_running_lines(number, lines, neighbours)), words)
+            text = _prose(blocks_of(running.without(number, lines, neighbours)), words)
             if not text:
                 continue
             if waiting is not None:
@@ -143,7 +146,7 @@ def _lines_by_page(file: BinaryIO, name: str, visits: Visits) -> Iterator[tuple[
             continue
         for line in lines:
             line.text = _letters(line.text)
-        yield number, [line for line in lines if line.text]
+        yield number, joined([line for line in lines if line.text])
 
 
 def _lines(reader: PdfReader, index: int, name: str, visits: Visits) -> list[Line]:
@@ -157,7 +160,7 @@ def _lines(reader: PdfReader, index: int, name: str, visits: Visits) -> list[Lin
         collector.add(text, *rest)
 
     try:
-        reader.pages[index].extract_text(visitor_text=collect)
+        reader.pages[index].extract_text(visitor_operand_before=collector.operate, visitor_text=collect)
     except (OSError, MemoryError, SourceError):
         raise
     except Exception as error:
@@ -198,11 +201,22 @@ def _paragraph(block: Block, words: Words) -> str:
         text = "\n".join(" " * min(indent, 40) + line.text for indent, line in zip(indents, block.lines, strict=True))
         return tidy(text, verbatim=True)
     if block.kind == "row":
-        return tidy("\n".join(line.text for line in block.lines))
+        rows = [line.text.split(CELLS) for line in block.lines]
+        return "\n\n".join(tidy(part) for part in parts_of(rows, _heads(block.lines)))
     text = block.lines[0].text
     for line in block.lines[1:]:
         text = words.join(text, line.text)
     return tidy(text)
+
+
+def _heads(lines: list[Line]) -> int:
+    """How many of the first rows of a table hold the names of its columns: one that looks unlike the rows below."""
+    first, *rest = lines
+    if CELLS not in first.text or not rest:
+        return 0
+    bold = first.bold and not any(line.bold for line in rest)
+    plain = not any(map(str.isdigit, first.text)) and any(map(str.isdigit, "".join(line.text for line in rest)))
+    return int(bold or plain)
 
 
 def _titles(reader: PdfReader) -> list[tuple[int, str]]:

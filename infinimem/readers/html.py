@@ -1,4 +1,4 @@
-"""Markdown and HTML: the prose without the markup, in sections that begin at headings."""
+"""HTML: the prose without the markup, in sections that begin at headings."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .plain import read_text
 from .prose import section_pages, tidy
+from .raised import after_lowered, lowered, raised
+from .table import Grid, parts_of
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
-    from markdown_it.token import Token
 
-_FRONT_MATTER = re.compile(r"\A\ufeff?(---|\+\+\+)[ \t]*\r?\n.*?\r?\n\1[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _TITLES = frozenset({"h1", "h2", "h3"})
 _DROPPED = frozenset(
-    {"script", "style", "noscript", "template", "nav", "head", "svg", "iframe", "object", "embed", "canvas", "audio"}
+    {"script", "style", "noscript", "template", "nav", "head", "rp", "iframe", "object", "embed", "canvas", "audio"}
     | {"video", "map", "button", "input", "select", "textarea", "dialog"}
 )
 _LISTS = frozenset({"ul", "ol"})
@@ -28,92 +27,20 @@ _BLOCKS = frozenset(
     | {"hr", "html", "legend", "li", "main", "ol", "p", "pre", "section", "summary", "table", "tbody", "td", "tfoot"}
     | {"th", "thead", "tr", "ul", "[document]"}
 )
+_CELLS = frozenset({"td", "th"})
+_SMALL = frozenset({"sup", "sub", "rt"})
+_NOTE = re.compile(r"note|cite|reference", re.IGNORECASE)
+# Characters of a cell of a data table, on average, where nothing else tells such a table from the layout of a page.
+_SHORT_CELL = 120
+# The labels that stand for windows-1252 in every browser (https://encoding.spec.whatwg.org/#names-and-labels).
+_WINDOWS_1252 = frozenset(
+    {"ansi_x3.4-1968", "ascii", "cp1252", "cp819", "csisolatin1", "ibm819", "iso-8859-1", "iso-ir-100", "iso8859-1"}
+    | {"iso88591", "iso_8859-1", "iso_8859-1:1987", "l1", "latin1", "us-ascii", "windows-1252", "x-cp1252"}
+)
 _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 
 
 Section = tuple["str | None", "list[str]"]
-
-
-def markdown_pages(path: Path) -> Iterator[tuple[str, str | None]]:
-    """Yield (text, title) for the sections of a Markdown file."""
-    yield from section_pages(markdown_sections(read_text(path)))
-
-
-def markdown_sections(source: str) -> Iterator[Section]:
-    """Split Markdown into (heading, paragraphs), as plain prose."""
-    from markdown_it import MarkdownIt
-
-    tokens = (
-        MarkdownIt("commonmark", {"html": True})
-        .enable(["table", "strikethrough"])
-        .parse(_FRONT_MATTER.sub("", source, count=1))
-    )
-    title: str | None = None
-    paragraphs: list[str] = []
-    marker = ""
-    row: list[str] = []
-    lists: list[int | None] = []
-    # Items of a tight list and rows of a table are lines of one paragraph.
-    lines: list[str] = []
-    for position, token in enumerate(tokens):
-        if token.type == "heading_open":
-            yield title, paragraphs
-            title, paragraphs = tidy(_inline(tokens[position + 1])) or title, []
-        elif token.type in ("bullet_list_open", "ordered_list_open"):
-            lists.append(int(token.attrGet("start") or 1) if token.type == "ordered_list_open" else None)
-        elif token.type in ("bullet_list_close", "ordered_list_close"):
-            lists.pop()
-        elif token.type == "list_item_open":
-            number = lists[-1]
-            marker = "- " if number is None else f"{number}. "
-            lists[-1] = None if number is None else number + 1
-        elif token.type == "inline":
-            text = tidy(_inline(token))
-            if token.map is None or _in_table(tokens, position):
-                row.append(text)
-            elif lists and text:
-                lines.append("  " * (len(lists) - 1) + (marker or "  ") + text.replace("\n", " "))
-                marker = ""
-            elif text:
-                paragraphs.append(text)
-        elif token.type == "tr_close":
-            lines.append(" | ".join(row))
-            row = []
-        elif token.type in ("fence", "code_block"):
-            paragraphs.extend(_flushed(lines))
-            paragraphs.append(tidy(token.content, verbatim=True))
-        elif token.type == "html_block":
-            paragraphs.extend(_flushed(lines))
-            paragraphs.extend(text for _, texts in html_sections(token.content) for text in texts)
-        if not lists and token.type in ("bullet_list_close", "ordered_list_close", "table_close"):
-            paragraphs.extend(_flushed(lines))
-    yield title, paragraphs
-
-
-def _flushed(lines: list[str]) -> list[str]:
-    text = "\n".join(lines)
-    lines.clear()
-    return [text] if text.strip() else []
-
-
-def _in_table(tokens: list[Token], position: int) -> bool:
-    return tokens[position - 1].type in ("td_open", "th_open")
-
-
-def _inline(token: Token) -> str:
-    parts: list[str] = []
-    for child in token.children or ():
-        if child.type in ("text", "code_inline", "text_special"):
-            parts.append(child.content)
-        elif child.type == "softbreak":
-            parts.append(" ")
-        elif child.type == "hardbreak":
-            parts.append("\n")
-        elif child.type == "image":
-            parts.append(_inline(child))
-        elif child.type == "html_inline" and child.content.lower().startswith("<br"):
-            parts.append("\n")
-    return "".join(parts)
 
 
 def html_pages(path: Path) -> Iterator[tuple[str, str | None]]:
@@ -126,13 +53,18 @@ def parse_html(source: str | bytes) -> BeautifulSoup:
     import warnings
 
     import bs4
+    from bs4.dammit import EncodingDetector
 
+    encoding = None
+    if isinstance(source, bytes) and not EncodingDetector.strip_byte_order_mark(source)[1]:
+        named = EncodingDetector.find_declared_encoding(source, is_html=True) or ""
+        encoding = "windows-1252" if named.strip().lower() in _WINDOWS_1252 else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return bs4.BeautifulSoup(source, "lxml")
+            return bs4.BeautifulSoup(source, "lxml", from_encoding=encoding)
         except bs4.FeatureNotFound:
-            return bs4.BeautifulSoup(source, "html.parser")
+            return bs4.BeautifulSoup(source, "html.parser", from_encoding=encoding)
 
 
 def html_sections(source: str | bytes) -> Iterator[Section]:
@@ -154,8 +86,10 @@ class _Walker:
         self._title = title
         self._paragraphs: list[str] = []
         self._inline: list[str] = []
-        self._row: list[str] | None = None
-        self._is_data = False
+        self._grid: Grid | None = None  # of the data table around
+        self._in_head = self._in_cell = False
+        self._outer: list[list[str]] = []  # what stands before the superscripts and subscripts around
+        self._small = ""  # the last one, while nothing follows it
         self._lists = 0
         self._marker = ""
         self._group = ""
@@ -167,22 +101,33 @@ class _Walker:
         while stack:
             node, leaving = stack.pop()
             if leaving and isinstance(node, Tag):
-                self._leave(node.name)
+                self._leave(node)
             elif isinstance(node, PreformattedString):
                 continue
             elif isinstance(node, NavigableString):
-                self._inline.append(re.sub(r"\s+", " ", str(node)))
+                text = re.sub(r"\s+", " ", str(node))
+                self._inline.append(after_lowered(self._small, text) + text)
+                self._small = ""
             elif isinstance(node, Tag) and not _is_hidden(node):
                 if node.name == "br":
                     self._inline.append("\n")
                 elif node.name == "pre":
                     self._end_paragraph()
-                    self._add(tidy(node.get_text(), verbatim=True))
+                    if self._in_cell:
+                        self._inline.append(node.get_text(" "))
+                    else:
+                        self._add(tidy(node.get_text(), verbatim=True))
+                elif node.name == "svg":
+                    self._end_paragraph()
+                    self._add("\n".join(filter(None, (tidy(one.get_text(" ")) for one in node.find_all("text")))))
                 elif node.name == "img":
                     self._inline.append(str(node.get("alt") or ""))
                 else:
                     if node.name in _BLOCKS:
                         self._enter(node)
+                    elif node.name in _SMALL or _is_note_mark(node):
+                        self._outer.append(self._inline)
+                        self._inline = []
                     stack.append((node, True))
                     stack.extend((child, False) for child in reversed(node.contents))
 
@@ -195,35 +140,60 @@ class _Walker:
         self._end_paragraph()
         if node.name in _TITLES:
             self.close()
+        elif node.name == "li" and self._in_cell:
+            before = "".join(self._inline).strip()
+            self._inline = [before, "; "] if before else []
         elif node.name == "li":
             self._marker = "  " * max(self._lists - 1, 0) + "- "
         elif node.name in _LISTS:
             self._group = self._group if self._lists else ""
             self._lists += 1
         elif node.name == "table":
-            self._is_data = _is_data(node)
-            self._group = ""
-        elif node.name == "tr" and self._is_data:
-            self._row = []
+            self._grid = Grid() if _is_data(node) else None
+        elif self._grid is not None:
+            if node.name == "tr":
+                self._grid.begin_row()
+            elif node.name == "thead":
+                self._in_head = True
+            elif node.name in _CELLS:
+                self._in_cell = True
 
-    def _leave(self, name: str) -> None:
-        if name in _TITLES:
+    def _leave(self, node: Tag) -> None:
+        name = node.name
+        if name in _SMALL or _is_note_mark(node):
+            self._leave_small(node)
+        elif name in _TITLES:
             heading = self._text().replace("\n", " ")
             if heading:
                 self._title = heading
                 self._add(heading)
-        elif name in ("td", "th") and self._row is not None:
-            self._row.append(self._text().replace("\n", " "))
+        elif name in _CELLS and self._grid is not None:
+            is_name = name == "th" or self._in_head
+            self._grid.add(self._text(), _span(node, "colspan"), _span(node, "rowspan"), name=is_name)
+            self._in_cell = False
         elif name in _BLOCKS:
             self._end_paragraph()
-        if name == "tr" and self._row is not None:
-            line = " | ".join(filter(None, self._row))
-            self._row = None
-            self._add(line, group="table")
-        elif name == "table":
-            self._is_data = False
+        if name == "table" and self._grid is not None:
+            self._grid.end_row()
+            for part in parts_of(self._grid.rows, self._grid.heads):
+                self._add(part)
+            self._grid = None
+        elif name == "thead":
+            self._in_head = False
         elif name in _LISTS:
             self._lists -= 1
+
+    def _leave_small(self, node: Tag) -> None:
+        text = "".join(self._inline).strip()
+        self._inline = self._outer.pop()
+        before = "".join(self._inline[-8:])[-40:]
+        if node.name == "rt":
+            self._inline.append(f"({text})" if text else "")
+        elif node.name == "sub":
+            self._inline.append(lowered(before, text))
+        else:
+            self._inline.append(raised(before, text, linked=_is_linked(node)))
+        self._small = self._inline[-1]
 
     def _text(self) -> str:
         text = tidy("".join(self._inline))
@@ -231,7 +201,7 @@ class _Walker:
         return text
 
     def _end_paragraph(self) -> None:
-        if self._row is not None:
+        if self._in_cell:
             # Blocks inside a cell of a table belong to the line of its row.
             self._inline.append(" ")
             return
@@ -243,7 +213,7 @@ class _Walker:
             self._add(text)
 
     def _add(self, text: str, group: str = "") -> None:
-        """Add a paragraph; the items of a list and the rows of a table are lines of one paragraph."""
+        """Add a paragraph; the items of a list are lines of one paragraph."""
         if not text:
             return
         if group and group == self._group and self._paragraphs:
@@ -255,9 +225,35 @@ class _Walker:
 
 def _is_data(table: Tag) -> bool:
     """Tell whether a table holds data, rather than the layout of a page."""
-    if table.get("role") == "presentation" or table.find(["table", "h1", "h2", "h3", "h4", "ul", "ol", "pre"]):
+    if table.get("role") in ("presentation", "none") or table.find(["table", "h1", "h2", "h3"]):
         return False
-    return not any(cell.find("p") and len(cell.find_all("p")) > 1 for cell in table.find_all(["td", "th"]))
+    if table.find(["th", "thead", "caption"]):
+        return True
+    cells = table.find_all(["td"])
+    if not table.find(["ul", "ol", "pre", "h4"]) and not any(len(cell.find_all("p")) > 1 for cell in cells):
+        return True
+    rows = [len(row.find_all(["td"], recursive=False)) for row in table.find_all("tr")]
+    return len(rows) > 1 and min(rows) > 1 and len(table.get_text()) <= _SHORT_CELL * len(cells)
+
+
+def _span(cell: Tag, name: str) -> int:
+    """How many columns or rows a cell covers; zero rows are all that follow."""
+    try:
+        return int(str(cell.get(name) or 1)) or 1 << 16
+    except ValueError:
+        return 1
+
+
+def _is_note_mark(node: Tag) -> bool:
+    """Tell whether a link is the mark of a note, as EPUB and DPUB-ARIA name it."""
+    return node.name == "a" and "noteref" in f"{node.get('epub:type')} {node.get('role')}"
+
+
+def _is_linked(node: Tag) -> bool:
+    """Tell whether a superscript is the mark of a note: a link, or called so."""
+    if node.name == "a" or node.find("a") is not None or (node.parent is not None and node.parent.name == "a"):
+        return True
+    return _NOTE.search(f"{node.get('epub:type')} {node.get('role')} {node.get('class')}") is not None
 
 
 def _is_hidden(node: Tag) -> bool:

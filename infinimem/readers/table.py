@@ -1,0 +1,86 @@
+"""Tables: a row is a line, its cells apart; spans are expanded, and column names stay near their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+CELLS = " | "
+# Characters of a part of a table. A cut of passages looks for a paragraph's end over at least this length, so parts of
+# this size are not cut, and a passage with rows has their column names.
+PART = 240
+# A hostile page may ask for a billion columns.
+MOST_COLUMNS = 200
+
+
+def line_of(cells: Sequence[str]) -> str:
+    """The line of a row. Empty cells keep their place."""
+    return " ".join(CELLS.join(cells).split()) if any(cells) else ""
+
+
+def parts_of(rows: Sequence[Sequence[str]], heads: int) -> Iterator[str]:
+    """The paragraphs of a table: as many lines as fit into PART, at least two, after the lines of the column names.
+
+    heads: the number of rows, from the first on, that hold column names.
+    """
+    lines = [line_of(row) for row in rows]
+    head = [line for line in lines[:heads] if line]
+    body = [line for line in lines[heads:] if line]
+    if not body:
+        if head:
+            yield "\n".join(head)
+        return
+    part: list[str] = []
+    for line in body:
+        size = sum(len(one) + 1 for one in (*head, *part, line))
+        if len(part) > 1 and size > PART:
+            yield "\n".join([*head, *part])
+            part = []
+        part.append(line)
+    yield "\n".join([*head, *part])
+
+
+class Grid:
+    """The rows of a table whose cells may span several columns and rows: each place that a cell covers has its text."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[str]] = []
+        self.heads = 0
+        self._row: list[str] | None = None
+        self._names = True
+        # Column to text and number of further rows of a cell that spans them.
+        self._below: dict[int, tuple[str, int]] = {}
+
+    def begin_row(self) -> None:
+        """Begin a row, and end the one before."""
+        self.end_row()
+        self._row, self._names = [], True
+
+    def add(self, text: str, columns: int = 1, rows: int = 1, *, name: bool = False) -> None:
+        """Add a cell. name: whether it holds the name of a column (or row)."""
+        if self._row is None:
+            self.begin_row()
+        row = self._row if self._row is not None else []
+        self._fill(row)
+        self._names = self._names and name
+        for _ in range(max(1, min(columns, MOST_COLUMNS - len(row)))):
+            if rows > 1:
+                self._below[len(row)] = text, rows - 1
+            row.append(text)
+
+    def end_row(self) -> None:
+        """End the row, if one was begun."""
+        row, self._row = self._row, None
+        if row is None:
+            return
+        self._fill(row)
+        if self._names and row and len(self.rows) == self.heads:
+            self.heads += 1
+        self.rows.append(row)
+
+    def _fill(self, row: list[str]) -> None:
+        """Add the cells that begin in rows above, up to the first free place."""
+        while len(row) in self._below:
+            text, left = self._below.pop(len(row))
+            if left > 1:
+                self._below[len(row)] = text, left - 1
+            row.append(text)
