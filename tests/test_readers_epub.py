@@ -58,6 +58,10 @@ def book(path: Path, changes: dict[str, str | None] | None = None) -> Path:
     return path
 
 
+SVG = 'media-type="image/svg+xml"'
+IMAGE = 'media-type="image/png" fallback="{}"'
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "book.epub"
@@ -185,3 +189,19 @@ def test_entities_in_a_chapter_are_not_expanded(path: Path) -> None:
 def test_an_entry_that_unpacks_to_too_much_is_refused(path: Path) -> None:
     with pytest.raises(DamagedSource, match="more than 50 MB"):
         pages_of(book(path, {"OEBPS/text/one.xhtml": chapter("<p>" + "a" * (50 << 20))}))
+
+
+def test_drawings_in_the_spine_have_words_and_images_their_fallback(path: Path) -> None:
+    svg = '<svg xmlns="http://www.w3.org/2000/svg"><text>The heron nests here.</text></svg>'
+    items = item("d", "d.svg", SVG) + item("i", "i.png", IMAGE.format("t")) + item("t", "t.xhtml")
+    spine = '<itemref idref="d"/><itemref idref="i"/>'
+    files = {"OEBPS/book.opf": package(items, spine), "OEBPS/d.svg": svg, "OEBPS/t.xhtml": chapter("<p>In words.</p>")}
+    assert [page.text for page in pages_of(book(path, {**files}))] == ["The heron nests here.", "In words."]
+
+
+def test_fallbacks_that_lead_to_each_other_end(path: Path) -> None:
+    items = (
+        item("a", "a.png", IMAGE.format("b")) + item("b", "b.png", IMAGE.format("a")) + item("one", "text/one.xhtml")
+    )
+    spine = '<itemref idref="a"/><itemref idref="one"/>'
+    assert len(pages_of(book(path, {"OEBPS/book.opf": package(items, spine)}))) == 1

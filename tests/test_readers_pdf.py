@@ -10,6 +10,7 @@ import pypdf
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pypdf.generic import ArrayObject, DictionaryObject, NameObject, NumberObject, TextStringObject
 from reportlab.lib.pagesizes import A4
 from reportlab.pdfbase.pdfmetrics import stringWidth
 from reportlab.pdfgen.canvas import Canvas
@@ -457,3 +458,54 @@ def test_words_broken_at_line_ends_are_not_learned() -> None:
 def test_a_pdf_is_known_behind_junk_in_front_of_it(path: Path) -> None:
     path.write_bytes(b"\n" * 500 + draw(path, lines_page(*RIGHT)).read_bytes())
     assert open_source(path).kind == "pdf"
+
+
+def filled(path: Path, *annotations: dict[str, object]) -> Path:
+    """A page of text with these annotations."""
+    writer = pypdf.PdfWriter(clone_from=draw(path, lines_page("The application was received.")))
+    parent = writer._add_object(dictionary({"/T": "person", "/FT": "/Tx"}))
+    for one in annotations:
+        extra = {"/Parent": parent} if one.get("/Subtype") == "/Widget" else {}
+        writer.pages[0].setdefault(NameObject("/Annots"), ArrayObject()).append(  # type: ignore[no-untyped-call]
+            writer._add_object(dictionary({"/Type": "/Annot", "/Rect": [0, 0, 9, 9], **one, **extra}))
+        )
+    with path.open("wb") as file:
+        writer.write(file)
+    return path
+
+
+def dictionary(values: dict[str, object]) -> DictionaryObject:
+    def of(value: object) -> object:
+        if isinstance(value, str):
+            return NameObject(value) if value.startswith("/") else TextStringObject(value)
+        if isinstance(value, list):
+            return ArrayObject(map(of, value))
+        return NumberObject(value) if isinstance(value, int) else value
+
+    return DictionaryObject({NameObject(name): of(value) for name, value in values.items()})
+
+
+def test_form_fields_and_what_is_written_on_a_page_follow_its_text(path: Path) -> None:
+    filled(
+        path,
+        {"/Subtype": "/Widget", "/T": "name", "/V": "Runa Lindqvist"},
+        {"/Subtype": "/Widget", "/T": "town", "/TU": "Town of birth", "/V": "Turku"},
+        {"/Subtype": "/Widget", "/T": "member", "/V": "/Yes"},
+        {"/Subtype": "/Widget", "/T": "ship", "/V": "/Off"},
+        {"/Subtype": "/Widget", "/T": "empty"},
+        {"/Subtype": "/Widget", "/T": "ports", "/V": ["Oslo", "Riga"]},
+        {"/Subtype": "/FreeText", "/Contents": "Approved on 9 April."},
+        {"/Subtype": "/Text", "/Contents": "The sum must be 5,000."},
+        {"/Subtype": "/Link", "/Contents": "no words of the page"},
+    )
+    assert pages_of(path)[0].text.split("\n\n") == [
+        "The application was received.",
+        "person.name: Runa Lindqvist\nTown of birth: Turku\nperson.member: Yes\nperson.ports: Oslo, Riga",
+        "Approved on 9 April.",
+        "The sum must be 5,000.",
+    ]
+
+
+@pytest.mark.parametrize("broken", [{"/Subtype": "/Widget", "/V": ["/V", ["x"]]}, {"/Subtype": "/FreeText"}, {}])
+def test_broken_annotations_leave_the_text_of_the_page(path: Path, broken: dict[str, object]) -> None:
+    assert "The application was received." in pages_of(filled(path, broken))[0].text

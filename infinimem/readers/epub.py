@@ -20,7 +20,7 @@ from .page import Visits
 from .prose import tidy
 
 _ENTRY_LIMIT = 50 * 1024 * 1024
-_CHAPTERS = frozenset({"application/xhtml+xml", "text/html", "application/x-dtbook+xml"})
+_CHAPTERS = frozenset({"application/xhtml+xml", "text/html", "application/x-dtbook+xml", "image/svg+xml"})
 # A book without DRM may still have obfuscated fonts. These algorithms obfuscate fonts and protect nothing else.
 _FONT_ALGORITHMS = frozenset({"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"})
 
@@ -115,12 +115,23 @@ def _spine(archive: zipfile.ZipFile, book: str) -> _Spine:
     items = {str(item.get("id")): item for item in _named(root, "item")}
     chapters: list[str] = []
     for reference in _named(root, "itemref"):
-        item = items.get(str(reference.get("idref")))
-        if item is not None and item.get("media-type") in _CHAPTERS:
+        item = _readable(items, str(reference.get("idref")))
+        if item is not None:
             chapters.append(_resolve(base, str(item.get("href", ""))))
     if not chapters:
         raise _damaged(book, "it lists no chapters")
     return _Spine(chapters, _titles(archive, items, base, book))
+
+
+def _readable(items: dict[str, Any], name: str) -> Any:
+    """An item of the manifest, or the first of its fallbacks that is a chapter; None where there is none."""
+    seen: set[str] = set()
+    while name in items and name not in seen:
+        if items[name].get("media-type") in _CHAPTERS:
+            return items[name]
+        seen.add(name)
+        name = str(items[name].get("fallback"))
+    return None
 
 
 def _resolve(base: str, href: str) -> str:

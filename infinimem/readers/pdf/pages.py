@@ -20,6 +20,7 @@ from ...errors import DamagedSource, EncryptedSource, SourceError
 from ..page import Visits
 from ..prose import tidy
 from ..table import CELLS, parts_of
+from .annotations import annotations_of
 from .hyphens import Words
 from .layout import Block, Line, LineCollector, blocks_of
 from .running import RunningLines
@@ -54,8 +55,10 @@ def pdf_pages(path: Path, visits: Visits) -> Iterator[tuple[int, str, str | None
     with path.open("rb") as file:
         titles = _titles(_opened(file, path.name))
         waiting: tuple[int, str] | None = None
-        for number, lines, neighbours in _with_neighbours(_lines_by_page(file, path.name, visits), words):
+        beside: dict[int, list[str]] = {}
+        for number, lines, neighbours in _with_neighbours(_lines_by_page(file, path.name, visits, beside), words):
             text = _prose(blocks_of(running.without(number, lines, neighbours)), words)
+            text = "\n\n".join(filter(None, (text, *beside.pop(number, ()))))
             if not text:
                 continue
             if waiting is not None:
@@ -128,7 +131,10 @@ def _pages_in(reader: PdfReader, name: str) -> int:
     return count
 
 
-def _lines_by_page(file: BinaryIO, name: str, visits: Visits) -> Iterator[tuple[int, list[Line]]]:
+def _lines_by_page(
+    file: BinaryIO, name: str, visits: Visits, beside: dict[int, list[str]]
+) -> Iterator[tuple[int, list[Line]]]:
+    """Yield the numbers and lines of all pages, and put what is written beside the text of a page into `beside`."""
     reader = _opened(file, name)
     count = _pages_in(reader, name)
     renewed = max(_PAGES_PER_READER, count // _MOST_READERS)
@@ -141,6 +147,7 @@ def _lines_by_page(file: BinaryIO, name: str, visits: Visits) -> Iterator[tuple[
         visits.begun(number)
         try:
             lines = _lines(reader, index, name, visits)
+            beside[number] = _beside(reader, index)
         except SourceError as error:
             visits.give_up(number, error)
             continue
@@ -172,6 +179,16 @@ def _lines(reader: PdfReader, index: int, name: str, visits: Visits) -> list[Lin
     visits.check_size(index + 1, characters, name)
     collector.end_line()
     return collector.lines
+
+
+def _beside(reader: PdfReader, index: int) -> list[str]:
+    try:
+        return annotations_of(reader.pages[index])
+    except (OSError, MemoryError):
+        raise
+    except Exception:
+        # A parser can fail in any way on broken annotations; the page can be read without them.
+        return []
 
 
 def _letters(text: str) -> str:

@@ -1,0 +1,58 @@
+"""What is written on a PDF page beside its text: values of form fields, free text and notes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..prose import tidy
+
+# A page may have any number of annotations, and a field any number of parents, itself among them.
+_MOST, _DEEPEST, _LONGEST = 2_000, 16, 4_000
+_WRITTEN = frozenset({"/FreeText", "/Text"})
+# The state of a box that is not ticked.
+_OFF = frozenset({"/Off", ""})
+
+
+def annotations_of(page: Any) -> list[str]:
+    """Paragraphs in the order of the file: fields as "name: value", one a line; then texts and notes.
+
+    page: pypdf's page.
+    """
+    fields: dict[str, None] = {}
+    texts: dict[str, None] = {}
+    for reference in list(page.get("/Annots") or ())[:_MOST]:
+        annotation = reference.get_object()
+        if not hasattr(annotation, "get"):
+            continue
+        kind = annotation.get("/Subtype")
+        if kind == "/Widget":
+            fields[_field(annotation)] = None
+        elif kind in _WRITTEN:
+            texts[_plain(annotation.get("/Contents"))] = None
+    lines = "\n".join(filter(None, fields))
+    return [paragraph for paragraph in (lines, *texts) if paragraph]
+
+
+def _field(annotation: Any) -> str:
+    """A field as "name: value"; empty where it has no value."""
+    names: list[str] = []
+    title = ""
+    value: Any = None
+    node = annotation
+    for _ in range(_DEEPEST):
+        if not hasattr(node, "get"):
+            break
+        names.insert(0, _plain(node.get("/T")))
+        title = title or _plain(node.get("/TU"))
+        value = node.get("/V") if value is None else value
+        node = node.get("/Parent")
+        node = None if node is None else node.get_object()
+    found = value.get_object() if hasattr(value, "get_object") else value
+    text = ", ".join(filter(None, map(_plain, found))) if isinstance(found, list) else _plain(found)
+    name = title or ".".join(filter(None, names))
+    return "" if text in _OFF else f"{name}: {text.lstrip('/')}" if name else text
+
+
+def _plain(value: Any) -> str:
+    value = value.get_object() if hasattr(value, "get_object") else value
+    return tidy(value[:_LONGEST]).replace("\n", " ") if isinstance(value, str) else ""
