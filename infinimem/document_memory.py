@@ -51,12 +51,12 @@ from .ingest.ingestion import Ingestion
 from .ingest.opening import model_of, opened_under
 from .ingest.progress import ProgressCallback, shown_progress
 from .ingest.record import Record
-from .ingest.stream import PathLike, Sources, found_sources, opened_sources, read_sources
+from .ingest.stream import PathLike, Sources, found_sources, names_apart, opened_sources, read_sources
 from .ingest.target import is_there, targets_in, writing
 from .langchain import component
 from .model.identity import differences
 from .model.settings import MemorySettings
-from .readers import ReaderLimits, Source, name_of
+from .readers import ReaderLimits, Source
 from .search.central import central_parts
 from .search.search import Search
 from .storage.files import locked, make_directory, version_of
@@ -180,8 +180,7 @@ class DocumentMemory:
         found = found_sources(sources)
         with contextlib.ExitStack() as stack:
             if output is not None:
-                names = [one.name if isinstance(one, Source) else name_of(one) for one in found]
-                checkpoint = stack.enter_context(writing(Path(output), names, resume))
+                checkpoint = stack.enter_context(writing(Path(output), names_apart(found), resume))
             # Files are opened before the model is loaded, which takes a while: errors should come early.
             opened = stack.enter_context(opened_sources(found, skip_errors, limits))
             memory = cls._of(_empty(passages, model, settings))

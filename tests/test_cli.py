@@ -324,6 +324,18 @@ def test_help_and_inspect_import_no_torch(command: list[str], file: Path) -> Non
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("command", [["models"], ["inspect", "{file}"], ["inspect", "{file}", "--json"]])
+def test_a_full_standard_output_ends_in_one_line(command: list[str], file: Path) -> None:
+    arguments = [part.format(file=file) for part in command]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "infinimem", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: the output cannot be written: ") and done.stderr.count("\n") == 1
+
+
 def test_json_on_a_real_standard_output_is_one_object_and_nothing_else(file: Path) -> None:
     command = [sys.executable, "-m", "infinimem", "ask", str(file), "Who?", "--json", "--max-new-tokens", "3"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

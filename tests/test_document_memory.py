@@ -365,6 +365,17 @@ def test_cancelling_an_async_stream_cancels_it_and_nothing_else(model: InfiniMod
     assert memory.ask("Who?", max_new_tokens=2).text
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(model: InfiniModel, tmp_path: Path) -> None:
+    files = [tmp_path / folder / "README.md" for folder in ("a/docs", "b/docs", "c")]
+    for number, file in enumerate([*files, tmp_path / "c" / "other.md"]):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"The harbour of number {number} has a lamp.")
+    memory = DocumentMemory.ingest(tmp_path, model=model)
+    names = [source["name"] for source in memory.info()["sources"]]
+    assert names == ["a/docs/README.md", "b/docs/README.md", "c/README.md", "other.md"]
+    assert [passage.source for passage in memory.passages] == names
+
+
 def test_a_text_appended_to_a_merged_memory_is_a_source_of_its_own(model: InfiniModel, tmp_path: Path) -> None:
     merged = DocumentMemory.merge([DocumentMemory.from_text(STORY, model=model) for _ in range(2)])
     merged.save(tmp_path / "m")

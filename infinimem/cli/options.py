@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +26,9 @@ RULE_NAMES = ("slots", "linear", "delta", "recent")
 # The setting of the rule that --slots stands for. The memory of the other rules has a fixed size.
 SIZE_SETTINGS = {"slots": "slots", "recent": "tokens"}
 
+# Errors of writing to standard output, which has no file name.
+_FULL = frozenset({errno.ENOSPC, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)})
+
 Command = Callable[..., None]
 
 
@@ -33,9 +40,16 @@ class Group(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an InfinimemError becomes a ClickException."""
+        """Run the command; an InfinimemError becomes a ClickException, and so does a full standard output."""
         try:
             return super().invoke(ctx)
+        except OSError as error:
+            if error.filename is not None or error.errno not in _FULL:
+                raise
+            # Else Python would try to write the rest once more at its end, and fail in several lines.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.ClickException(f"the output cannot be written: {os.strerror(error.errno or 0)}") from error
         except InfinimemError as error:
             # The message may quote a memory file from a stranger.
             raise click.ClickException(plain(" ".join(str(error).split()))) from error

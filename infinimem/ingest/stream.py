@@ -6,10 +6,11 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import CheckpointMismatch, EmptySource, SourceError
-from ..readers import ReaderLimits, Source, find_sources, open_source, read_pages, unread_source
+from ..readers import ReaderLimits, Source, find_sources, name_of, open_source, read_pages, unread_source
 from ..text.passages import Passage, PassageCutter
 from ..text.words import as_unicode
 from .checkpoint import Checkpoint
@@ -36,6 +37,21 @@ def found_sources(sources: Sources) -> list[Path | Source]:
     return found + (find_sources(run) if run else [])
 
 
+def names_apart(found: Sequence[Path | Source]) -> list[str]:
+    """The name of each file, with as many of its folders as it takes to tell files of one name apart."""
+    parts = [(one.path if isinstance(one, Source) else one).absolute().parts for one in found]
+    own = [one.name if isinstance(one, Source) else name_of(one) for one in found]
+    names = []
+    for number, name in enumerate(own):
+        same = [parts[other] for other, one in enumerate(own) if one == name and parts[other] != parts[number]]
+        deep = 1
+        while deep < len(parts[number]) - 1 and any(other[-deep:] == parts[number][-deep:] for other in same):
+            deep += 1
+        folders = [as_unicode(folder) for folder in parts[number][-deep:-1]]
+        names.append("/".join([*folders, name]))
+    return names
+
+
 @contextlib.contextmanager
 def opened_sources(
     found: Sequence[Path | Source], skip: bool = False, limits: ReaderLimits | None = None
@@ -49,7 +65,7 @@ def opened_sources(
     """
     opened: list[Source] = []
     with contextlib.ExitStack() as stack:
-        for number, one in enumerate(found):
+        for number, (one, name) in enumerate(zip(found, names_apart(found), strict=True)):
             try:
                 source = one if isinstance(one, Source) else open_source(one, limits, wait=number == 0)
             except SourceError as error:
@@ -58,7 +74,7 @@ def opened_sources(
                 source = unread_source(one.path if isinstance(one, Source) else one, error)
             if source.parser is not None:
                 stack.callback(source.parser.close)
-            opened.append(source)
+            opened.append(source if source.name == name else replace(source, name=name))
         yield opened
 
 

@@ -111,6 +111,12 @@ class Settings(BaseModel):
                 self._loaded = shared_model(self.model, MemorySettings(adapter=self.adapter))
             return self._loaded
 
+    def get_token_ids(self, text: str) -> list[int]:
+        """Token ids of a text by the model's own tokenizer; LangChain would ask the hub for another model's."""
+        own = getattr(self, "custom_get_token_ids", None)
+        ids: list[int] = self.infini_model.encoder.encode(text) if own is None else own(text)
+        return ids
+
     def decoding(self, stop: list[str] | None, given: Mapping[str, Any]) -> Decoding:
         """The decoding settings of one call.
 

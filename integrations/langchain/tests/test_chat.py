@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import INK, QUESTION
 from langchain_core.caches import InMemoryCache
-from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage, trim_messages
 from langchain_core.runnables import RunnableParallel
 from langchain_infinimem import ChatInfinimem
 
@@ -220,3 +220,12 @@ def test_a_memory_brings_its_own_model(memory: DocumentMemory) -> None:
     with pytest.raises(ValueError, match="has its adapter"):
         ChatInfinimem(model=memory.model, adapter="none")
     assert ChatInfinimem(model=memory.model, max_tokens=2).invoke("Hello").response_metadata["mode"] is None
+
+
+def test_tokens_are_counted_by_the_models_own_tokenizer(memory: DocumentMemory) -> None:
+    chat = ChatInfinimem(memory=memory)
+    assert chat.get_num_tokens(QUESTION) == len(memory.model.encoder.encode(QUESTION)) > 3
+    long = [HumanMessage("word " * 600), AIMessage("word " * 600), HumanMessage("Who?")]
+    assert trim_messages(long, max_tokens=100, token_counter=chat, strategy="last") == long[-1:]
+    own = ChatInfinimem(memory=memory, custom_get_token_ids=lambda text: [0] * len(text))
+    assert own.get_num_tokens("four") == 4
