@@ -265,3 +265,8 @@ def test_footnotes_of_one_word_are_kept(md: Path) -> None:
 
 def test_what_looks_like_a_footnote_in_code_stays_as_it_is(md: Path) -> None:
     assert text_of(md, "```\n[^a]: b\n```\n\nText[^c].\n") == "[^a]: b\n\nText[^c]."
+
+
+def test_spans_do_not_make_a_small_page_large(html: Path) -> None:
+    rows = "<tr><td rowspan=65535 colspan=200>word</tr>" * 2_000
+    assert len(text_of(html, f"<table>{rows}</table>")) < 300_000

@@ -251,7 +251,8 @@ def _is_note_mark(node: Tag) -> bool:
 
 def _is_linked(node: Tag) -> bool:
     """Tell whether a superscript is the mark of a note: a link, or called so."""
-    if node.name == "a" or node.find("a") is not None or (node.parent is not None and node.parent.name == "a"):
+    near = (node, node.parent, *node.contents[:4])
+    if any(getattr(one, "name", None) == "a" for one in near):
         return True
     return _NOTE.search(f"{node.get('epub:type')} {node.get('role')} {node.get('class')}") is not None
 

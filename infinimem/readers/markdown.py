@@ -120,7 +120,7 @@ def _inline(token: Token) -> str:
         if tag in ("<sup>", "<sub>"):
             opened, small = tag, ""
         elif tag in ("</sup>", "</sub>") and opened:
-            text += raised(text, small) if opened == "<sup>" else lowered(text, small)
+            text += (raised if opened == "<sup>" else lowered)(text[-64:], small)
             opened = ""
         else:
             part = "\n" if tag.startswith("<br") else _plain(child)

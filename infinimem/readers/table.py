@@ -8,8 +8,8 @@ CELLS = " | "
 # Characters of a part of a table. A cut of passages looks for a paragraph's end over at least this length, so parts of
 # this size are not cut, and a passage with rows has their column names.
 PART = 240
-# A hostile page may ask for a billion columns.
-MOST_COLUMNS = 200
+# A hostile page may ask for a billion columns, and for as many rows.
+MOST_COLUMNS, MOST_REPEATED = 200, 10_000
 
 
 def line_of(cells: Sequence[str]) -> str:
@@ -49,6 +49,7 @@ class Grid:
         self._names = True
         # Column to text and number of further rows of a cell that spans them.
         self._below: dict[int, tuple[str, int]] = {}
+        self._left = MOST_REPEATED  # places that cells may cover beside their own
 
     def begin_row(self) -> None:
         """Begin a row, and end the one before."""
@@ -62,7 +63,9 @@ class Grid:
         row = self._row if self._row is not None else []
         self._fill(row)
         self._names = self._names and name
-        for _ in range(max(1, min(columns, MOST_COLUMNS - len(row)))):
+        count = max(1, min(columns, MOST_COLUMNS - len(row), 1 + self._left))
+        self._left -= count - 1
+        for _ in range(count):
             if rows > 1:
                 self._below[len(row)] = text, rows - 1
             row.append(text)
@@ -81,6 +84,7 @@ class Grid:
         """Add the cells that begin in rows above, up to the first free place."""
         while len(row) in self._below:
             text, left = self._below.pop(len(row))
-            if left > 1:
+            self._left -= 1
+            if left > 1 and self._left > 0:
                 self._below[len(row)] = text, left - 1
             row.append(text)

@@ -119,7 +119,7 @@ class LineCollector:
         # Small letters at the height of others may be small capitals.
         write = lowered if rise < -0.05 else raised if rise > 0.05 else None
         if self._small is None or self._small.write is not write:
-            self._small = _Small(write, "".join(self._parts), len(self._parts), "")
+            self._small = _Small(write, "".join(self._parts[-8:])[-64:], len(self._parts), "")
         small = self._small
         small.text += part
         if write is None or not small.before or small.before[-1].isspace() or not -1 < rise < 1:

@@ -19,6 +19,7 @@ _LEVEL, _STEP = 0.35, 4.0
 # Of the size of the letters: how far apart a text is drawn twice, and the gaps between words and between cells.
 _TWICE, _WORD_GAP, _CELL_GAP = 0.12, 0.15, 1.5
 _FEWEST_LETTERS = 4
+_NEAR = 20  # rows of a table that tell where its cells begin
 # Columns of prose: characters and words of a line, on average, in each of them.
 _PROSE_LENGTH, _PROSE_WORDS = 18, 3
 
@@ -111,7 +112,7 @@ def _goes_on(region: list[list[Line]], band: list[Line]) -> bool:
     if not 0 < above.y - line.y < _STEP * max(line.size, above.size) or line.kind == "code":
         return False
     # One line alone is a row with one cell only where a cell has stood there before, in letters of the same size.
-    starts = [cell for row in region for cell in row if abs(cell.x - line.x) < 1 and cell.size == line.size]
+    starts = [cell for row in region[-_NEAR:] for cell in row if abs(cell.x - line.x) < 1 and cell.size == line.size]
     return len(band) > 1 or (bool(starts) and len(line.text) <= 2 * max(len(cell.text) for cell in starts))
 
 
