@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from infinimem.errors import DamagedMemoryFile
 from infinimem.search.central import STRETCH, central_parts, central_passages
 from infinimem.search.ranking import LexicalRanker
+from infinimem.search.search import _best_row
 from infinimem.storage.passage_table import pack, unpack
 from infinimem.text.passages import LIMIT, Passage, PassageCutter
+from infinimem.text.sentences import sentences
 
 texts = st.lists(
     st.sampled_from(["Short one. ", TEXT, "word ", "\n\n", "x" * 900 + " ", "Wie geht es? ", "中文。"]), max_size=40
@@ -198,3 +201,29 @@ def test_a_long_document_is_cut_into_parts_with_central_passages_each() -> None:
     assert [{(p.page - 1) // STRETCH for p in part} for part in parts] == [{0}, {1}, {2}]
     assert central_parts(passages, 4, 1) == central_parts(passages, 4, 0) == [central_passages(passages, 4)]
     assert central_parts(passages[: 2 * STRETCH - 1], 4, 9) == [central_passages(passages[: 2 * STRETCH - 1], 4)]
+
+
+TABLE = "Mark | Where | Height\nD. | Cairn Head | 88\nE | Winch House. Plinth | 53"
+
+
+def test_the_rows_of_a_table_are_one_sentence() -> None:
+    text = f"It rained. It\n\n{TABLE}\n\nMark | Where\nF | Slip\n\nAfter it. End"
+    found = [text[start:end] for start, end in sentences(text)]
+    assert found == ["It rained.", "It", TABLE, "Mark | Where\nF | Slip", "After it.", "End"]
+
+
+@given(st.text("ab. |\n", max_size=60))
+def test_sentences_are_the_text_without_the_white_space_between(text: str) -> None:
+    found = sentences(text)
+    assert "".join("".join(text[start:end] for start, end in found).split()) == "".join(text.split())
+    assert all(one[1] <= other[0] for one, other in pairwise(found))
+
+
+def test_the_row_that_fits_a_question_is_shown_with_the_names_of_the_columns() -> None:
+    table = Passage(TABLE, "a.pdf", 1, 0, len(TABLE))
+    asked = "What is the height of the plinth of the Winch House?"
+    assert _best_row(table, asked).text == "Mark | Where | Height\nE | Winch House. Plinth | 53"
+    # Where two rows fit as well, or there is no table, all of it is shown.
+    assert _best_row(table, "What is the height?") == table
+    prose = replace(table, text="It rained.\nIt snowed.\nIt hailed.")
+    assert _best_row(prose, "Did it hail?") == prose

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-CELLS = " | "
+from ..text.sentences import CELLS
+
 # Characters of a part of a table. A cut of passages looks for a paragraph's end over at least this length, so parts of
 # this size are not cut, and a passage with rows has their column names.
 PART = 240

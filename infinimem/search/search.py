@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ..errors import InvalidSetting, NoPassages, NoTermWeights
 from ..text.passages import Passage
-from ..text.words import checked_question
+from ..text.sentences import CELLS
+from ..text.words import checked_question, stems
 from .ranking import HybridRanker, LearnedRanker, LexicalRanker, Ranker, distinct
 
 if TYPE_CHECKING:
@@ -156,7 +158,8 @@ class Search(Generic[M]):
         ranked: pairs (index of the passage, score), best first.
 
         The parts are the best passage, and the SENTENCES best sentences of all these passages, each once between its
-        neighbours and once alone. Without term weights, every passage is a part. Parts of next to no weight are left
+        neighbours and once alone; of rows of a table, the row that fits best is alone with the names of the columns.
+        Without term weights, every passage is a part. Parts of next to no weight are left
         out (see LIGHT).
         """
         self.prepare()
@@ -166,7 +169,7 @@ class Search(Generic[M]):
             sentences = ranker.sentences(query, ranked)[:SENTENCES]
             found = found[:1]
             found += [(self.passages[one.passage].part(*one.around), one.score) for one in sentences]
-            found += [(self.passages[one.passage].part(*one.span), one.score) for one in sentences]
+            found += [(_best_row(self.passages[one.passage].part(*one.span), query), one.score) for one in sentences]
         texts: dict[str, tuple[Passage, float]] = {}
         for shown, score in found:
             before = texts.get(shown.text)
@@ -200,3 +203,14 @@ class Search(Generic[M]):
             self._least = head.settings.least
             self._rankers["learned"] = ranker
             self._rankers["hybrid"] = HybridRanker(ranker, self._lexical, head.settings.lexical)
+
+
+def _best_row(part: Passage, query: str) -> Passage:
+    """Of rows of a table, the first, which may name the columns, and the one with most words of the query."""
+    first, *rows = part.text.split("\n")
+    if len(rows) < 2 or CELLS not in first:
+        return part
+    wanted = set(stems(query))
+    shared = [len(wanted.intersection(stems(row))) for row in rows]
+    best = max(shared)
+    return replace(part, text=f"{first}\n{rows[shared.index(best)]}") if shared.count(best) == 1 else part

@@ -7,15 +7,26 @@ import unicodedata
 from collections.abc import Sequence
 
 SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？][」』”’）]*")
+CELLS = " | "
+"""What stands between the cells of a table's row."""
+
 SPACE = re.compile(r"\s+")
+# Rows of a table, as the readers write them, and the white space after them; or the end of a sentence.
+_ROW = r"[^\n]* \| [^\n]*"
+_ROWS_OR_END = re.compile(rf"^(?P<rows>{_ROW}(?:\n{_ROW})*)(?:\n\s*|\Z)|{SENTENCE_END.pattern}", re.MULTILINE)
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
     """(start, end) of every sentence, in characters; together they are the text without the white space after each.
 
-    Returns at least one sentence.
+    The rows of a part of a table are one sentence: its first row may hold the names of the columns. Returns at least
+    one sentence.
     """
-    ends = [match.end() for match in SENTENCE_END.finditer(text)]
+    ends: list[int] = []
+    for match in _ROWS_OR_END.finditer(text):
+        if match["rows"] is not None and match.start() > (ends[-1] if ends else 0):
+            ends.append(match.start())
+        ends.append(match.end())
     ends += [len(text)] if not ends or text[ends[-1] :].strip() else []
     return [(start, start + len(text[start:end].rstrip())) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 

@@ -17,9 +17,10 @@ from pypdf.errors import DependencyError
 from pypdf.generic import Destination
 
 from ...errors import DamagedSource, EncryptedSource, SourceError
+from ...text.sentences import CELLS
 from ..page import Visits
 from ..prose import tidy
-from ..table import CELLS, parts_of
+from ..table import parts_of
 from .annotations import annotations_of
 from .hyphens import Words
 from .layout import Block, Line, LineCollector, blocks_of

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from ..table import CELLS, line_of
+from ...text.sentences import CELLS
+from ..table import line_of
 from .layout import Line
 
 # Of the size of the letters: how much lower a line of the same row may stand, and the step of a row.
