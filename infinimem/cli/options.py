@@ -43,6 +43,9 @@ class Group(click.Group):
         """Run the command; an InfinimemError becomes a ClickException, and so does a full standard output."""
         try:
             return super().invoke(ctx)
+        except InfinimemError as error:
+            # The message may quote a memory file from a stranger.
+            raise click.ClickException(plain(" ".join(str(error).split()))) from error
         except OSError as error:
             if error.filename is not None or error.errno not in _FULL:
                 raise
@@ -50,9 +53,6 @@ class Group(click.Group):
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise click.ClickException(f"the output cannot be written: {os.strerror(error.errno or 0)}") from error
-        except InfinimemError as error:
-            # The message may quote a memory file from a stranger.
-            raise click.ClickException(plain(" ".join(str(error).split()))) from error
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
