@@ -366,13 +366,13 @@ def test_cancelling_an_async_stream_cancels_it_and_nothing_else(model: InfiniMod
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(model: InfiniModel, tmp_path: Path) -> None:
-    files = [tmp_path / folder / "README.md" for folder in ("a/docs", "b/docs", "c")]
-    for number, file in enumerate([*files, tmp_path / "c" / "other.md"]):
+    files = [tmp_path / folder / "README.md" for folder in ("a/docs", "b/docs", "x/c")]
+    for number, file in enumerate([*files, tmp_path / "x" / "other.md"]):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"The harbour of number {number} has a lamp.")
     memory = DocumentMemory.ingest(tmp_path, model=model)
     names = [source["name"] for source in memory.info()["sources"]]
-    assert names == ["a/docs/README.md", "b/docs/README.md", "c/README.md", "other.md"]
+    assert names == ["a/docs/README.md", "b/docs/README.md", "x/c/README.md", "other.md"]
     assert [passage.source for passage in memory.passages] == names
 
 

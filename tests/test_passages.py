@@ -212,6 +212,11 @@ def test_the_rows_of_a_table_are_one_sentence() -> None:
     assert found == ["It rained.", "It", TABLE, "Mark | Where\nF | Slip", "After it.", "End"]
 
 
+def test_a_stroke_in_a_formula_makes_no_row() -> None:
+    text = "P(A | B) is small. It is less than P(A)."
+    assert [text[start:end] for start, end in sentences(text)] == ["P(A | B) is small.", "It is less than P(A)."]
+
+
 @given(st.text("ab. |\n", max_size=60))
 def test_sentences_are_the_text_without_the_white_space_between(text: str) -> None:
     found = sentences(text)

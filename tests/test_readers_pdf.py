@@ -280,6 +280,24 @@ def test_raised_and_lowered_letters_are_not_glued_to_what_is_before(
     assert pages_of(draw(path, page))[0].text.startswith(expected)
 
 
+def test_marks_of_two_notes_stay_two(path: Path) -> None:
+    def page(canvas: Canvas) -> None:
+        text = canvas.beginText(60, 700)
+        for part, size, up in (
+            ("as the city says", 11, 0),
+            ("2", 7, 4),
+            (" ", 7, 4),
+            ("3", 7, 4),
+            (" and more", 11, 0),
+        ):
+            text.setFont("Times-Roman", size)
+            text.setRise(up)
+            text.textOut(part)
+        canvas.drawText(text)
+
+    assert pages_of(draw(path, page))[0].text == "as the city says [2 3] and more"
+
+
 def test_text_that_is_drawn_twice_for_boldness_is_read_once(path: Path) -> None:
     def page(canvas: Canvas) -> None:
         for x in (72.0, 72.3):

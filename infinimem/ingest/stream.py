@@ -39,16 +39,19 @@ def found_sources(sources: Sources) -> list[Path | Source]:
 
 def names_apart(found: Sequence[Path | Source]) -> list[str]:
     """The name of each file, with as many of its folders as it takes to tell files of one name apart."""
-    parts = [(one.path if isinstance(one, Source) else one).absolute().parts for one in found]
-    own = [one.name if isinstance(one, Source) else name_of(one) for one in found]
-    names = []
-    for number, name in enumerate(own):
-        same = [parts[other] for other, one in enumerate(own) if one == name and parts[other] != parts[number]]
-        deep = 1
-        while deep < len(parts[number]) - 1 and any(other[-deep:] == parts[number][-deep:] for other in same):
+    paths = [(one.path if isinstance(one, Source) else one).absolute() for one in found]
+    names = [one.name if isinstance(one, Source) else name_of(one) for one in found]
+    same: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        same.setdefault(name, []).append(number)
+    for name, numbers in same.items():
+        places, deep = {paths[number].parts for number in numbers}, 1
+        # The same depth for all of a name reads better than one for each.
+        while len(places) > len({parts[-deep:] for parts in places}):
             deep += 1
-        folders = [as_unicode(folder) for folder in parts[number][-deep:-1]]
-        names.append("/".join([*folders, name]))
+        if deep > 1:
+            for number in numbers:
+                names[number] = "/".join([*map(as_unicode, paths[number].parts[-deep:-1]), name])
     return names
 
 

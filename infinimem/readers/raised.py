@@ -17,7 +17,7 @@ _SHORT_NUMBER = re.compile(r"(?<![\d.,])\d{1,2}$")
 # What the mark of a note may follow, beside words and numbers.
 _ENDS = frozenset(".,;:!?…\"'”’»")
 _UNITS = frozenset({"in", "mi", "sec", "min", "yd", "°"})
-_NOTE = re.compile(r"[\[(]?(?:\d{1,3}(?:\s?[,;–-]\s?\d{1,3})*|[a-z]|[ivxl]{1,5})[\])]?")
+_NOTE = re.compile(r"[\[(]?(?:\d{1,3}(?:(?:\s?[,;–-]\s?|\s+)\d{1,3})*|[a-z]|[ivxl]{1,5})[\])]?")
 
 
 def raised(before: str, text: str, *, linked: bool = False) -> str:

@@ -11,9 +11,10 @@ CELLS = " | "
 """What stands between the cells of a table's row."""
 
 SPACE = re.compile(r"\s+")
-# Rows of a table, as the readers write them, and the white space after them; or the end of a sentence.
+# Rows of a table, as the readers write them, and the white space after them; or the end of a sentence. A line alone is
+# no table: formulas have such strokes too.
 _ROW = r"[^\n]* \| [^\n]*"
-_ROWS_OR_END = re.compile(rf"^(?P<rows>{_ROW}(?:\n{_ROW})*)(?:\n\s*|\Z)|{SENTENCE_END.pattern}", re.MULTILINE)
+_ROWS_OR_END = re.compile(rf"^(?P<rows>{_ROW}(?:\n{_ROW})+)(?:\n\s*|\Z)|{SENTENCE_END.pattern}", re.MULTILINE)
 
 
 def sentences(text: str) -> list[tuple[int, int]]:

@@ -99,6 +99,8 @@ class LineCollector:
                 self._bold += letters if _BOLD.search(name) else 0
                 self._mono += letters if _MONO.search(name) else 0
                 part = self._apart(part, points, height + self._shown * math.hypot(*upward))
+            elif self._small is not None:
+                self._small.text += part
             self._parts.append(part)
 
     def operate(self, operator: bytes, operands: Sequence[object], *_: object) -> None:

@@ -149,6 +149,7 @@ def _lines_by_page(
         try:
             lines = _lines(reader, index, name, visits)
             beside[number] = _beside(reader, index)
+            visits.check_size(number, sum(map(len, beside[number])), name)
         except SourceError as error:
             visits.give_up(number, error)
             continue
