@@ -42,7 +42,18 @@ SCHEMA = Path(__file__).parents[1] / "docs" / "memory-file.schema.json"
 if TYPE_CHECKING:
     from conftest import MakeModel
 
-CUTTER = {"source": "book", "page": 1, "title": None, "offset": 0, "pending": ""}
+CUTTER = {"source": "book", "page": 1, "title": None, "offset": 0, "pending": "", "label": None}
+SOURCE = {
+    "name": "book é.txt",
+    "kind": "text",
+    "sha256": "00",
+    "pages": 2,
+    "characters": 10,
+    "skipped": [],
+    "about": {"title": "Harbour"},
+    "left_out": {"page numbers": 2},
+    "doubtful": [{"page": 2, "reason": "its letters stand apart"}],
+}
 
 
 def sample() -> MemoryFile:
@@ -64,7 +75,7 @@ def sample() -> MemoryFile:
             "memory_heads": {"0": [0, 1], "3": [1]},
             "carry": 0,
         },
-        sources=[{"name": "book é.txt", "kind": "text", "sha256": "00", "pages": 2, "characters": 10, "skipped": []}],
+        sources=[SOURCE],
         reading={
             "tokens": 12,
             "seen": 10,
@@ -131,6 +142,7 @@ def test_the_layout_of_a_version_is_frozen() -> None:
         3: "09dadc90982035b4",
         4: "65a23ec9b8ef5a79",
         5: "dc69d3d781d6d465",
+        6: "8b00589a6553e17e",
     }
 
 
@@ -148,9 +160,9 @@ def test_a_file_of_version_3_is_read_as_one_of_which_nothing_was_left_out() -> N
     assert (file.fingerprint, file.term_weights.tolist()) == (sample().fingerprint, [32])
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6])
 def test_the_header_fits_its_schema(version: int, written: Path) -> None:
-    path = written if version == 5 else GOLDEN / f"memory-{version}.safetensors"
+    path = written if version == 6 else GOLDEN / f"memory-{version}.safetensors"
     validator = Draft202012Validator(json.loads(SCHEMA.read_text()))
     with memory_file._opened(path) as file:
         header = memory_file._parsed(path, file.metadata())
@@ -163,15 +175,24 @@ def test_a_file_of_version_2_is_read_as_one_whose_words_were_not_weighed() -> No
     file = read_memory_file(GOLDEN / "memory-2.safetensors")
     assert file.term_weights is None and file.reading["addresses"] is None and file.identity["carry"] == 2
     assert file.states[3]["carried_keys"].shape == (2, 2, 4)
-    assert file.passages is not None and [passage.text for passage in unpack(file.passages, [("book", 1)])] == ["a"]
+    assert file.passages is not None and [passage.text for passage in unpack(file.passages, [("book", "text", 1)])] == [
+        "a"
+    ]
 
 
-@pytest.mark.parametrize("version", [2, 3, 4])
+def test_a_file_of_version_5_is_read_as_one_that_knows_nothing_about_its_sources() -> None:
+    file = read_memory_file(GOLDEN / "memory-5.safetensors")
+    assert [(source["about"], source["left_out"], source["doubtful"]) for source in file.sources] == [({}, {}, [])]
+    assert file.reading["cutter"]["label"] is None and file.fingerprint == sample().fingerprint
+
+
+@pytest.mark.parametrize("version", [2, 3, 4, 5])
 def test_what_was_read_by_an_older_version_is_asked_and_grows(
     version: int, make_model: MakeModel, tmp_path: Path
 ) -> None:
     path = GOLDEN / f"read-{version}.safetensors"
-    assert read_memory_file(path).format == version and read_memory_file(path).states[1]["carried_keys"].size
+    file = read_memory_file(path)
+    assert file.format == version and (file.segment_tokens is not None or file.states[1]["carried_keys"].size)
     memory = DocumentMemory.load(path, model=make_model(slots=8, memory_heads=[1], carry=2))
     assert [passage.source for passage in memory.retrieve("ships on Friday")] == ["more.txt", "harbour.txt"]
     assert memory.ask("How many ships?", answer_from="memory", max_new_tokens=3).text is not None
@@ -312,7 +333,7 @@ def rewrite(path: Path, change: dict[str, str], tensors: dict[str, np.ndarray] |
     save_file(kept, path, {f"infinimem.{key}": value for key, value in texts.items()})
 
 
-@pytest.mark.parametrize("change", [{"format": "1"}, {"format": "6"}, {"format": '"5"'}, {"layout": '"0"'}])
+@pytest.mark.parametrize("change", [{"format": "1"}, {"format": "7"}, {"format": '"6"'}, {"layout": '"0"'}])
 def test_another_version_is_refused_even_with_right_checksums(written: Path, change: dict[str, str]) -> None:
     rewrite(written, change)
     with pytest.raises(UnsupportedVersion, match="update infinimem"):

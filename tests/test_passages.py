@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infinimem.errors import DamagedMemoryFile
+from infinimem.ingest.record import Record, SourceRecord
+from infinimem.readers.page import Page
 from infinimem.search.central import STRETCH, central_parts, central_passages
 from infinimem.search.ranking import LexicalRanker
 from infinimem.search.search import _best_row
@@ -70,12 +72,12 @@ def test_a_passage_never_crosses_a_page() -> None:
     changes=st.lists(st.booleans(), min_size=8, max_size=8),
 )
 def test_packed_passages_come_back_equal(texts: list[str], titles: list[str | None], changes: list[bool]) -> None:
-    sources, passages, at = [("s", 10_000)], [], 0
+    sources, passages, at = [("s", "text", 10_000)], [], 0
     for page, (text, title, change) in enumerate(zip(texts, titles, changes, strict=False)):
         if change:
             # Sources may follow one another under one name.
-            sources, at = [*sources, ("s" if page % 2 else "t", 10_000)], 0
-        passages.append(Passage(text, sources[-1][0], page, at, at + len(text), title))
+            sources, at = [*sources, ("s" if page % 2 else "t", "text", 10_000)], 0
+        passages.append(Passage(text, sources[-1][0], page, at, at + len(text), title, label="ix" if change else None))
         at += len(text) + page
     assert unpack(pack(passages), sources) == passages
 
@@ -84,7 +86,7 @@ def test_a_table_longer_than_what_is_unpacked_at_once_comes_back_equal() -> None
     texts = [f"{i * 7919 % 104729}é" * 90 for i in range(2000)]
     passages = [Passage(text, "s", i, 800 * i, 800 * i + len(text), f"title {i}") for i, text in enumerate(texts)]
     assert len(pack(passages)) > 1 << 15
-    assert unpack(pack(passages), [("s", 2_000_000)]) == passages
+    assert unpack(pack(passages), [("s", "text", 2_000_000)]) == passages
 
 
 @pytest.mark.parametrize(
@@ -93,33 +95,54 @@ def test_a_table_longer_than_what_is_unpacked_at_once_comes_back_equal() -> None
 )
 def test_broken_passage_tables_are_refused(data: bytes) -> None:
     with pytest.raises(DamagedMemoryFile, match="passages"):
-        unpack(np.frombuffer(data, np.uint8), [("s", 100)])
+        unpack(np.frombuffer(data, np.uint8), [("s", "text", 100)])
 
 
 def test_a_passage_table_that_explodes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = pack([Passage(f"{i:0800}", "s", 1, 800 * i, 800 * (i + 1)) for i in range(200)])
     monkeypatch.setattr("infinimem.storage.passage_table.MAX_PASSAGE_BYTES", 100_000)
     with pytest.raises(DamagedMemoryFile, match="too large"):
-        unpack(packed, [("s", 1_000_000)])
+        unpack(packed, [("s", "text", 1_000_000)])
 
 
 ONE, TWO = Passage("one", "s", 1, 0, 3, "A title"), Passage("two", "s", 1, 5, 8)
+
+
+def test_the_kind_of_a_source_says_what_its_numbers_count() -> None:
+    (passage,) = unpack(pack([ONE]), [("s", "html", 100)])
+    assert (passage.unit, passage.place) == ("section", "section 'A title'")
+
+
+def test_a_place_names_the_number_that_is_printed() -> None:
+    assert Passage("one", "s", 9, 0, 3, "Inks", label="3").place == "page 9 (printed 3), Inks"
+    assert Passage("one", "s", 9, 0, 3).place == "page 9"
+
+
+def test_a_passage_never_crosses_a_heading_and_has_its_title() -> None:
+    page = Page(1, "First.\n\nTwo\n\nSecond.", "One", headings=[(8, "Two")])
+    record = Record()
+    record.open(SourceRecord("s", "pdf"))
+    record.begin_page(page)
+    for title, text in page.sections():
+        record.begin_section(title)
+        record.feed(text)
+    assert [(p.title, p.text, p.start) for p in record.passages] == [("One", "First.", 0), ("Two", "Two\n\nSecond.", 8)]
 
 
 @pytest.mark.parametrize(
     ("sources", "passages"),
     [
         ([], [ONE]),
-        ([("t", 100)], [ONE]),
-        ([("s", 7)], [TWO]),
-        ([("s", 100)], [ONE, TWO, TWO]),
-        ([("s", 100)], [TWO, ONE]),
-        ([("s", 100), ("t", 100)], [replace(ONE, source="t"), ONE]),
+        ([("t", "text", 100)], [ONE]),
+        ([("s", "text", 7)], [TWO]),
+        ([("s", "text", 100)], [ONE, TWO, TWO]),
+        ([("s", "text", 100)], [TWO, ONE]),
+        ([("s", "text", 100), ("t", "text", 100)], [replace(ONE, source="t"), ONE]),
     ],
     ids=["no source", "another source", "beyond its end", "twice", "backwards", "sources backwards"],
 )
 def test_passages_of_something_that_was_not_read_are_refused(
-    sources: list[tuple[str, int]], passages: list[Passage]
+    sources: list[tuple[str, str, int]], passages: list[Passage]
 ) -> None:
     with pytest.raises(DamagedMemoryFile, match="no passage of what was read"):
         unpack(pack(passages), sources)
@@ -129,15 +152,15 @@ def test_titles_of_more_room_than_any_reading_gives_them_are_refused(monkeypatch
     rows = [Passage("a", "s", 1, i, i + 1, f"{i:09}" * 60_000) for i in range(3)]
     monkeypatch.setattr("infinimem.storage.passage_table.MAX_TITLES", 1_000_000)
     with pytest.raises(DamagedMemoryFile, match="too long titles"):
-        unpack(pack(rows), [("s", 100)])
+        unpack(pack(rows), [("s", "text", 100)])
 
 
 def test_more_passages_than_any_reading_makes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Passage("a", "s", 1, i, i + 1) for i in range(101)]
     monkeypatch.setattr("infinimem.storage.passage_table.MAX_PASSAGES", 100)
-    assert unpack(pack(rows[:100]), [("s", 1000)]) == rows[:100]
+    assert unpack(pack(rows[:100]), [("s", "text", 1000)]) == rows[:100]
     with pytest.raises(DamagedMemoryFile, match="too many"):
-        unpack(pack(rows), [("s", 1000)])
+        unpack(pack(rows), [("s", "text", 1000)])
 
 
 @pytest.mark.parametrize(
@@ -145,7 +168,7 @@ def test_more_passages_than_any_reading_makes_are_refused(monkeypatch: pytest.Mo
 )
 def test_a_table_of_another_form_is_refused(table: str) -> None:
     with pytest.raises(DamagedMemoryFile, match="passages"):
-        unpack(np.frombuffer(zlib.compress(table.encode()), np.uint8), [("s", 100)])
+        unpack(np.frombuffer(zlib.compress(table.encode()), np.uint8), [("s", "text", 100)])
 
 
 LIBRARY = [

@@ -100,6 +100,43 @@ def test_a_chapter_without_an_entry_has_the_title_of_its_heading(path: Path) -> 
     assert pages_of(book(path, {"OEBPS/book.opf": opf}))[0].title == "Own heading"
 
 
+ANCHORED = """<html><body><nav><ol><li><a href="text/one.xhtml#a">I. The Reeds</a></li>
+<li><a href="text/one.xhtml#b">II. The Ice</a></li></ol></nav>
+<nav xmlns:epub="http://www.idpf.org/2007/ops" epub:type="page-list"><a href="text/one.xhtml#c">17</a></nav>
+</body></html>"""
+DUBLIN_CORE = """<metadata xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:title>The Heron Diaries</dc:title>
+<dc:creator>Lotte Amsel</dc:creator><dc:creator>Per Lind</dc:creator><dc:date>1911</dc:date>
+<dc:language>en</dc:language></metadata>"""
+
+
+def test_chapters_in_one_file_are_told_apart_by_their_anchors(path: Path) -> None:
+    body = (
+        "<p>Before.</p><h2 id='a'>I</h2><p>Reeds.</p><div><p><a id='b'></a>II</p></div><p>Ice.</p><p id='c'>Ring.</p>"
+    )
+    changes = {"OEBPS/nav.xhtml": ANCHORED, "OEBPS/text/one.xhtml": chapter(body)}
+    one, two = pages_of(book(path, changes))
+    assert list(one.sections()) == [
+        (None, "Before.\n\n"),
+        ("I. The Reeds", "I\n\nReeds.\n\n"),
+        ("II. The Ice", "II\n\nIce.\n\nRing."),
+    ]
+    assert two.title == "II. The Ice", "a file without a title goes on with the section before"
+
+
+def test_a_book_says_who_wrote_it_and_what_could_not_be_read_of_it(path: Path) -> None:
+    content = ENTRIES["OEBPS/book.opf"].replace("<manifest>", f"{DUBLIN_CORE}<manifest>")
+    content = content.replace("<spine>", '<spine><itemref idref="picture"/>')
+    first, second = pages_of(book(path, {"OEBPS/book.opf": content}))
+    assert first.about == {
+        "title": "The Heron Diaries",
+        "author": "Lotte Amsel; Per Lind",
+        "date": "1911",
+        "language": "en",
+    }
+    assert first.text.startswith("Title: The Heron Diaries\nAuthor: Lotte Amsel; Per Lind\nDate: 1911\n\nOwn heading")
+    assert first.left_out == {"items without text": 1} and not second.about and not second.left_out
+
+
 def test_a_book_of_images_has_no_text(path: Path) -> None:
     opf = package(item("cover", "text/cover.xhtml"), '<itemref idref="cover"/>')
     with pytest.raises(NoTextInSource, match="book of images"):

@@ -76,9 +76,46 @@ def test_markdown_tables_are_lines(md: Path) -> None:
     assert text_of(md, "| a | b |\n|---|---|\n| 1 | 2 |\n") == "a | b\n1 | 2"
 
 
-@pytest.mark.parametrize("fence", ["---", "+++"])
-def test_front_matter_is_dropped(md: Path, fence: str) -> None:
-    assert text_of(md, f"{fence}\ntitle: x\n{fence}\n\nWords.\n") == "Words."
+FRONT = {
+    "---": "title: 'Harbour: rules'\nauthors:\n  - name: Ida Holm\n  - Per Lind\ndate: 2023-04-05T10:00:00\nlang: en\n"
+    "tags: [boats, lights]\nlayout:\n  width: 3\n",
+    "+++": 'title = "Harbour: rules"\nauthors = ["Ida Holm", "Per Lind"]\ndate = 2023-04-05T10:00:00Z\nlang = "en"\n'
+    'tags = ["boats", "lights"]\n[layout]\nwidth = 3\n',
+}
+
+
+@pytest.mark.parametrize("fence", FRONT)
+def test_front_matter_is_what_a_file_says_about_itself(md: Path, fence: str) -> None:
+    (page,) = pages_of(md, f"{fence}\n{FRONT[fence]}{fence}\n\n# Rules\n\nWords.\n")
+    assert page.about == {
+        "title": "Harbour: rules",
+        "author": "Ida Holm; Per Lind",
+        "date": "2023-04-05",
+        "language": "en",
+    }
+    assert list(page.sections()) == [
+        (None, "Title: Harbour: rules\nAuthor: Ida Holm; Per Lind\nDate: 2023-04-05\n\n"),
+        (None, "tags: boats, lights\n\n"),
+        ("Rules", "Rules\n\nWords."),
+    ]
+
+
+@pytest.mark.parametrize("front", ["a: [", "a: b: c", "- one\n- two", "a: &x [*x]"])
+def test_front_matter_that_is_none_is_text_or_says_nothing(md: Path, front: str) -> None:
+    assert all(not page.about for page in pages_of(md, f"---\n{front}\n---\n\nWords.\n"))
+    assert text_of(md, f"---\n{front}\n---\n\nWords.\n").endswith("Words.")
+
+
+def test_the_head_of_a_page_is_what_it_says_about_itself(html: Path) -> None:
+    (page,) = pages_of(
+        html,
+        "<html lang=sv><head><title>Site - Rules</title><meta property='og:title' content='Harbour Rules'>"
+        "<meta name=author content='Ida Holm'><meta property='article:published_time' content='2023-04-05T10:00Z'>"
+        "</head><body><nav>Menu</nav><p>Words.</body></html>",
+    )
+    assert page.about == {"title": "Harbour Rules", "author": "Ida Holm", "date": "2023-04-05", "language": "sv"}
+    assert page.left_out == {"menus and hidden parts": 1}
+    assert list(page.sections())[-1] == ("Site - Rules", "Words.")
 
 
 def test_a_rule_in_the_text_is_not_front_matter(md: Path) -> None:
@@ -94,7 +131,7 @@ def test_html_has_a_page_for_each_main_heading(html: Path) -> None:
         html, "<title>T</title><p>Before.<h1>One</h1><p>First.<h2>T<i>w</i>o</h2><p>Second.<h4>Small</h4>Third."
     )
     assert pages == [
-        Page(1, "Before.", "T"),
+        Page(1, "Title: T\n\nBefore.", None, headings=((10, "T"),), about={"title": "T"}),
         Page(2, "One\n\nFirst.", "One"),
         Page(3, "Two\n\nSecond.\n\nSmall\n\nThird.", "Two"),
     ]
@@ -144,7 +181,9 @@ def test_deep_nesting_is_read(html: Path) -> None:
 
 def test_a_title_that_is_as_long_as_a_text_is_cut(html: Path) -> None:
     (page,) = pages_of(html, f"<title>{'long ' * 1000}</title><p>Words.")
-    assert page.title is not None and len(page.title) == 301 and page.title.endswith("…")
+    title, text = list(page.sections())[-1]
+    assert text == "Words." and title is not None and len(title) == 301 and title.endswith("…")
+    assert len(page.text) < 400
 
 
 @pytest.mark.parametrize(

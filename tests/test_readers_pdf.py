@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -340,6 +341,89 @@ def test_a_word_broken_by_the_end_of_a_page_is_whole_on_the_first(path: Path) ->
 def test_page_numbers_are_physical_and_pages_without_text_are_left_out(path: Path) -> None:
     pages = pages_of(draw(path, lambda _: None, lines_page(*LEFT), lambda _: None, lines_page(*RIGHT)))
     assert [page.number for page in pages] == [2, 4]
+
+
+def test_a_heading_in_the_middle_of_a_page_is_the_title_of_what_follows(path: Path) -> None:
+    def page(*names: str, words: bool = True) -> Callable[[Canvas], None]:
+        def draw_page(canvas: Canvas) -> None:
+            for number, name in enumerate(names):
+                top = 700 - 200 * number
+                canvas.bookmarkHorizontal(name, 0, top + 12)
+                canvas.addOutlineEntry(f"{number + 1} {name}", name)
+                canvas.drawString(72, top, name if words else "")
+                column(canvas, [f"Of the {name} the report says little here."], top=top - 30)
+
+        return draw_page
+
+    rest = lines_page("The report goes on and on about this.")
+    first, second, third = pages_of(draw(path, page("mill", "pond"), rest, page("barn", "yard", words=False)))
+    assert [title for title, _ in first.sections()] == ["1 mill", "2 pond"]
+    assert [text.split("\n")[0] for _, text in first.sections()] == ["mill", "pond"]
+    assert second.title == "2 pond" and not second.headings
+    # Where the words of a heading are not printed, it stands where the outline leads to.
+    assert [(title, text.split()[2]) for title, text in third.sections()] == [("1 barn", "barn"), ("2 yard", "yard")]
+
+
+def test_the_number_that_is_printed_on_a_page_is_known(path: Path) -> None:
+    def page(printed: int) -> Callable[[Canvas], None]:
+        def draw_page(canvas: Canvas) -> None:
+            column(
+                canvas,
+                [f"Story of the {['north', 'east', 'south', 'west'][printed]} in some words."],
+            )
+            canvas.drawString(290, 30, f"Harbour ledger, page {printed}" if printed else "")
+
+        return draw_page
+
+    pages = pages_of(draw(path, *map(page, range(4))))
+    assert [page.label for page in pages] == [None, "1", "2", "3"]
+    assert [dict(page.left_out) for page in pages] == [{}, {}, {"running lines": 1}, {"running lines": 1}]
+
+
+def test_page_labels_name_the_numbers_of_pages(path: Path) -> None:
+    draw(path, *(lines_page(f"Story {number}.") for number in range(4)))
+    writer = pypdf.PdfWriter(clone_from=path)
+    writer.set_page_label(0, 1, "/r")
+    writer.set_page_label(2, 3, "/D", start=1)
+    writer.write(path)
+    assert [page.label for page in pages_of(path)] == ["i", "ii", "1", "2"]
+
+
+def test_a_pdf_says_who_wrote_it(path: Path) -> None:
+    canvas = Canvas(str(path), pagesize=A4, lang="sv")
+    canvas.setTitle("The Beekeeper of Lund")
+    canvas.setAuthor("Sigrid Falk")
+    canvas.drawString(72, 700, "The hives stand on the southern slope.")
+    canvas.save()
+    (page,) = pages_of(path)
+    assert {name: page.about[name] for name in ("title", "author", "language")} == {
+        "title": "The Beekeeper of Lund",
+        "author": "Sigrid Falk",
+        "language": "sv",
+    }
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", page.about["date"])
+    assert page.text.startswith("Title: The Beekeeper of Lund\nAuthor: Sigrid Falk\nDate: ")
+
+
+XMP = """<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">
+<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description
+xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:title><rdf:Alt><rdf:li xml:lang="x-default">Hives</rdf:li></rdf:Alt>
+</dc:title><dc:creator><rdf:Seq><rdf:li>Sigrid Falk</rdf:li><rdf:li>Per Lind</rdf:li></rdf:Seq></dc:creator>
+</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>"""
+
+
+@pytest.mark.parametrize(
+    ("xmp", "expected"), [(XMP, {"title": "Hives", "author": "Sigrid Falk; Per Lind"}), ("<broken", {})]
+)
+def test_xmp_says_what_the_information_does_not(path: Path, xmp: str, expected: dict[str, str]) -> None:
+    draw(path, lines_page("The hives stand on the southern slope."))
+    writer = pypdf.PdfWriter(clone_from=path)
+    stream = pypdf.generic.StreamObject()
+    stream.set_data(xmp.encode())
+    writer.root_object[NameObject("/Metadata")] = writer._add_object(stream)
+    writer.write(path)
+    (page,) = pages_of(path)
+    assert {name: value for name, value in page.about.items() if name in ("title", "author")} == expected
 
 
 def test_titles_come_from_the_outline(path: Path) -> None:

@@ -141,7 +141,12 @@ class CandidatePrompt(NamedTuple):
 
 def quote(passages: Sequence[Passage]) -> str:
     """Passages as numbered excerpts with their pages."""
-    return "\n\n".join(f"[{i}] (page {p.page}) {p.text}" for i, p in enumerate(passages, start=1))
+    return "\n\n".join(f"[{i}] ({_where(p)}) {p.text}" for i, p in enumerate(passages, start=1))
+
+
+def _where(passage: Passage) -> str:
+    # Models are trained on prompts with page numbers alone.
+    return f"page {passage.page}" if passage.unit == "page" else passage.place
 
 
 def told(history: History) -> list[Message]:

@@ -96,9 +96,8 @@ def retrieve(memory: DocumentMemory, query: str, k: int, rank_by: str, as_json: 
 
 
 def place(passage: Passage) -> str:
-    """Source, page and title of a passage."""
-    title = f", {plain(passage.title)}" if passage.title else ""
-    return f"{plain(passage.source)}, page {passage.page}{title}"
+    """Source and place of a passage."""
+    return f"{plain(passage.source)}, {plain(passage.place)}"
 
 
 def print_citations(passages: list[Passage]) -> None:

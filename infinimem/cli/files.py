@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .options import adapter_option, file_argument, json_option, model_option
-from .output import count, plain, print_json, size, skipped
+from .output import count, doubts, plain, print_json, size, skipped
 
 
 @click.command()
@@ -37,8 +37,14 @@ def inspect(file: Path, as_json: bool, html: Path | None) -> None:
         click.echo(
             f"{'source':<12} {plain(source['name'])} ({plain(source['kind'])}, {count(source['pages'], 'page')})"
         )
+        for name, value in source["about"].items():
+            click.echo(f"{'':<12} {plain(name)}: {plain(value)}")
+        for what, times in source["left_out"].items():
+            click.echo(f"{'left out':<12} {times:,} {plain(what)} of {plain(source['name'])}")
         for row in source["skipped"]:
             click.echo(f"{'left out':<12} {skipped(source['name'], row['page'], row['reason'])}")
+        for line in doubts(source):
+            click.echo(f"{'doubtful':<12} {line}")
     click.echo(f"{'fingerprint':<12} {described['fingerprint']}")
 
 

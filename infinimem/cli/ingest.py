@@ -10,10 +10,12 @@ import click
 
 from ..errors import CheckpointMismatch, InfinimemError, SourceNotFound
 from .options import ingest_options
-from .output import MOST_WARNINGS, count, print_json, size, skipped
+from .output import MOST_WARNINGS, count, doubts, print_json, size, skipped
 
 if TYPE_CHECKING:
     from ..errors import SourceError
+
+_DOUBT_ADVICE = "Answers from there may be wrong; a copy with another text layer, for example from OCR, may help."
 
 
 @click.command()
@@ -82,6 +84,8 @@ def ingest(
         click.echo(f"Warning: left out {skipped(row['source'], row['page'], row['reason'])}", err=True)
     if (more := len(result["skipped"]) - MOST_WARNINGS) > 0:
         click.echo(f"Warning: left out {more:,} more; `infinimem inspect` shows all of it.", err=True)
+    for line in [line for source in info["sources"] for line in doubts(source)][:MOST_WARNINGS]:
+        click.echo(f"Warning: {line}. {_DOUBT_ADVICE}", err=True)
     click.echo(
         f"Read {result['tokens']:,} tokens of {count(result['pages'], 'page')} in {seconds:,.1f} s "
         f"({result['tokens_per_second']:,.0f} tokens/s).\n"
@@ -151,6 +155,8 @@ def ingest_many(
         written.append({**row, "file_bytes": file.stat().st_size})
         for part in source["skipped"]:
             leave_out(source["name"], part["page"], part["reason"])
+        for line in () if as_json else doubts(source):
+            click.echo(f"Warning: {line}. {_DOUBT_ADVICE}", err=True)
     seconds = time.perf_counter() - started
     result: dict[str, Any] = {
         "tokens": tokens,

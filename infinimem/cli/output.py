@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -60,12 +60,38 @@ def plain(value: Any, keep: str = "") -> str:
 
 # A damaged document may have thousands of damaged pages.
 MOST_WARNINGS = 20
+MOST_RANGES = 12
 
 
 def skipped(name: str, page: int | None, reason: str) -> str:
     """Which part of a source was left out, and why. page: None for the rest of the source."""
     what = "what could not be read" if page is None else f"page {page}"
     return f"{what} of {plain(name)}: {plain(reason)}"
+
+
+def doubts(source: dict[str, Any]) -> list[str]:
+    """A line for each reason why pages of a source, as the record has it, may not say what is printed on them."""
+    reasons: dict[str, list[int]] = {}
+    for row in source["doubtful"]:
+        reasons.setdefault(row["reason"], []).append(row["page"])
+    return [
+        f"the text of {'page' if len(pages) == 1 else 'pages'} {ranges(pages)} of {plain(source['name'])} may not be "
+        f"what is printed: {plain(reason)}"
+        for reason, pages in reasons.items()
+    ]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Increasing numbers in short, as in "1, 3-5"; at most MOST_RANGES, then how many more."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    shown = ", ".join("-".join(map(str, run)) for run in runs[:MOST_RANGES])
+    more = len(runs) - MOST_RANGES
+    return shown if more <= 0 else f"{shown} and {more:,} more places"
 
 
 def prose(text: str) -> str:

@@ -130,12 +130,10 @@ class Ingestion:
 
     def begin_page(self, page: Page) -> None:
         """Begin a page of the current source, separated from the page before it."""
-        entry = self.record.sources[-1]
-        if entry.pages:
+        if self.record.sources[-1].pages:
             self.record.end_page()
             self.take(SEPARATOR)
-        entry.pages += 1
-        self.record.cutter.page, self.record.cutter.title = page.number, page.title
+        self.record.begin_page(page)
 
     def take(self, text: str) -> None:
         """Take in text of the current page; `read_whole` reads it, segment by segment."""
@@ -250,7 +248,7 @@ class Ingestion:
                 "tokens": self.tokens,
                 "seen": self.seen,
                 "pending_text": self.stream.pending,
-                "cutter": asdict(record.cutter),
+                "cutter": {name: value for name, value in asdict(record.cutter).items() if name != "unit"},
             },
             states={} if self.segment_tokens is not None else self._states(),
             segment_tokens=np.asarray(self.segment_tokens, dtype=np.int32) if self.segment_tokens else None,

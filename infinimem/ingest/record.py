@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DamagedMemoryFile
+from ..readers.page import Page
 from ..storage.memory_file import MemoryFile
 from ..storage.passage_table import pack, unpack
-from ..text.passages import LONGEST_PENDING, Passage, PassageCutter
+from ..text.passages import LONGEST_PENDING, Passage, PassageCutter, unit_of
 from ..text.term_weights import TermWeights, split
 from ..text.tokens import MAX_BLOCK
 
@@ -27,6 +28,9 @@ class SourceRecord:
     pages, characters: numbers of pages and characters taken in so far.
     skipped: parts that could not be read and were left out, each {"page": number, or None for the rest of the file,
         "reason": text}.
+    about: what the document says about itself: "title", "author", "date", "language".
+    left_out: what was left out on purpose, and how often: page numbers, running lines that stand on a page before.
+    doubtful: pages whose text may not be what is printed, each {"page": number, "reason": text}.
     """
 
     name: str
@@ -35,6 +39,17 @@ class SourceRecord:
     pages: int = 0
     characters: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    about: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    doubtful: list[dict[str, Any]] = field(default_factory=list)
+
+    def begin(self, page: Page) -> None:
+        """Count a page."""
+        self.pages += 1
+        for what, times in page.left_out.items():
+            self.left_out[what] = self.left_out.get(what, 0) + times
+        if page.doubt is not None:
+            self.doubtful.append({"page": page.number, "reason": page.doubt})
 
 
 @dataclass
@@ -58,12 +73,12 @@ class Record:
         """The record in a memory file. Raises DamagedMemoryFile where it is incomplete or does not fit its passages."""
         try:
             sources = [SourceRecord(**source) for source in file.sources]
-            characters = [(source.name, source.characters) for source in sources]
+            known = [(source.name, source.kind, source.characters) for source in sources]
             record = cls(
                 keep_passages=file.passages is not None,
                 sources=sources,
-                closed=[] if file.passages is None else unpack(file.passages, characters),
-                cutter=PassageCutter(**file.reading["cutter"]),
+                closed=[] if file.passages is None else unpack(file.passages, known),
+                cutter=PassageCutter(**file.reading["cutter"], unit=unit_of(sources[-1].kind if sources else "")),
             )
         except (TypeError, KeyError) as error:
             raise DamagedMemoryFile(
@@ -113,7 +128,7 @@ class Record:
         """Begin a source."""
         self.end_page()
         self.sources.append(source)
-        self.cutter.open(source.name)
+        self.cutter.open(source.name, unit_of(source.kind))
 
     def feed(self, text: str) -> None:
         """Take in text of the current page."""
@@ -121,8 +136,18 @@ class Record:
         if self.keep_passages:
             self._close(self.cutter.feed(text))
 
+    def begin_page(self, page: Page) -> None:
+        """Begin a page; the one before must be closed."""
+        self.sources[-1].begin(page)
+        self.cutter.begin_page(page.number, page.title, page.label)
+
+    def begin_section(self, title: str | None) -> None:
+        """Begin a section of the current page."""
+        self.end_page()
+        self.cutter.title = title
+
     def end_page(self) -> None:
-        """Close the current page."""
+        """Close the current page, or section of a page."""
         if self.keep_passages:
             self._close(self.cutter.end_page())
 

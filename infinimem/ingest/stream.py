@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import CheckpointMismatch, EmptySource, SourceError
-from ..readers import ReaderLimits, Source, find_sources, name_of, open_source, read_pages, unread_source
-from ..text.passages import Passage, PassageCutter
+from ..readers import Page, ReaderLimits, Source, find_sources, name_of, open_source, read_pages, unread_source
+from ..text.passages import Passage, PassageCutter, unit_of
 from ..text.words import as_unicode
 from .checkpoint import Checkpoint
 from .ingestion import Ingestion, pieces
@@ -147,17 +147,23 @@ def take_source(
     started, before = time.perf_counter(), ingestion.tokens
     pages = read_pages(source, limits=limits, left_out=left_out, failed=failed if skip else None)
     for index, page in enumerate(pages):
+        entry.about.update(page.about)
         size = len(page.text) + (len(SEPARATOR) if index else 0)
         if known >= size:
             known -= size
             continue
         if not known:
             ingestion.begin_page(page)
-        rest = page.text[-(size - known) :] if known else page.text
-        known = 0
-        for piece in pieces(rest):
-            ingestion.take(piece)
-            yield
+        # A page that was taken in in part goes on at this character, which may be the first of a section.
+        passed = max(0, len(page.text) - (size - known)) if known else 0
+        at = known = 0
+        for title, text in page.sections():
+            if at and at >= passed:
+                ingestion.record.begin_section(title)
+            for piece in pieces(text[max(0, passed - at) :]):
+                ingestion.take(piece)
+                yield
+            at += len(text)
         if on_progress is not None:
             on_progress(
                 Progress(
@@ -183,18 +189,25 @@ def check_something(sources: Sequence[SourceRecord]) -> None:
         raise EmptySource(f"nothing could be read, all of it was skipped: {'; '.join(reasons[:3])}")
 
 
-def read_passages(source: Source, *, limits: ReaderLimits | None = None) -> Iterator[Passage]:
+def read_passages(
+    source: Source, *, limits: ReaderLimits | None = None, begun: Callable[[Page], None] | None = None
+) -> Iterator[Passage]:
     """Yield the passages of a file, the same that a memory of the file has. Needs no model.
 
     limits: for the process that parses; default `ReaderLimits()`.
+    begun: is called with each page before its passages come.
 
     Errors: those of `read_pages`.
     """
     cutter = PassageCutter()
-    cutter.open(source.name)
+    cutter.open(source.name, unit_of(source.kind))
     for number, page in enumerate(read_pages(source, limits=limits)):
         if number:
             yield from cutter.feed(SEPARATOR)
-        cutter.page, cutter.title = page.number, page.title
-        yield from cutter.feed(page.text)
-        yield from cutter.end_page()
+        if begun is not None:
+            begun(page)
+        cutter.begin_page(page.number, page.title, page.label)
+        for title, text in page.sections():
+            cutter.title = title
+            yield from cutter.feed(text)
+            yield from cutter.end_page()

@@ -9,17 +9,20 @@ import importlib
 import posixpath
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from ..errors import DamagedSource, EncryptedSource, SourceError
+from .about import about
 from .html import html_sections, parse_html
-from .page import Visits
+from .page import Page, Visits
 from .prose import tidy
 
 _ENTRY_LIMIT = 50 * 1024 * 1024
+_DUBLIN_CORE = "{http://purl.org/dc/elements/1.1/}"
 _CHAPTERS = frozenset({"application/xhtml+xml", "text/html", "application/x-dtbook+xml", "image/svg+xml"})
 # A book without DRM may still have obfuscated fonts. These algorithms obfuscate fonts and protect nothing else.
 _FONT_ALGORITHMS = frozenset({"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"})
@@ -27,8 +30,18 @@ _FONT_ALGORITHMS = frozenset({"http://www.idpf.org/2008/embedding", "http://ns.a
 
 @dataclass(frozen=True, slots=True)
 class _Spine:
+    """The book as its package file describes it.
+
+    chapters: names of the files, in reading order.
+    contents: file to the titles of the table of contents that lead into it, by the id of an element; "" is the file.
+    about: as `ABOUT` names it.
+    lost: number of items in the reading order that have no text, such as images.
+    """
+
     chapters: list[str]
-    titles: dict[str, str]
+    contents: dict[str, dict[str, str]]
+    about: dict[str, str]
+    lost: int
 
 
 def chapter_count(path: Path) -> int:
@@ -37,24 +50,54 @@ def chapter_count(path: Path) -> int:
         return len(_spine(archive, path.name).chapters)
 
 
-def epub_pages(path: Path, visits: Visits) -> Iterator[tuple[int, str, str | None]]:
-    """Yield (number, text, title) for the chapters of a book that have text."""
+def epub_pages(path: Path, visits: Visits) -> Iterator[Page]:
+    """Yield the chapters of a book that have text as pages."""
     with _opened(path) as archive:
         spine = _spine(archive, path.name)
+        title: str | None = None
+        first: dict[str, Any] = {
+            "about": spine.about,
+            "left_out": {"items without text": spine.lost} if spine.lost else {},
+        }
         for number, name in enumerate(spine.chapters, start=1):
             if number in visits.left_out:
                 continue
             visits.begun(number)
             try:
-                sections = list(html_sections(_entry(archive, name, path.name)))
-                text = "\n\n".join(paragraph for _, paragraphs in sections for paragraph in paragraphs)
-                visits.check_size(number, len(text), path.name)
+                page = _chapter(number, _entry(archive, name, path.name), spine.contents.get(name, {}), title)
+                visits.check_size(number, len(page.text), path.name)
             except SourceError as error:
                 visits.give_up(number, error)
                 continue
-            if text.strip():
-                heading = next((title for title, paragraphs in sections if title in paragraphs), None)
-                yield number, text, spine.titles.get(name) or heading
+            if page.text:
+                yield replace(page, **first)
+                first, (*_, (title, _)) = {}, page.sections()
+
+
+def _chapter(number: int, content: bytes, contents: dict[str, str], before: str | None) -> Page:
+    """A file of the book, divided where the table of contents leads into it; without such places, at its headings.
+
+    contents: the titles in the table of contents, by the id of an element.
+    before: title of the section before; a file that has no title goes on with it.
+    """
+    anchors = {name: title for name, title in contents.items() if name}
+    sections = [
+        (title, "\n\n".join(paragraphs))
+        for title, paragraphs in html_sections(content, anchors if len(contents) > 1 else None)
+        if any(map(str.strip, paragraphs))
+    ]
+    if not sections:
+        return Page(number, "")
+    starts = list(accumulate((len(text) + 2 for _, text in sections), initial=0))
+    (title, _), *others = sections
+    if len(contents) > 1:
+        title = title if title in anchors.values() else contents.get("", before)
+    else:
+        # The title in the head of a chapter is often that of the whole book.
+        heading = next((one for one, text in sections if one and one in text), None)
+        title = next(iter(contents.values()), None) or heading or before
+    headings = tuple((start, one) for start, (one, _) in zip(starts[1:], others, strict=False))
+    return Page(number, "\n\n".join(text for _, text in sections), title, headings=headings)
 
 
 def _opened(path: Path) -> zipfile.ZipFile:
@@ -114,13 +157,30 @@ def _spine(archive: zipfile.ZipFile, book: str) -> _Spine:
     base = posixpath.dirname(package)
     items = {str(item.get("id")): item for item in _named(root, "item")}
     chapters: list[str] = []
+    lost = 0
     for reference in _named(root, "itemref"):
         item = _readable(items, str(reference.get("idref")))
-        if item is not None:
-            chapters.append(_resolve(base, str(item.get("href", ""))))
+        if item is None:
+            lost += 1
+        else:
+            chapters.append(_resolve(base, str(item.get("href", "")))[0])
     if not chapters:
         raise _damaged(book, "it lists no chapters")
-    return _Spine(chapters, _titles(archive, items, base, book))
+    return _Spine(chapters, _contents(archive, items, base, book), _about(root), lost)
+
+
+def _about(package: Any) -> dict[str, str]:
+    """What the Dublin Core elements of the package file say; of several dates, the one of the publication."""
+
+    def texts(name: str) -> list[str]:
+        return ["".join(node.itertext()) for node in package.iter(f"{_DUBLIN_CORE}{name}")]
+
+    return about(
+        title=texts("title")[:1],
+        author=texts("creator"),
+        date=texts("date")[:1],
+        language=texts("language")[:1],
+    )
 
 
 def _readable(items: dict[str, Any], name: str) -> Any:
@@ -134,8 +194,10 @@ def _readable(items: dict[str, Any], name: str) -> Any:
     return None
 
 
-def _resolve(base: str, href: str) -> str:
-    return posixpath.normpath(posixpath.join(base, unquote(href.split("#")[0])))
+def _resolve(base: str, href: str) -> tuple[str, str]:
+    """The file that a link leads to, and the id of an element in it, or ""."""
+    name, _, anchor = href.partition("#")
+    return posixpath.normpath(posixpath.join(base, unquote(name))), unquote(anchor)
 
 
 def _refuse_encrypted(archive: zipfile.ZipFile, book: str) -> None:
@@ -146,21 +208,30 @@ def _refuse_encrypted(archive: zipfile.ZipFile, book: str) -> None:
             raise EncryptedSource(f"'{book}' is protected by DRM; use a copy without it")
 
 
-def _titles(archive: zipfile.ZipFile, items: dict[str, Any], base: str, book: str) -> dict[str, str]:
-    """Return the first label of each chapter in the table of contents; empty where the book has no such table."""
-    titles: dict[str, str] = {}
+def _contents(archive: zipfile.ZipFile, items: dict[str, Any], base: str, book: str) -> dict[str, dict[str, str]]:
+    """The table of contents, as `_Spine` has it; empty where the book has none."""
+    contents: dict[str, dict[str, str]] = {}
     present = frozenset(archive.namelist())
+
+    def add(folder: str, href: str, label: str) -> None:
+        name, anchor = _resolve(folder, href)
+        title = tidy(label.replace("\n", " "))
+        if title:
+            contents.setdefault(name, {}).setdefault(anchor, title)
+
     for item in items.values():
-        name = _resolve(base, str(item.get("href", "")))
+        name, _ = _resolve(base, str(item.get("href", "")))
         folder = posixpath.dirname(name)
         if name not in present:
             continue
         if "nav" in str(item.get("properties", "")).split():
-            for link in parse_html(_entry(archive, name, book)).select("nav a[href]"):
-                titles.setdefault(_resolve(folder, str(link["href"])), tidy(link.get_text(" ").replace("\n", " ")))
+            for nav in parse_html(_entry(archive, name, book)).select("nav"):
+                # The other lists are of printed pages, figures and landmarks.
+                if str(nav.get("epub:type") or "toc") == "toc":
+                    for link in nav.select("a[href]"):
+                        add(folder, str(link["href"]), link.get_text(" "))
         elif item.get("media-type") == "application/x-dtbncx+xml":
             for point in _named(_xml(archive, name, book), "navPoint"):
                 label = " ".join("".join(text.itertext()) for text in list(_named(point, "text"))[:1])
-                target = next((str(node.get("src", "")) for node in _named(point, "content")), "")
-                titles.setdefault(_resolve(folder, target), tidy(label.replace("\n", " ")))
-    return titles
+                add(folder, next((str(node.get("src", "")) for node in _named(point, "content")), ""), label)
+    return contents

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from ..errors import DamagedSource, UnsupportedSource
+from .about import with_front
 from .find import KINDS
 from .page import LONGEST_TITLE, Page, Visits
 
@@ -28,6 +31,8 @@ _BINARY = {
     b"{\\rtf": "an RTF file",
     b"%!PS": "a PostScript file",
 }
+# Characters of the number that a heading on the page has and its title in the outline has not, or the other way round.
+_NUMBERING = 12
 _OFFICE = {"word/": "a Word file", "xl/": "an Excel file", "ppt/": "a PowerPoint file"}
 _ADVICE = "infinimem reads PDF, EPUB, HTML, Markdown and plain text; convert it to one of these first"
 
@@ -107,11 +112,37 @@ def pages_of(path: Path, kind: str, visits: Visits | None = None) -> Iterator[Pa
     visits: pages to leave out, and functions to call on the way; by default every page is read, and a page that cannot
         be read raises its error.
     """
-    for number, text, title in _pages(path, kind, visits or Visits()):
-        yield Page(number, text, title if title is None or len(title) <= LONGEST_TITLE else f"{title[:LONGEST_TITLE]}…")
+    pages = _pages(path, kind, visits or Visits())
+    for page in islice(pages, 1):
+        yield with_front(_with_sound_headings(page), page.about)
+    yield from map(_with_sound_headings, pages)
 
 
-def _pages(path: Path, kind: str, visits: Visits) -> Iterator[tuple[int, str, str | None]]:
+def _with_sound_headings(page: Page) -> Page:
+    """A page whose titles are short, and whose sections are more than their headings: those begin the section below."""
+
+    def short(title: str | None) -> str | None:
+        return title if title is None or len(title) <= LONGEST_TITLE else f"{title[:LONGEST_TITLE]}…"
+
+    sections: list[tuple[int, str | None]] = [(0, page.title)]
+    for place, title in page.headings:
+        begin, before = sections[-1]
+        if before is not None and _is_heading(page.text[begin:place], before):
+            sections[-1] = begin, title
+        else:
+            sections.append((place, title))
+    return replace(
+        page, title=short(sections[0][1]), headings=tuple((place, short(title)) for place, title in sections[1:])
+    )
+
+
+def _is_heading(text: str, title: str) -> bool:
+    """Whether a text is nothing but the heading that has this title, with or without its number."""
+    printed, named = ("".join(filter(str.isalnum, one)).casefold() for one in (text, title))
+    return abs(len(printed) - len(named)) <= _NUMBERING and (printed.endswith(named) or named.endswith(printed))
+
+
+def _pages(path: Path, kind: str, visits: Visits) -> Iterator[Page]:
     if kind == "pdf":
         from .pdf.pages import pdf_pages
 
@@ -124,11 +155,12 @@ def _pages(path: Path, kind: str, visits: Visits) -> Iterator[tuple[int, str, st
         from .plain import text_pages
 
         for number, text in text_pages(path):
-            yield number, text, None
+            yield Page(number, text)
+    elif kind == "html":
+        from .html import html_pages
+
+        yield from html_pages(path)
     else:
-        if kind == "html":
-            from .html import html_pages as pages
-        else:
-            from .markdown import markdown_pages as pages
-        for number, (text, title) in enumerate(pages(path), start=1):
-            yield number, text, title
+        from .markdown import markdown_pages
+
+        yield from markdown_pages(path)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .about import about
+from .page import Page
 from .prose import section_pages, tidy
 from .raised import after_lowered, lowered, raised
 from .table import Grid, parts_of
@@ -19,6 +23,8 @@ _DROPPED = frozenset(
     {"script", "style", "noscript", "template", "nav", "head", "rp", "iframe", "object", "embed", "canvas", "audio"}
     | {"video", "map", "button", "input", "select", "textarea", "dialog"}
 )
+# What of these is text, no reader of the page sees.
+_NO_TEXT = frozenset({"script", "style", "noscript", "template", "head"})
 _LISTS = frozenset({"ul", "ol"})
 _HIDDEN_ROLES = frozenset({"navigation", "search", "menu", "menubar", "toolbar"})
 _BLOCKS = frozenset(
@@ -43,9 +49,37 @@ _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGN
 Section = tuple["str | None", "list[str]"]
 
 
-def html_pages(path: Path) -> Iterator[tuple[str, str | None]]:
-    """Yield (text, title) for the sections of an HTML file."""
-    yield from section_pages(html_sections(path.read_bytes()))
+def html_pages(path: Path) -> Iterator[Page]:
+    """Yield the sections of an HTML file as pages."""
+    soup = parse_html(path.read_bytes())
+    sections, hidden = sections_of(soup)
+    pages = section_pages(sections)
+    for page in islice(pages, 1):
+        yield replace(page, about=_about(soup), left_out={"menus and hidden parts": hidden} if hidden else {})
+    yield from pages
+
+
+def _about(soup: BeautifulSoup) -> dict[str, str]:
+    """What the head of a page says about it: Dublin Core, Open Graph, and the names of HTML itself."""
+    named: dict[str, list[str]] = {}
+    for node in soup.find_all("meta"):
+        name = str(node.get("name") or node.get("property") or node.get("itemprop") or "").strip().lower()
+        if name and node.get("content"):
+            named.setdefault(name, []).append(str(node.get("content")))
+    title, root = soup.find("title"), soup.find("html")
+
+    def first(*names: str) -> list[str] | None:
+        return next((named[name] for name in names if name in named), None)
+
+    return about(
+        title=first("dc.title", "dcterms.title", "citation_title", "og:title") or (title and title.get_text(" ")),
+        author=first("author", "dc.creator", "dcterms.creator", "citation_author", "article:author"),
+        date=first(
+            "date", "dc.date", "dcterms.date", "dcterms.created", "citation_publication_date", "citation_date",
+            "article:published_time", "datepublished",
+        ),
+        language=(root and (root.get("lang") or root.get("xml:lang"))) or first("dc.language", "language", "og:locale"),
+    )  # fmt: skip
 
 
 def parse_html(source: str | bytes) -> BeautifulSoup:
@@ -67,23 +101,33 @@ def parse_html(source: str | bytes) -> BeautifulSoup:
             return bs4.BeautifulSoup(source, "html.parser", from_encoding=encoding)
 
 
-def html_sections(source: str | bytes) -> Iterator[Section]:
-    """Split HTML at its h1, h2 and h3 into (heading, paragraphs), without scripts, menus and hidden parts."""
-    soup = parse_html(source)
+def html_sections(source: str | bytes, anchors: Mapping[str, str] | None = None) -> list[Section]:
+    """Split HTML at its h1, h2 and h3 into (heading, paragraphs), without scripts, menus and hidden parts.
+
+    anchors: id of an element to the title of the section that begins there; such a section ends at the next one, and
+        headings in it do not.
+    """
+    return sections_of(parse_html(source), anchors)[0]
+
+
+def sections_of(soup: BeautifulSoup, anchors: Mapping[str, str] | None = None) -> tuple[list[Section], int]:
+    """The sections of a parsed page, and the number of its menus and hidden parts that were left out."""
     head = soup.find("title")
     title = tidy(head.get_text(" ").replace("\n", " ")) or None if head is not None else None
-    walker = _Walker(title)
+    walker = _Walker(title, anchors or {})
     walker.walk(soup)
     walker.close()
-    yield from walker.sections
+    return walker.sections, walker.hidden
 
 
 class _Walker:
     """Collects the text of a tree without recursion: a hostile page may be nested deeper than Python allows."""
 
-    def __init__(self, title: str | None) -> None:
+    def __init__(self, title: str | None, anchors: Mapping[str, str]) -> None:
         self.sections: list[Section] = []
+        self.hidden = 0
         self._title = title
+        self._anchors = anchors
         self._paragraphs: list[str] = []
         self._inline: list[str] = []
         self._grid: Grid | None = None  # of the data table around
@@ -108,7 +152,11 @@ class _Walker:
                 text = re.sub(r"\s+", " ", str(node))
                 self._inline.append(after_lowered(self._small, text) + text)
                 self._small = ""
-            elif isinstance(node, Tag) and not _is_hidden(node):
+            elif isinstance(node, Tag) and _is_hidden(node):
+                self.hidden += node.name not in _NO_TEXT and bool(node.get_text(strip=True))
+            elif isinstance(node, Tag):
+                if self._anchors:
+                    self._at_anchor(node)
                 if node.name == "br":
                     self._inline.append("\n")
                 elif node.name == "pre":
@@ -136,9 +184,16 @@ class _Walker:
         self.sections.append((self._title, self._paragraphs))
         self._paragraphs = []
 
+    def _at_anchor(self, node: Tag) -> None:
+        title = self._anchors.get(str(node.get("id") or (node.get("name") if node.name == "a" else None)))
+        if title is not None and not self._in_cell and not self._outer:
+            self._end_paragraph()
+            self.close()
+            self._title = title
+
     def _enter(self, node: Tag) -> None:
         self._end_paragraph()
-        if node.name in _TITLES:
+        if node.name in _TITLES and not self._anchors:
             self.close()
         elif node.name == "li" and self._in_cell:
             before = "".join(self._inline).strip()
@@ -165,7 +220,7 @@ class _Walker:
         elif name in _TITLES:
             heading = self._text().replace("\n", " ")
             if heading:
-                self._title = heading
+                self._title = self._title if self._anchors else heading
                 self._add(heading)
         elif name in _CELLS and self._grid is not None:
             is_name = name == "th" or self._in_head

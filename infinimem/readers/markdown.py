@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .about import about, with_section_before
 from .html import Section, html_sections
+from .page import Page
 from .plain import read_text
 from .prose import section_pages, tidy
 from .raised import after_lowered, lowered, raised
@@ -19,13 +24,23 @@ if TYPE_CHECKING:
 _FRONT_MATTER = re.compile(r"\A\ufeff?(---|\+\+\+)[ \t]*\r?\n(.*?)\r?\n\1[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 # A line of YAML or TOML. Between two rules of a text stand sentences.
 _FIELD = re.compile(r"\s*(?:#|-\s|-$|[\]}\"',]|\[|['\"]?[\w.-]+['\"]?\s*[:=](?:\s|$|[\"'\[{]))|\s{2,}\S|\s*$|\t")
+# The fields of the front matter that say what `ABOUT` names.
+_NAMED = frozenset(
+    {"title", "author", "authors", "creator", "by", "date", "published", "created", "updated", "lang", "language"}
+    | {"locale"}
+)
 _FOOTNOTE = re.compile(r"( {0,3})\[\^[^\]\s]+\]:")
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
 
 
-def markdown_pages(path: Path) -> Iterator[tuple[str, str | None]]:
-    """Yield (text, title) for the sections of a Markdown file."""
-    yield from section_pages(markdown_sections(read_text(path)))
+def markdown_pages(path: Path) -> Iterator[Page]:
+    """Yield the sections of a Markdown file as pages."""
+    source = read_text(path)
+    front, begin = _front_matter(source)
+    pages = section_pages(markdown_sections(source[begin:]))
+    for page in islice(pages, 1):
+        yield replace(with_section_before(page, _rest_of(front)), about=_about(front))
+    yield from pages
 
 
 def markdown_sections(source: str) -> Iterator[Section]:
@@ -33,7 +48,7 @@ def markdown_sections(source: str) -> Iterator[Section]:
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    tokens = parser.parse(_with_footnotes(_without_front_matter(source)))
+    tokens = parser.parse(_with_footnotes(source))
     title: str | None = None
     paragraphs: list[str] = []
     marker = ""
@@ -81,11 +96,57 @@ def markdown_sections(source: str) -> Iterator[Section]:
     yield title, paragraphs
 
 
-def _without_front_matter(source: str) -> str:
+def _front_matter(source: str) -> tuple[dict[str, object], int]:
+    """The fields of the front matter by their names in small letters, and the character at which the text begins."""
     found = _FRONT_MATTER.match(source)
     if found is None or not all(_FIELD.match(line) for line in found.group(2).splitlines()):
-        return source
-    return source[found.end() :]
+        return {}, 0
+    fields = _parsed(found.group(2), toml=found.group(1) == "+++")
+    if fields is None:
+        return {}, 0
+    return {str(name).lower(): value for name, value in fields.items()}, found.end()
+
+
+def _parsed(front: str, toml: bool) -> dict[object, object] | None:
+    """The fields of YAML or TOML; None where it is neither."""
+    import yaml
+
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        # The base loader makes nothing but texts, lists and mappings.
+        fields = tomllib.loads(front) if toml else yaml.load(front, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, tomllib.TOMLDecodeError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else {} if fields is None else None
+
+
+def _about(front: dict[str, object]) -> dict[str, str]:
+    def first(*names: str) -> object:
+        value = next((front[name] for name in names if front.get(name)), None)
+        # An author may be a mapping of name, mail and so on.
+        each = value if isinstance(value, list) else [value]
+        return [one.get("name") if isinstance(one, dict) else one for one in each]
+
+    return about(
+        title=first("title"),
+        author=first("author", "authors", "creator", "by"),
+        date=first("date", "published", "created", "updated"),
+        language=first("lang", "language", "locale"),
+    )
+
+
+def _rest_of(front: dict[str, object]) -> str:
+    """The fields that `_about` does not name, one a line."""
+    lines = []
+    for name, value in front.items():
+        each = value if isinstance(value, list) else [value]
+        texts = [tidy(str(one)).replace("\n", " ") for one in each if one and not isinstance(one, (dict, list))]
+        if texts and name not in _NAMED:
+            lines.append(f"{name}: {', '.join(texts)}")
+    return "\n".join(lines)
 
 
 def _with_footnotes(source: str) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import SourceError, SourceNotFound, SourceTooLarge, SourceUnreadable
 
 LONGEST_TITLE = 300
 """The most characters of a page's title. Longer text is no title, and every passage of the page repeats the title."""
+
+
+ABOUT = ("title", "author", "date", "language")
+"""What a document may say about itself. Dates are YYYY, YYYY-MM or YYYY-MM-DD where the document has such a date."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +25,41 @@ class Page:
     number: counts from 1; for a PDF the physical page, for an EPUB the place in the spine. Pages without text are left
         out, and their numbers are not used again.
     text: prose in NFC with one blank line between paragraphs.
-    title: the chapter or heading that the page belongs to; None where the document does not say.
+    title: the chapter or heading that the page begins in; None where the document does not say.
+    label: the number that is printed on the page, such as "xii"; None where none is known, or where it is `number`.
+    headings: (character of the text, title) of each chapter or section that begins further down on the page, in order.
+    about: what the document says about itself, as `ABOUT` names it; only on the first page.
+    left_out: how many parts of each kind were left out on purpose, such as {"page numbers": 1}.
+    doubt: why the text may not be what is printed; None where nothing speaks against it.
     """
 
     number: int
     text: str
     title: str | None = None
+    label: str | None = None
+    headings: Sequence[tuple[int, str | None]] = ()
+    about: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    doubt: str | None = None
+
+    def to_row(self) -> list[Any]:
+        """Plain values for JSON, in the order of the fields."""
+        return [getattr(self, one.name) for one in fields(self)]
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Page:
+        """The page of a row that `to_row` made and that was JSON since."""
+        page = cls(*row)
+        return replace(page, headings=tuple((int(place), title) for place, title in page.headings))
+
+    def sections(self) -> Iterator[tuple[str | None, str]]:
+        """Yield (title, text) of the parts of the page, which together are its text."""
+        begin, title = 0, self.title
+        for place, following in self.headings:
+            if place > begin:
+                yield title, self.text[begin:place]
+            begin, title = place, following
+        yield title, self.text[begin:]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from itertools import count
 
 from ..text.sentences import border
+from .page import Page
 
 PAGE_TARGET = 3_000
 """The number of characters to aim at for a page where the document itself has no pages."""
@@ -102,11 +104,12 @@ def paginate(paragraphs: Iterable[str], target: int = PAGE_TARGET, limit: int = 
         yield "\n\n".join(page)
 
 
-def section_pages(sections: Iterable[tuple[str | None, list[str]]]) -> Iterator[tuple[str, str | None]]:
-    """Turn (title, paragraphs) sections into (text, title) pages.
+def section_pages(sections: Iterable[tuple[str | None, list[str]]]) -> Iterator[Page]:
+    """Turn (title, paragraphs) sections into pages, which are numbered in order.
 
     A section that is nothing but its heading joins the next section: alone it would be a page of two words.
     """
+    numbers = count(1)
     waiting: list[str] = []
     last_title: str | None = None
     for title, paragraphs in sections:
@@ -116,7 +119,7 @@ def section_pages(sections: Iterable[tuple[str | None, list[str]]]) -> Iterator[
             waiting += paragraphs
             continue
         for text in paginate([*waiting, *paragraphs]):
-            yield text, title
+            yield Page(next(numbers), text, title)
         waiting = []
     for text in paginate(waiting):
-        yield text, last_title
+        yield Page(next(numbers), text, last_title)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,6 +32,8 @@ SENTENCES = 3
 WEIGHT = 0.3
 LIGHT = 4.5
 RANKINGS = ("hybrid", "learned", "lexical")
+# A page that a question names, by its number or by the number printed on it.
+_PLACE = re.compile(r"\b(page|slide|sheet)\s+(?:no\.?\s*)?(\d{1,6}|[ivxlc]{1,8})\b", re.IGNORECASE)
 
 
 class Searchable(Protocol):
@@ -116,14 +119,27 @@ class Search(Generic[M]):
                 "another term head; ingest the documents again, or rank with rank_by='lexical'"
             )
         ranker = self._rankers.get(rank_by, self._lexical)
-        return distinct(self.passages, ranker.rank(query, len(self.passages)), k)
+        ranked = ranker.rank(query, len(self.passages))
+        if named := self._named(query):
+            ranked = _first(named, ranked)
+        return distinct(self.passages, ranked, k)
+
+    def _named(self, query: str) -> list[int]:
+        """Indexes of the passages on the page that a query names; where it is printed on a page, those of that page."""
+        match = _PLACE.search(query)
+        if match is None:
+            return []
+        unit, number = match[1].lower(), match[2].lower()
+        printed = [i for i, p in enumerate(self.passages) if p.unit == unit and (p.label or "").lower() == number]
+        return printed or [i for i, p in enumerate(self.passages) if p.unit == unit and str(p.page) == number]
 
     def has_answer(self, query: str) -> bool:
         """False where the passages cover so little of the query that they hardly answer it.
 
-        True without term weights, and for fewer than ENOUGH passages, where the model itself decides.
+        True without term weights, and for fewer than ENOUGH passages, where the model itself decides; and where the
+        query names a page that is there.
         """
-        if len(self.passages) < ENOUGH:
+        if len(self.passages) < ENOUGH or self._named(query):
             return True
         self.prepare()
         ranker = self._rankers.get("learned")
@@ -203,6 +219,15 @@ class Search(Generic[M]):
             self._least = head.settings.least
             self._rankers["learned"] = ranker
             self._rankers["hybrid"] = HybridRanker(ranker, self._lexical, head.settings.lexical)
+
+
+def _first(named: Sequence[int], ranked: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The ranking with these passages first, in its order, then in theirs; no score is less than one after it."""
+    scores = dict(ranked)
+    top = ranked[0][1] if ranked else 0.0
+    ordered = sorted(named, key=lambda index: -scores.get(index, 0.0))
+    front = set(named)
+    return [(index, top + scores.get(index, 0.0)) for index in ordered] + [one for one in ranked if one[0] not in front]
 
 
 def _best_row(part: Passage, query: str) -> Passage:

@@ -14,9 +14,15 @@ from ..errors import DamagedMemoryFile
 PREFIX = "infinimem."
 
 
-FORMAT = 5
+FORMAT = 6
 # Versions and layout hashes of older files that can still be read.
-OLDER = {1: "f7d56d9fb5ca99cc", 2: "cbbac0acb6313fa5", 3: "09dadc90982035b4", 4: "65a23ec9b8ef5a79"}
+OLDER = {
+    1: "f7d56d9fb5ca99cc",
+    2: "cbbac0acb6313fa5",
+    3: "09dadc90982035b4",
+    4: "65a23ec9b8ef5a79",
+    5: "dc69d3d781d6d465",
+}
 # What code that reads the file relies on. Every file stores the hash: another layout cannot pass for this version.
 LAYOUT: dict[str, Any] = {
     "tensors": {
@@ -34,11 +40,11 @@ LAYOUT: dict[str, Any] = {
         "layers.*.carried_counts": ["F32", "heads", "tokens; 1 each"],
         "segments.tokens": ["I32", "tokens of the whole segments, in place of all tensors of layers"],
         "tail.tokens": ["I32", "segment length; -1 after the last token"],
-        "passages.zlib": ["U8", "bytes of zlib: JSON rows of source, page, title, start, end, text"],
+        "passages.zlib": ["U8", "bytes of zlib: JSON rows of source, page, title, start, end, text, label"],
         "passages.addresses": ["U8", "words of all passages, the unfinished page's included; 32 is a weight of 1"],
     },
     "metadata": ["format", "layout", "model", "identity", "sources", "reading", "tensors_sha256", "metadata_sha256"],
-    "sources": ["name", "kind", "sha256", "pages", "characters", "skipped"],
+    "sources": ["name", "kind", "sha256", "pages", "characters", "skipped", "about", "left_out", "doubtful"],
     "reading": ["tokens", "seen", "pending_text", "cutter", "addresses"],
 }
 LAYOUT_HASH = hashlib.sha256(json.dumps(LAYOUT, sort_keys=True).encode()).hexdigest()[:16]
@@ -65,12 +71,19 @@ def _keep_states(parsed: dict[str, Any]) -> None:
     """Nothing to change: a file of format 4 has the states of all its segments, as a file of format 5 may have."""
 
 
+def _know_nothing_about_sources(parsed: dict[str, Any]) -> None:
+    parsed["reading"]["cutter"]["label"] = None
+    for source in parsed["sources"]:
+        source |= {"about": {}, "left_out": {}, "doubtful": []}
+
+
 # MIGRATIONS[n - 1] turns metadata of version n into metadata of version n + 1. Past versions never change: append only.
 MIGRATIONS: tuple[Callable[[dict[str, Any]], None], ...] = (
     _carry_nothing,
     _weigh_no_words,
     _leave_nothing_out,
     _keep_states,
+    _know_nothing_about_sources,
 )
 
 
@@ -83,12 +96,14 @@ IDENTITY_TYPES = {
     "carry": int,
 }
 SOURCE_TYPES: dict[str, Any] = {"name": str, "kind": str, "sha256": (str, type(None)), "pages": int}
-SOURCE_TYPES |= {"characters": int, "skipped": list}
+SOURCE_TYPES |= {"characters": int, "skipped": list, "about": dict, "left_out": dict, "doubtful": list}
 SKIPPED_TYPES = {"page": (int, type(None)), "reason": str}
+DOUBTFUL_TYPES = {"page": int, "reason": str}
 READING_TYPES = {"tokens": int, "seen": int, "pending_text": str, "cutter": dict, "addresses": (dict, type(None))}
 TERM_WEIGHTS_TYPES: dict[str, Any] = {"head": str, "done": int}
 TERM_WEIGHTS_TYPES |= dict.fromkeys(("sizes", "starts", "ends", "weights", "tail"), list)
 CUTTER_TYPES = {"source": str, "page": int, "title": (str, type(None)), "offset": int, "pending": str}
+CUTTER_TYPES |= {"label": (str, type(None))}
 
 
 def check_types(path: Path, parsed: dict[str, Any]) -> None:
@@ -113,7 +128,11 @@ def check_types(path: Path, parsed: dict[str, Any]) -> None:
         ),
         "sources": isinstance(parsed["sources"], list)
         and all(
-            fits(source, SOURCE_TYPES) and all(fits(part, SKIPPED_TYPES) for part in source["skipped"])
+            fits(source, SOURCE_TYPES)
+            and all(fits(part, SKIPPED_TYPES) for part in source["skipped"])
+            and all(fits(page, DOUBTFUL_TYPES) for page in source["doubtful"])
+            and fits(source["about"], dict.fromkeys(source["about"], str))
+            and fits(source["left_out"], dict.fromkeys(source["left_out"], int))
             for source in parsed["sources"]
         ),
         "reading": fits(parsed["reading"], READING_TYPES)

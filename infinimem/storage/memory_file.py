@@ -12,7 +12,8 @@ Metadata: JSON strings under the prefix `infinimem.`
     format, layout      version, and the hash of the layout it stands for
     model, identity     name of the model; everything that the state depends on
     adapter             name or directory of the adapter; absent if there was none
-    sources, reading    what was ingested (SHA-256, pages, characters, parts left out); what is needed to ingest more
+    sources, reading    what was ingested (SHA-256, pages, what it says about itself, parts left out); what is needed to
+                        ingest more
     tensors_sha256      over names, types, shapes and bytes of all tensors, in name order
     metadata_sha256     over all other metadata
 The names `passages.addresses` and `reading` are historical: new names would be a new version of the format.

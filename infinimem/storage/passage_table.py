@@ -12,28 +12,28 @@ from typing import Any
 import numpy as np
 
 from ..errors import DamagedMemoryFile
-from ..text.passages import LIMIT, Passage
+from ..text.passages import LIMIT, Passage, unit_of
 from . import strict_json
 
 MAX_PASSAGE_BYTES = 1 << 30  # a passage table that unpacks to more is refused
 LONGEST_ROW = 1 << 20  # characters of JSON
 MAX_PASSAGES = 1 << 21
-MAX_TITLES = 1 << 24  # characters of all titles together
+MAX_TITLES = 1 << 24  # characters of all titles and labels together
 PIECE = 1 << 16  # bytes that are unpacked at once
 
 
 def pack(passages: Sequence[Passage]) -> np.ndarray:
     """Passages as one array of compressed bytes, (N,) uint8."""
-    rows = [[p.source, p.page, p.title, p.start, p.end, p.text] for p in passages]
+    rows = [[p.source, p.page, p.title, p.start, p.end, p.text, *([p.label] if p.label else [])] for p in passages]
     data = zlib.compress(json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode(), 6)
     return np.frombuffer(data, dtype=np.uint8)
 
 
-def unpack(array: np.ndarray, sources: Sequence[tuple[str, int]]) -> list[Passage]:
+def unpack(array: np.ndarray, sources: Sequence[tuple[str, str, int]]) -> list[Passage]:
     """The passages of an array that `pack` made, read row by row.
 
     array: (N,) uint8.
-    sources: (name, number of characters) of each source, in the order of ingestion.
+    sources: (name, kind, number of characters) of each source, in the order of ingestion.
 
     Raises DamagedMemoryFile where `pack` did not make the array, where passages overlap, are out of order or lie
     outside the sources, and where they exceed MAX_PASSAGES, MAX_PASSAGE_BYTES or MAX_TITLES.
@@ -46,16 +46,18 @@ def unpack(array: np.ndarray, sources: Sequence[tuple[str, int]]) -> list[Passag
             passage = _passage(*row)
             while number < len(sources) and (passage.source != sources[number][0] or passage.start < at):
                 number, at = number + 1, 0
-            if number == len(sources) or passage.end > sources[number][1]:
+            if number == len(sources) or passage.end > sources[number][2]:
                 raise ValueError("a row is no passage of what was read")
-            at, title = passage.end, passage.title
-            if title is not None and title not in titles:
-                room -= len(title)
-                titles[title] = title
+            at = passage.end
+            for text in (passage.title, passage.label):
+                if text is not None and text not in titles:
+                    room -= len(text)
+                    titles[text] = text
             if room < 0 or len(passages) == MAX_PASSAGES:
                 raise ValueError("they are too many, or have too long titles")
-            shared = None if title is None else titles[title]
-            passages.append(replace(passage, source=sources[number][0], title=shared))
+            title, label = (None if text is None else titles[text] for text in (passage.title, passage.label))
+            name, kind, _ = sources[number]
+            passages.append(replace(passage, source=name, title=title, label=label, unit=unit_of(kind)))
     except (zlib.error, ValueError, TypeError) as error:
         raise DamagedMemoryFile(
             f"the passages in the memory file cannot be unpacked ({error}); ingest the document again"
@@ -63,13 +65,14 @@ def unpack(array: np.ndarray, sources: Sequence[tuple[str, int]]) -> list[Passag
     return passages
 
 
-def _passage(source: Any, page: Any, title: Any, start: Any, end: Any, text: Any) -> Passage:
+def _passage(source: Any, page: Any, title: Any, start: Any, end: Any, text: Any, label: Any = None) -> Passage:
     """The passage of one row. Raises ValueError where the row is no passage that `PassageCutter` makes."""
-    texts = isinstance(source, str) and isinstance(text, str) and (title is None or isinstance(title, str))
+    texts = isinstance(source, str) and isinstance(text, str)
+    texts = texts and all(one is None or isinstance(one, str) for one in (title, label))
     numbers = all(type(number) is int and 0 <= number < 1 << 53 for number in (page, start, end))
     if not texts or not numbers or end - start != len(text) or not 0 < len(text) <= LIMIT:
         raise ValueError("a row is no passage")
-    return Passage(text, source, page, start, end, title)
+    return Passage(text, source, page, start, end, title, label=label)
 
 
 def _rows(pieces: Iterator[str]) -> Iterator[list[Any]]:

@@ -1,7 +1,8 @@
 """Passages: pieces of the document that answers are built on and cite.
 
 - cut while the text streams by, at paragraph, sentence or word borders, at most 800 characters each
-- a passage never crosses a page, so its page number is exact; its span counts characters of the source's text
+- a passage never crosses a page or a heading, so its page and title are exact; its span counts characters of the
+  source's text
 - cuts depend on the text alone, not on how it arrives; `rest` gives the passages of unfinished text and leaves it open
 """
 
@@ -15,16 +16,25 @@ from .sentences import border
 
 LIMIT = 800  # characters
 LONGEST_PENDING = LIMIT + LIMIT // 2
+_UNITS = {"pptx": "slide", "xlsx": "sheet"}
+_UNITS |= dict.fromkeys(("docx", "eml", "epub", "html", "markdown", "notebook", "odt", "rtf"), "section")
+
+
+def unit_of(kind: str) -> str:
+    """What a numbered piece of a document of this kind is: "page", "section", "slide" or "sheet"."""
+    return _UNITS.get(kind, "page")
 
 
 @dataclass(frozen=True)
 class Passage:
     """A piece of a source: its text, where it stands, and how well it fits a query.
 
-    page: number of the page, counted from 1.
+    page: number of the page, or other piece of the document, counted from 1.
     start, end: place in the source's text, in characters.
-    title: title of the page; None where the page has no title.
+    title: title of the chapter or section; None where there is no title.
     score: set by a search, higher is better; 0 otherwise.
+    label: number that is printed on the page; None where none is known, or where it is `page`.
+    unit: what the number counts: "page", "section", "slide" or "sheet".
     """
 
     text: str
@@ -34,6 +44,17 @@ class Passage:
     end: int
     title: str | None = None
     score: float = 0.0
+    label: str | None = None
+    unit: str = "page"
+
+    @property
+    def place(self) -> str:
+        """Where the passage stands in its source, in words: "page 9 (printed 3), Inks" or "section 'Inks'"."""
+        if self.unit == "section":
+            # A document without pages has no numbers that a person could look for.
+            return f"section '{self.title}'" if self.title else f"section {self.page}"
+        printed = f" (printed {self.label})" if self.label else ""
+        return f"{self.unit} {self.page}{printed}" + (f", {self.title}" if self.title else "")
 
     def scored(self, score: float) -> Passage:
         """The same passage with a score."""
@@ -61,10 +82,17 @@ class PassageCutter:
     title: str | None = None
     offset: int = 0
     pending: str = ""
+    label: str | None = None
+    unit: str = "page"
 
-    def open(self, source: str) -> None:
+    def open(self, source: str, unit: str = "page") -> None:
         """Begin a new source; the one before must be closed by `end_page`."""
-        self.source, self.page, self.title, self.offset, self.pending = source, 1, None, 0, ""
+        self.source, self.unit, self.offset, self.pending = source, unit, 0, ""
+        self.begin_page(1)
+
+    def begin_page(self, page: int, title: str | None = None, label: str | None = None) -> None:
+        """Begin a page; the one before must be closed by `end_page`."""
+        self.page, self.title, self.label = page, title, label
 
     def feed(self, text: str) -> list[Passage]:
         """Passages that this text completes."""
@@ -94,7 +122,8 @@ class PassageCutter:
         self.offset += length
         if not text:
             return []
-        return [Passage(text, self.source, self.page, start, start + len(text), self.title)]
+        end = start + len(text)
+        return [Passage(text, self.source, self.page, start, end, self.title, label=self.label, unit=self.unit)]
 
 
 def cut(text: str, source: str) -> list[Passage]:

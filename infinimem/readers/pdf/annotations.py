@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..prose import tidy
@@ -13,24 +15,37 @@ _WRITTEN = frozenset({"/FreeText", "/Text"})
 _OFF = frozenset({"/Off", ""})
 
 
-def annotations_of(page: Any) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What stands beside the text of a page: paragraphs, and the number of annotations that were left out."""
+
+    paragraphs: Sequence[str] = ()
+    left_out: int = 0
+
+
+def annotations_of(page: Any) -> Beside:
     """Paragraphs in the order of the file: fields as "name: value", one a line; then texts and notes.
 
     page: pypdf's page.
     """
     fields: dict[str, None] = {}
     texts: dict[str, None] = {}
-    for reference in list(page.get("/Annots") or ())[:_MOST]:
+    found = list(page.get("/Annots") or ())
+    left_out = max(0, len(found) - _MOST)
+    for reference in found[:_MOST]:
         annotation = reference.get_object()
         if not hasattr(annotation, "get"):
+            left_out += 1
             continue
         kind = annotation.get("/Subtype")
         if kind == "/Widget":
             fields[_field(annotation)] = None
         elif kind in _WRITTEN:
-            texts[_plain(annotation.get("/Contents"))] = None
+            content = annotation.get("/Contents")
+            texts[_plain(content)] = None
+            left_out += isinstance(content, str) and len(content) > _LONGEST
     lines = "\n".join(filter(None, fields))
-    return [paragraph for paragraph in (lines, *texts) if paragraph]
+    return Beside([paragraph for paragraph in (lines, *texts) if paragraph], left_out)
 
 
 def _field(annotation: Any) -> str:

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pypdf import PdfReader
 from pypdf.errors import DependencyError
-from pypdf.generic import Destination
 
 from ...errors import DamagedSource, EncryptedSource, SourceError
 from ...text.sentences import CELLS
-from ..page import Visits
+from ..doubt import doubt_of
+from ..page import Page, Visits
 from ..prose import tidy
 from ..table import parts_of
-from .annotations import annotations_of
+from .annotations import Beside, annotations_of
 from .hyphens import Words
 from .layout import Block, Line, LineCollector, blocks_of
+from .outline import Heading, about_of, headings_of, labels_of, places_of
 from .running import RunningLines
 from .side_by_side import joined
 
@@ -50,24 +52,44 @@ def page_count(path: Path) -> int:
         return _pages_in(_opened(file, path.name), path.name)
 
 
-def pdf_pages(path: Path, visits: Visits) -> Iterator[tuple[int, str, str | None]]:
-    """Yield (number, text, title) for the pages that have text."""
+def pdf_pages(path: Path, visits: Visits) -> Iterator[Page]:
+    """Yield the pages that have text."""
     words, running = Words(), RunningLines()
     with path.open("rb") as file:
-        titles = _titles(_opened(file, path.name))
-        waiting: tuple[int, str] | None = None
-        beside: dict[int, list[str]] = {}
+        reader = _opened(file, path.name)
+        headings, labels, about = headings_of(reader), labels_of(reader), about_of(reader)
+        del reader
+        by_page: dict[int, list[Heading]] = {}
+        for heading in headings:
+            by_page.setdefault(heading.page, []).append(heading)
+        title: str | None = None
+        left_out: Counter[str] = Counter()
+        waiting: Page | None = None
+        beside: dict[int, Beside] = {}
         for number, lines, neighbours in _with_neighbours(_lines_by_page(file, path.name, visits, beside), words):
-            text = _prose(blocks_of(running.without(number, lines, neighbours)), words)
-            text = "\n\n".join(filter(None, (text, *beside.pop(number, ()))))
-            if not text:
-                continue
-            if waiting is not None:
-                whole, text = _whole_word(waiting[1], text, words)
-                yield waiting[0], whole, _title_of(waiting[0], titles)
-            waiting = (number, text) if text else None
+            blocks = blocks_of(running.without(number, lines, neighbours))
+            text, starts = _prose(blocks, words)
+            places = places_of(by_page.pop(number, ()), blocks, starts)
+            annotations = beside.pop(number, Beside())
+            text = "\n\n".join(filter(None, (text, *annotations.paragraphs)))
+            left_out += running.left_out
+            left_out["annotations"] += annotations.left_out
+            if waiting is not None and text:
+                whole, rest = _whole_word(waiting.text, text, words)
+                places = [(max(0, place - (len(text) - len(rest))), title) for place, title in places]
+                yield replace(waiting, text=whole)
+                waiting, text = None, rest
+            # A page that has no text may still begin a section.
+            if places and (not text or not places[0][0]):
+                title = places[0][1] if text else places[-1][1]
+                places = places[1:]
+            if text:
+                counts, left_out = +left_out, Counter()
+                label = labels.get(number) if labels else running.label
+                waiting = Page(number, text, title, label, tuple(places), about, dict(counts), doubt_of(text))
+                about, title = {}, places[-1][1] if places else title
         if waiting is not None:
-            yield waiting[0], waiting[1], _title_of(waiting[0], titles)
+            yield replace(waiting, left_out=dict(Counter(waiting.left_out) + left_out))
 
 
 def _with_neighbours(
@@ -133,7 +155,7 @@ def _pages_in(reader: PdfReader, name: str) -> int:
 
 
 def _lines_by_page(
-    file: BinaryIO, name: str, visits: Visits, beside: dict[int, list[str]]
+    file: BinaryIO, name: str, visits: Visits, beside: dict[int, Beside]
 ) -> Iterator[tuple[int, list[Line]]]:
     """Yield the numbers and lines of all pages, and put what is written beside the text of a page into `beside`."""
     reader = _opened(file, name)
@@ -149,7 +171,7 @@ def _lines_by_page(
         try:
             lines = _lines(reader, index, name, visits)
             beside[number] = _beside(reader, index)
-            visits.check_size(number, sum(map(len, beside[number])), name)
+            visits.check_size(number, sum(map(len, beside[number].paragraphs)), name)
         except SourceError as error:
             visits.give_up(number, error)
             continue
@@ -183,14 +205,14 @@ def _lines(reader: PdfReader, index: int, name: str, visits: Visits) -> list[Lin
     return collector.lines
 
 
-def _beside(reader: PdfReader, index: int) -> list[str]:
+def _beside(reader: PdfReader, index: int) -> Beside:
     try:
         return annotations_of(reader.pages[index])
     except (OSError, MemoryError):
         raise
     except Exception:
         # A parser can fail in any way on broken annotations; the page can be read without them.
-        return []
+        return Beside([], 1)
 
 
 def _letters(text: str) -> str:
@@ -208,8 +230,15 @@ def _accented(match: re.Match[str]) -> str:
     return composed if len(composed) == 1 else match.group()
 
 
-def _prose(blocks: list[Block], words: Words) -> str:
-    return "\n\n".join(filter(None, (_paragraph(block, words) for block in blocks)))
+def _prose(blocks: list[Block], words: Words) -> tuple[str, list[int]]:
+    """The text of a page, and the character of it at which each block starts."""
+    text, starts = "", []
+    for block in blocks:
+        paragraph = _paragraph(block, words)
+        text += "\n\n" if text and paragraph else ""
+        starts.append(len(text))
+        text += paragraph
+    return text, starts
 
 
 def _paragraph(block: Block, words: Words) -> str:
@@ -236,29 +265,3 @@ def _heads(lines: list[Line]) -> int:
     bold = first.bold and not any(line.bold for line in rest)
     plain = not any(map(str.isdigit, first.text)) and any(map(str.isdigit, "".join(line.text for line in rest)))
     return int(bold or plain)
-
-
-def _titles(reader: PdfReader) -> list[tuple[int, str]]:
-    """Return (page number, title) for the entries of the outline that lead to a page."""
-    found: list[tuple[int, str]] = []
-    try:
-        waiting: list[Any] = list(reversed(reader.outline))
-        while waiting:
-            entry = waiting.pop()
-            if isinstance(entry, list):
-                waiting.extend(reversed(entry))
-            elif isinstance(entry, Destination):
-                index = reader.get_destination_page_number(entry)
-                title = tidy(str(entry.title or "")).replace("\n", " ")
-                if index is not None and index >= 0 and title:
-                    found.append((index + 1, title))
-    except (OSError, MemoryError):
-        raise
-    except Exception:
-        # A parser can fail in any way on a broken outline; the pages can be read without an outline.
-        return []
-    return sorted(found, key=lambda entry: entry[0])
-
-
-def _title_of(number: int, titles: list[tuple[int, str]]) -> str | None:
-    return next((title for page, title in reversed(titles) if page <= number), None)

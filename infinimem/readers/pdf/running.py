@@ -27,9 +27,15 @@ Neighbours = Iterable[tuple[int, Sequence[Line]]]
 
 
 class RunningLines:
-    """Takes running lines out of the pages of one document, which come in order."""
+    """Takes running lines out of the pages of one document, which come in order.
+
+    left_out: how many page numbers and running lines were taken out of the last page.
+    label: the number that is printed on the last page; None where there is none, or where it is the page's own.
+    """
 
     def __init__(self) -> None:
+        self.left_out: Counter[str] = Counter()
+        self.label: str | None = None
         self._kept: dict[str, None] = {}
 
     def without(self, page: int, lines: list[Line], neighbours: Neighbours) -> list[Line]:
@@ -41,6 +47,8 @@ class RunningLines:
         neighbours: numbers and lines of the pages around it.
         """
         running = _running(page, lines, neighbours)
+        printed = next(filter(None, (number for _, number in running.values())), None)
+        self.left_out, self.label = Counter(), None if printed == str(page) else printed
         # Where every line looks like a header, no line is a header.
         if len(running) == len(lines):
             return lines
@@ -48,11 +56,12 @@ class RunningLines:
         return [
             line
             for line in lines
-            if id(line) not in running or is_table_head(line, lines) or self._stays(line, running[id(line)], usual)
+            if id(line) not in running or is_table_head(line, lines) or self._stays(line, running[id(line)][0], usual)
         ]
 
     def _stays(self, line: Line, wording: str, usual: float) -> bool:
         if not any(letter.isalnum() for letter in wording.replace("\0", "")) or _is_word_for_page(wording):
+            self.left_out["page numbers"] += 1
             return False
         if line.size >= _TITLE * usual:
             return True
@@ -60,17 +69,18 @@ class RunningLines:
         self._kept[wording] = None
         if len(self._kept) > _MOST_KEPT:
             del self._kept[next(iter(self._kept))]
+        self.left_out["running lines"] += not first
         return first
 
 
-def _running(page: int, lines: list[Line], neighbours: Neighbours) -> dict[int, str]:
-    """The running lines by `id`, with their wordings: the text, with a zero byte for each number that counts pages."""
+def _running(page: int, lines: list[Line], neighbours: Neighbours) -> dict[int, tuple[str, str | None]]:
+    """The running lines by `id`, each with its wording and page number, as `_wording` gives them."""
     seen: dict[str, list[tuple[int, Line]]] = {}
     for number, others in neighbours:
         for edge in _edges(others):
             for line in edge:
                 seen.setdefault(_mask(line.text), []).append((number, line))
-    running: dict[int, str] = {}
+    running: dict[int, tuple[str, str | None]] = {}
     for edge in _edges(lines):
         for place, line in enumerate(edge):
             same = [other for number, other in seen.get(_mask(line.text), ()) if _runs(line, page, other, number)]
@@ -104,18 +114,24 @@ def _runs(line: Line, page: int, other: Line, number: int) -> bool:
     return counts and abs(line.y - other.y) < 3
 
 
-def _wording(text: str, page: int, others: Sequence[Line]) -> str:
-    if _is_page_number(text.strip("-–— "), page) or _ROMAN.fullmatch(text):
-        return "\0"
+def _wording(text: str, page: int, others: Sequence[Line]) -> tuple[str, str | None]:
+    """The text, with a zero byte for each number that counts pages, and the first of these numbers."""
+    alone = text.strip("-–— ")
+    if _is_page_number(alone, page) or _ROMAN.fullmatch(text):
+        return "\0", alone
+    counting: list[str] = []
     found: list[list[str]] = [_NUMBER.findall(other.text) for other in others]
     numbers = iter(range(len(_NUMBER.findall(text))))
 
     def masked(match: re.Match[str]) -> str:
         place = next(numbers)
         constant = all(match.group() == theirs[place] for theirs in found if len(theirs) > place)
-        return match.group() if constant or _LABEL.search(text[: match.start()]) else "\0"
+        if constant or _LABEL.search(text[: match.start()]):
+            return match.group()
+        counting.append(match.group())
+        return "\0"
 
-    return re.sub(r"\s+", " ", _NUMBER.sub(masked, text)).lower()
+    return re.sub(r"\s+", " ", _NUMBER.sub(masked, text)).lower(), next(iter(counting), None)
 
 
 def _is_page_number(text: str, page: int) -> bool:

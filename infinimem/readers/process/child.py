@@ -142,5 +142,5 @@ def _read(
     for page in pages_of(path, kind, visits):
         # The text of a page depends on the pages before it, so pages before `first` are parsed too, but not sent.
         if page.number >= first:
-            answers.send(page=[page.number, page.text, page.title])
+            answers.send(page=page.to_row())
     answers.send(done=True)

@@ -110,7 +110,7 @@ def pages_of(
             try:
                 for message in process.messages():
                     if "page" in message:
-                        page = Page(*message["page"])
+                        page = Page.from_row(message["page"])
                         first = page.number + 1
                         yield page
                     elif "failed" in message and failed is not None:

@@ -42,12 +42,29 @@ def opened(memory: Any) -> DocumentMemory:
     raise ValueError(f"a memory is a DocumentMemory or the path of a memory file, not a {type(memory).__name__}")
 
 
-def document(passage: Passage, fingerprint: str) -> Document:
-    """A passage as a LangChain document. fingerprint: of the passage's memory; becomes `memory` in the metadata."""
-    metadata = passage.to_dict()
-    text = str(metadata.pop("text"))
-    place = f"{fingerprint[:16]}:{passage.source}:{passage.page}:{passage.start}"
-    return Document(page_content=text, id=place, metadata={**metadata, "memory": fingerprint})
+def about(source: Mapping[str, str]) -> dict[str, str]:
+    """What a document says about itself, as metadata. `title` is the name of the section, so its own title differs."""
+    return {"document_title" if name == "title" else name: value for name, value in source.items()}
+
+
+class Documents:
+    """Makes passages of a memory LangChain documents."""
+
+    def __init__(self, memory: DocumentMemory) -> None:
+        info = memory.info()
+        self.fingerprint: str = info["fingerprint"]
+        self._about = {source["name"]: about(source["about"]) for source in info["sources"]}
+
+    def of(self, passage: Passage) -> Document:
+        """The document of a passage; `memory` in its metadata is the fingerprint of the memory."""
+        metadata = passage.to_dict()
+        text = str(metadata.pop("text"))
+        place = f"{self.fingerprint[:16]}:{passage.source}:{passage.page}:{passage.start}"
+        return Document(page_content=text, id=place, metadata={**metadata, **self.shared(passage.source)})
+
+    def shared(self, source: str) -> dict[str, str]:
+        """The metadata that all documents of a source have."""
+        return {**self._about.get(source, {}), "memory": self.fingerprint}
 
 
 class Settings(BaseModel):

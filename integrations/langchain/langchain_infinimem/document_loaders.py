@@ -12,7 +12,7 @@ from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
 
 from infinimem import DocumentMemory, Source, find_sources, open_source, read_pages, read_passages
-from langchain_infinimem._common import document
+from langchain_infinimem._common import Documents, about
 
 MEMORY_SUFFIX = ".safetensors"
 
@@ -71,10 +71,10 @@ class InfinimemLoader(BaseLoader):
                     yield from self._of_source(open_source(path))
 
     def _of_memory(self, memory: DocumentMemory) -> Iterator[Document]:
-        fingerprint = memory.info()["fingerprint"]
+        made = Documents(memory)
         if self.unit == "passages":
             for passage in memory.passages:
-                found = document(passage, fingerprint)
+                found = made.of(passage)
                 found.metadata.pop("score")
                 yield found
             return
@@ -82,19 +82,21 @@ class InfinimemLoader(BaseLoader):
             passages = list(group)
             yield Document(
                 page_content="\n\n".join(passage.text for passage in passages),
-                metadata={"source": source, "page": page, "title": passages[0].title, "memory": fingerprint},
+                metadata={"source": source, "page": page, "title": passages[0].title, **made.shared(source)},
             )
 
     def _of_source(self, source: Source) -> Iterator[Document]:
+        known: dict[str, str] = {}
         if self.unit == "pages":
             for page in read_pages(source):
+                known |= about(page.about)
                 place = {"source": source.name, "page": page.number, "title": page.title}
-                yield Document(page_content=page.text, metadata=place)
+                yield Document(page_content=page.text, metadata={**place, **known})
             return
-        for passage in read_passages(source):
+        for passage in read_passages(source, begun=lambda page: known.update(about(page.about))):
             metadata = passage.to_dict()
             del metadata["score"]
-            yield Document(page_content=str(metadata.pop("text")), metadata=metadata)
+            yield Document(page_content=str(metadata.pop("text")), metadata={**metadata, **known})
 
 
 def _files(name: str | Path) -> list[Path]:

@@ -11,7 +11,7 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from infinimem import DocumentMemory, Search
-from langchain_infinimem._common import document, opened, renamed_mode
+from langchain_infinimem._common import Documents, opened, renamed_mode
 
 OLD_MODES = {"memory": "learned"}
 
@@ -47,8 +47,10 @@ class InfinimemRetriever(BaseRetriever):
         ```
 
     Response metadata:
-        `metadata` of each document: `source`, `page`, `title`, `start` and `end` (characters of the source's text),
-        `score` (higher is better; comparable within one query), `memory` (fingerprint of the memory).
+        `metadata` of each document: `source`, `page`, `title` (of the section), `start` and `end` (characters of the
+        source's text), `score` (higher is better; comparable within one query), `label` (number printed on the page),
+        `unit` ("page", "section", "slide" or "sheet"), `memory` (fingerprint of the memory); and, where the document
+        says so, `document_title`, `author`, `date` and `language`.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -103,8 +105,7 @@ class InfinimemRetriever(BaseRetriever):
         if mode is not None:
             rank_by = renamed_mode({"mode": mode}, "rank_by", OLD_MODES)["rank_by"]
         found = self._current().find(query, count, self.rank_by if rank_by is None else rank_by)
+        made = {id(memory): Documents(memory) for memory in {id(memory): memory for _, memory in found}.values()}
         return [
-            document(passage, memory.info()["fingerprint"])
-            for passage, memory in found
-            if threshold is None or passage.score >= threshold
+            made[id(memory)].of(passage) for passage, memory in found if threshold is None or passage.score >= threshold
         ]
