@@ -144,9 +144,10 @@ class DocumentMemory:
         skip_errors: bool = False,
         limits: ReaderLimits | None = None,
     ) -> DocumentMemory:
-        """Read documents (PDF, EPUB, HTML, Markdown, text) once.
+        """Read documents once: PDF, EPUB, Office files, mail, notebooks, HTML, Markdown, and any other text.
 
-        sources: files, directories, glob patterns, or a `Source` from `open_source`; one or several.
+        sources: files, directories, glob patterns, or a `Source` from `open_source`; one or several. Of a directory,
+            all is read that can be; `info()["sources"]` names the files that were left out, and says why.
         model: None for the default model, a name of the catalogue (`infinimem models`), a directory, a GGUF file, a hub
             id, or an InfiniModel.
         rule: "slots" (default), the paper's rules "linear" and "delta", or "recent", a baseline.
@@ -210,6 +211,7 @@ class DocumentMemory:
         resume: bool = False,
         limits: ReaderLimits | None = None,
         on_error: Callable[[Path, SourceError], None] | None = None,
+        skip_errors: bool | None = None,
     ) -> Iterator[DocumentMemory]:
         """Read each document into a separate memory, several documents in one batch.
 
@@ -220,9 +222,10 @@ class DocumentMemory:
             on a CPU, where a batch takes longer than its segments one after the other.
         output: a directory. The memory of book.pdf is saved there as book.pdf.safetensors before it is yielded.
         resume: leave out documents whose memory files are in `output` and up to date.
-        on_error: called with the path of each file that cannot be read and its error; the other files are still read.
-            Pages that cannot be read are then left out, and `info()["sources"]` says which. Without `on_error`, the
-            first error is raised.
+        on_error: called with the path and the error of each file that cannot be read and is left out.
+        skip_errors: leave out files that cannot be read, and pages, which `info()["sources"]` then names; by default
+            only where `on_error` is given. Files that were found in a directory, rather than named, are always left
+            out.
 
         Other settings, and errors, as for `ingest`.
         """
@@ -234,18 +237,18 @@ class DocumentMemory:
         found = found_sources(sources)
         directory = None if output is None else Path(output)
         targets = {} if directory is None else targets_in(directory, found)
-        opened = list(open_each(found, limits, on_error))
+        skip = on_error is not None if skip_errors is None else skip_errors
+        opened = list(open_each(found, limits, on_error, skip))
         if directory is not None:
             make_directory(directory)
             for target in targets.values():
                 check_memory_target(target)
         chosen = _model(model, settings)
         if resume:
-            skip = on_error is not None
             opened = [one for one in opened if not is_there(targets[one.name], one, chosen, passages, skip)]
         if batch is None:
             batch = 1 if chosen.device.type == "cpu" else BATCH
-        done = ingest_batch(lambda: Ingestion.empty(chosen, passages), opened, batch, progress, limits, on_error)
+        done = ingest_batch(lambda: Ingestion.empty(chosen, passages), opened, batch, progress, limits, on_error, skip)
         return (cls._of(ingestion)._saved_among(targets) for ingestion in done)
 
     @classmethod

@@ -76,6 +76,10 @@ class ReaderCrashed(SourceError):
     """The process that parses the document ended without a result, or cannot be started."""
 
 
+class ReaderMissing(SourceError):
+    """The library that reads files of this kind is not installed."""
+
+
 class NoTextInSource(SourceError):
     """The document has pages, but no text layer (a scan, for instance)."""
 

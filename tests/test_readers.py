@@ -21,7 +21,7 @@ from infinimem.errors import (
     SourceUnreadable,
     UnsupportedSource,
 )
-from infinimem.readers.find import find_sources
+from infinimem.readers.find import find_files, find_sources
 from infinimem.readers.source import open_source, read_pages
 
 quick = settings(
@@ -50,12 +50,14 @@ def test_a_file_is_found_as_given(tmp_path: Path) -> None:
     assert find_sources(path) == [path]
 
 
-def test_a_directory_is_walked_in_sorted_order_without_hidden_and_unknown_files(tmp_path: Path) -> None:
-    names = ["b.md", "a.txt", "sub/c.html", "sub/deep/d.pdf", ".hidden.txt", ".git/e.txt", "image.png"]
+def test_a_directory_is_walked_in_sorted_order_without_hidden_files_and_what_is_no_document(tmp_path: Path) -> None:
+    names = ["b.md", "a.txt", "main.py", "sub/c.html", "sub/deep/d.pdf", ".hidden.txt", ".git/e.txt", "Makefile"]
     for name in names:
         write(tmp_path / name)
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     found = [str(path.relative_to(tmp_path)) for path in find_sources(str(tmp_path))]
-    assert found == ["a.txt", "b.md", "sub/c.html", "sub/deep/d.pdf"]
+    assert found == ["Makefile", "a.txt", "b.md", "main.py", "sub/c.html", "sub/deep/d.pdf"]
+    assert [one.path.name for one in find_files(tmp_path) if one.path not in find_sources(tmp_path)] == ["image.png"]
 
 
 def test_a_glob_pattern_is_expanded_recursively_and_sorted(tmp_path: Path) -> None:
@@ -72,7 +74,7 @@ def test_a_pattern_with_a_suffix_finds_files_of_that_suffix_whatever_it_is(tmp_p
 
 def test_a_pattern_without_a_suffix_finds_documents_only(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt")
-    write(tmp_path / "b.bin")
+    (tmp_path / "b.bin").write_bytes(bytes(range(256)))
     assert find_sources(str(tmp_path / "*")) == [path]
 
 
@@ -103,8 +105,8 @@ def test_a_pattern_without_matches_is_named(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_documents_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "image.png")
-    with pytest.raises(UnsupportedSource, match=r"no document in it.*\.pdf"):
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(UnsupportedSource, match=r"no document in it; infinimem reads PDF"):
         find_sources(tmp_path)
 
 
@@ -186,11 +188,10 @@ def test_a_binary_file_is_refused_by_its_content(tmp_path: Path, content: bytes,
         open_source(path)
 
 
-def test_a_word_file_is_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "letter.docx"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("word/document.xml", "<w/>")
-    with pytest.raises(UnsupportedSource, match="is a Word file"):
+def test_a_memory_file_is_no_document(tmp_path: Path) -> None:
+    path = tmp_path / "book.safetensors"
+    path.write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    with pytest.raises(UnsupportedSource, match="is a memory file or the weights of a model"):
         open_source(path)
 
 

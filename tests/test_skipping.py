@@ -115,10 +115,33 @@ def test_a_file_that_cannot_be_read_is_left_out_and_the_others_are_read(tmp_path
     for name, content in (("a.pdf", b"%PDF-1.7\n"), ("b.txt", b"Some words here."), ("c.txt", b""), ("d.html", b"<p>")):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DamagedSource):
-        DocumentMemory.ingest(tmp_path, model=model)
-    memory = DocumentMemory.ingest(tmp_path, model=model, skip_errors=True)
+        DocumentMemory.ingest(sorted(tmp_path.iterdir()), model=model)
+    memory = DocumentMemory.ingest(sorted(tmp_path.iterdir()), model=model, skip_errors=True)
     assert skipped(memory) == [("a.pdf", None), ("c.txt", None), ("d.html", None)]
     assert [passage.source for passage in memory.passages] == ["b.txt"]
+
+
+def test_of_a_directory_all_is_read_that_can_be_and_the_rest_is_named(tmp_path: Path, model: InfiniModel) -> None:
+    for name, content in (("a.pdf", b"%PDF-1.7\n"), ("b.txt", b"Some words here."), ("c.png", b"\x89PNG\r\n")):
+        (tmp_path / name).write_bytes(content)
+    memory = DocumentMemory.ingest(tmp_path, model=model)
+    assert skipped(memory) == [("a.pdf", None), ("c.png", None)]
+    assert "'c.png' is a PNG image" in memory.info()["sources"][2]["skipped"][0]["reason"]
+    (tmp_path / "b.txt").unlink()
+    with pytest.raises(EmptySource, match="nothing could be read"):
+        DocumentMemory.ingest(tmp_path, model=model)
+
+
+def test_many_memories_of_a_directory_leave_out_what_cannot_be_read(tmp_path: Path, model: InfiniModel) -> None:
+    for name, content in (("a.pdf", b"%PDF-1.7\n"), ("b.txt", b"Some words here."), ("c.png", b"\x89PNG\r\n")):
+        (tmp_path / name).write_bytes(content)
+    seen: list[str] = []
+    memories = DocumentMemory.ingest_many(
+        tmp_path, model=model, on_error=lambda path, error: seen.append(path.name), skip_errors=False
+    )
+    assert [memory.info()["sources"][0]["name"] for memory in memories] == ["b.txt"] and seen == ["a.pdf", "c.png"]
+    with pytest.raises(DamagedSource):
+        list(DocumentMemory.ingest_many([tmp_path / "a.pdf", tmp_path / "b.txt"], model=model))
 
 
 def test_a_file_that_vanishes_meanwhile_is_left_out_and_nothing_tells_its_directory(

@@ -34,8 +34,9 @@ def ingest(
 ) -> None:
     """Read documents into a memory file.
 
-    SOURCE is a PDF, EPUB, HTML, Markdown or text file, a directory, or a quoted glob pattern. With -o book.safetensors,
-    book.safetensors.partial keeps what was read so far, until all documents are read.
+    SOURCE is a PDF, EPUB, Office, mail, HTML, Markdown or text file, a directory, or a quoted glob pattern. Of a
+    directory, all is read that can be, and the rest is named. With -o book.safetensors, book.safetensors.partial keeps
+    what was read so far, until all documents are read.
 
     \b
     infinimem ingest book.pdf -o book.safetensors
@@ -112,15 +113,16 @@ def ingest_many(
 ) -> None:
     """Read each document into a separate memory file, several documents in one batch.
 
-    SOURCE is a PDF, EPUB, HTML, Markdown or text file, a directory, or a quoted glob pattern. With -o memories, the
-    memory of book.pdf is memories/book.pdf.safetensors, written as soon as the document is read.
+    SOURCE is a PDF, EPUB, Office, mail, HTML, Markdown or text file, a directory, or a quoted glob pattern. Of a
+    directory, all is read that can be, and the rest is named. With -o memories, the memory of book.pdf is
+    memories/book.pdf.safetensors, written as soon as the document is read.
 
     \b
     infinimem ingest-many notes/ -o memories
     infinimem ingest-many 'papers/**/*.pdf' -o memories --skip-errors --resume
     """
     from ..document_memory import DocumentMemory
-    from ..readers import find_sources, name_of
+    from ..readers import find_files, name_of
 
     left: list[dict[str, Any]] = []
     given_up = 0
@@ -135,13 +137,13 @@ def ingest_many(
         given_up += 1
         leave_out(name_of(path), None, str(error))
 
-    found = find_sources(sources)
     memories = DocumentMemory.ingest_many(
-        found,
+        sources,
         passages=not no_passages,
         progress=not as_json,
         output=output,
-        on_error=on_error if skip_errors else None,
+        on_error=on_error,
+        skip_errors=skip_errors,
         **given,
         **settings,
     )
@@ -162,7 +164,7 @@ def ingest_many(
         "tokens": tokens,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1),
-        "already_there": len(found) - len(written) - given_up,
+        "already_there": len(find_files(sources)) - len(written) - given_up,
         "written": written,
         "skipped": left,
     }

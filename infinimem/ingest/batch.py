@@ -8,11 +8,12 @@ products of other shapes round differently.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import SourceError
-from ..readers import ReaderLimits, Source, open_source
+from ..readers import Found, ReaderLimits, Source, open_source
 from .ingestion import Ingestion
 from .progress import ProgressCallback, shown_progress
 from .stream import check_something, take_source
@@ -24,21 +25,23 @@ OnError = Callable[[Path, SourceError], None]
 
 
 def open_each(
-    found: Iterable[Path | Source], limits: ReaderLimits | None, on_error: OnError | None
+    found: Iterable[Found | Source], limits: ReaderLimits | None, on_error: OnError | None, skip: bool
 ) -> Iterator[Source]:
     """Yield the files that can be opened.
 
-    on_error: called with the path and the error of each file that cannot be opened; None to raise the error.
+    on_error: called with the path and the error of each file that cannot be opened and is left out.
+    skip: leave out every file that cannot be opened, not only files that were found in a directory.
     """
     for one in found:
         try:
-            source = one if isinstance(one, Source) else open_source(one, limits)
+            source = one if isinstance(one, Source) else open_source(one.path, limits)
         except SourceError as error:
-            if on_error is None:
+            if not skip and not one.optional:
                 raise
-            on_error(one.path if isinstance(one, Source) else one, error)
+            if on_error is not None:
+                on_error(one.path, error)
         else:
-            yield source
+            yield replace(source, optional=one.optional)
 
 
 def ingest_batch(
@@ -48,11 +51,13 @@ def ingest_batch(
     progress: bool | ProgressCallback,
     limits: ReaderLimits | None,
     on_error: OnError | None,
+    skip: bool,
 ) -> Iterator[Ingestion]:
     """Ingest files and yield each ingestion when it is complete.
 
     begin: makes the empty ingestion for a file.
     opened: the files.
+    on_error, skip: as for `open_each`.
 
     The other arguments are those of `DocumentMemory.ingest_many`.
     """
@@ -62,13 +67,14 @@ def ingest_batch(
             ingestion = begin()
 
             def failed(error: SourceError) -> None:
-                if on_error is None:
+                if not skip and not source.optional:
                     raise error
                 begun.discard(made)
-                on_error(source.path, error)
+                if on_error is not None:
+                    on_error(source.path, error)
 
             def steps() -> Generator[None]:
-                yield from take_source(ingestion, source, on_progress, skip=on_error is not None, limits=limits)
+                yield from take_source(ingestion, source, on_progress, skip=skip, limits=limits)
                 check_something(ingestion.record.sources)
 
             made = Job(ingestion, steps(), failed)

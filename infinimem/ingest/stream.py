@@ -7,10 +7,9 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from ..errors import CheckpointMismatch, EmptySource, SourceError
-from ..readers import Page, ReaderLimits, Source, find_sources, name_of, open_source, read_pages, unread_source
+from ..readers import Found, Page, ReaderLimits, Source, find_files, name_of, open_source, read_pages, unread_source
 from ..text.passages import Passage, PassageCutter, unit_of
 from ..text.words import as_unicode
 from .checkpoint import Checkpoint
@@ -22,25 +21,25 @@ PathLike = str | os.PathLike[str]
 Sources = PathLike | Source | Iterable[PathLike | Source]
 
 
-def found_sources(sources: Sources) -> list[Path | Source]:
+def found_sources(sources: Sources) -> list[Found | Source]:
     """The files that `sources` stand for, in order; a `Source` stays as it is. Errors: those of `find_sources`."""
     given = [sources] if isinstance(sources, (str, os.PathLike, Source)) else list(sources)
-    found: list[Path | Source] = []
+    found: list[Found | Source] = []
     run: list[str] = []
     for one in given:
         if isinstance(one, Source):
-            found += [*(find_sources(run) if run else []), one]
+            found += [*(find_files(run) if run else []), one]
             run = []
         else:
-            # As a string, because `find_sources` refuses an empty string; an empty path is the current directory.
+            # As a string, because `find_files` refuses an empty string; an empty path is the current directory.
             run.append(os.fspath(one))
-    return found + (find_sources(run) if run else [])
+    return found + (find_files(run) if run else [])
 
 
-def names_apart(found: Sequence[Path | Source]) -> list[str]:
+def names_apart(found: Sequence[Found | Source]) -> list[str]:
     """The name of each file, with as many of its folders as it takes to tell files of one name apart."""
-    paths = [(one.path if isinstance(one, Source) else one).absolute() for one in found]
-    names = [one.name if isinstance(one, Source) else name_of(one) for one in found]
+    paths = [one.path.absolute() for one in found]
+    names = [one.name if isinstance(one, Source) else name_of(one.path) for one in found]
     same: dict[str, list[int]] = {}
     for number, name in enumerate(names):
         same.setdefault(name, []).append(number)
@@ -57,27 +56,28 @@ def names_apart(found: Sequence[Path | Source]) -> list[str]:
 
 @contextlib.contextmanager
 def opened_sources(
-    found: Sequence[Path | Source], skip: bool = False, limits: ReaderLimits | None = None
+    found: Sequence[Found | Source], skip: bool = False, limits: ReaderLimits | None = None
 ) -> Iterator[list[Source]]:
     """Open files, to be read in the block; a `Source` stays as it is.
 
     The process that looked into the first file waits to read it, at the longest until the end of the block. Of all
     files, only the first has one, because a process takes memory.
 
-    skip: put an `unread_source` in the place of a file that cannot be opened; otherwise its SourceError is raised.
+    skip: put an `unread_source` in the place of a file that cannot be opened; otherwise its SourceError is raised,
+        unless the file was found in a directory.
     """
     opened: list[Source] = []
     with contextlib.ExitStack() as stack:
         for number, (one, name) in enumerate(zip(found, names_apart(found), strict=True)):
             try:
-                source = one if isinstance(one, Source) else open_source(one, limits, wait=number == 0)
+                source = one if isinstance(one, Source) else open_source(one.path, limits, wait=number == 0)
             except SourceError as error:
-                if not skip:
+                if not skip and not one.optional:
                     raise
-                source = unread_source(one.path if isinstance(one, Source) else one, error)
+                source = unread_source(one.path, error)
             if source.parser is not None:
                 stack.callback(source.parser.close)
-            opened.append(source if source.name == name else replace(source, name=name))
+            opened.append(replace(source, name=name, optional=one.optional))
         yield opened
 
 
@@ -121,7 +121,7 @@ def take_source(
     """Take one file in, piece by piece; after each piece, the caller reads the whole segments.
 
     resumed: whether the file is the record's last source. The characters that the record counts are then passed over.
-    skip: leave out what cannot be read, and record it as skipped.
+    skip: leave out what cannot be read, and record it as skipped; of a file found in a directory this is always so.
 
     Raises the SourceError that names the cause, and CheckpointMismatch where a resumed file could be read further
     before.
@@ -145,6 +145,7 @@ def take_source(
         entry.skipped.append({"page": page, "reason": plain})
 
     started, before = time.perf_counter(), ingestion.tokens
+    skip = skip or source.optional
     pages = read_pages(source, limits=limits, left_out=left_out, failed=failed if skip else None)
     for index, page in enumerate(pages):
         entry.about.update(page.about)

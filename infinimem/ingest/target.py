@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InvalidSetting, MemoryFileError, NotReplaced
 from ..model.identity import differences
-from ..readers import Source, name_of
+from ..readers import Found, Source, name_of
 from ..storage.files import locked
 from ..storage.memory_file import check_memory_target, read_memory_file
 
@@ -57,10 +57,10 @@ def _check_abandoned(partial: Path, names: Sequence[str]) -> None:
         )
 
 
-def targets_in(directory: Path, found: Sequence[Path | Source]) -> dict[str, Path]:
+def targets_in(directory: Path, found: Sequence[Found | Source]) -> dict[str, Path]:
     """The memory file for each document, by the document's name. Raises InvalidSetting where two names are the same."""
     named: dict[str, Path] = {}
-    paths = [one.path if isinstance(one, Source) else one for one in found]
+    paths = [one.path for one in found]
     for path in paths:
         # Some file systems do not tell capitals from small letters.
         key = name_of(path).casefold()

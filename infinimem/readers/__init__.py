@@ -8,15 +8,17 @@ for path in find_sources("papers/"):
 
 from __future__ import annotations
 
-from .find import find_sources
+from .find import Found, find_files, find_sources
 from .page import Page
 from .process.limits import ReaderLimits
 from .source import Source, name_of, open_source, read_pages, unread_source
 
 __all__ = [
+    "Found",
     "Page",
     "ReaderLimits",
     "Source",
+    "find_files",
     "find_sources",
     "name_of",
     "open_source",

@@ -13,6 +13,7 @@ from .prose import tidy
 _EMPTY = frozenset(
     {"untitled", "(untitled)", "unknown", "(unspecified)", "unspecified", "anonymous", "(anonymous)", "none", "null"}
     | {"no title", "user", "admin", "administrator", "author", "owner", "title", "und", "-", "document", "document1"}
+    | {"openpyxl", "python-docx", "powerpoint presentation", "word document"}
 )
 _FILE_NAME = re.compile(r"\S*\.(?:docx?|pdf|tex|dvi|indd|qxd|rtf|odt|pptx?|xlsx?|html?|p65|fm)", re.IGNORECASE)
 _PROGRAM = re.compile(r"Microsoft (?:Office )?(?:Word|PowerPoint|Excel) - ", re.IGNORECASE)

@@ -5,51 +5,56 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import SourceNotFound, SourceUnreadable, UnsupportedSource
+from ..errors import SourceError, SourceNotFound, SourceUnreadable, UnsupportedSource
+from .kinds import ADVICE, HEAD, KINDS, kind_by_head
 
-KINDS = {
-    ".pdf": "pdf",
-    ".epub": "epub",
-    ".txt": "text",
-    ".text": "text",
-    ".rst": "text",
-    ".md": "markdown",
-    ".markdown": "markdown",
-    ".html": "html",
-    ".htm": "html",
-    ".xhtml": "html",
-}
-"""The kind of document that each suffix promises. In a directory, only files with these suffixes are found."""
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file to read. optional: it was found in a directory, so it is left out where it is no document."""
+
+    path: Path
+    optional: bool = False
 
 
 def find_sources(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """Return the files that `paths` stand for, each once, in the order given.
 
-    A directory stands for the documents in it and below it, sorted by path; hidden files and files of unknown
-    kinds are skipped. A glob pattern (`*.pdf`, `books/**/*.md`) stands for its sorted matches.
+    A directory stands for the files in it and below it that look like documents, sorted by path; hidden files are
+    skipped. A glob pattern (`*.pdf`, `books/**/*.md`) stands for its sorted matches.
 
     Raises SourceNotFound where a path or pattern leads to nothing, SourceUnreadable where it cannot be read, and
     UnsupportedSource where a directory or pattern has no document.
     """
+    found = find_files(paths)
+    documents = [one.path for one in found if not one.optional or _looks_like_a_document(one.path)]
+    if found and not documents:
+        raise UnsupportedSource(f"'{found[0].path.parent}' has no document in it; {ADVICE}")
+    return documents
+
+
+def find_files(paths: str | Path | Iterable[str | Path]) -> list[Found]:
+    """Like `find_sources`, with all files of directories, documents or not."""
     named = [paths] if isinstance(paths, (str, Path)) else list(paths)
     # An empty name most likely comes from an unset variable. As a path it would mean the whole current directory.
     if "" in named:
         raise SourceNotFound("there is no name of a document; name a file, a directory or a glob pattern")
-    found: dict[Path, Path] = {}
+    found: dict[Path, Found] = {}
     for name in named:
-        for path in _expand(Path(name).expanduser()):
-            found.setdefault(path.resolve(), path)
+        for one in _expand(Path(name).expanduser()):
+            found.setdefault(one.path.resolve(), one)
     return list(found.values())
 
 
-def _expand(path: Path) -> list[Path]:
+def _expand(path: Path) -> list[Found]:
     try:
         if path.is_dir():
-            return _documents_in(path)
+            return _files_in(path)
         if path.exists():
-            return [path]
+            return [Found(path)]
     except OSError as error:
         raise SourceUnreadable(f"'{path}' cannot be read ({error.strerror}); check its permissions") from error
     pattern = str(path)
@@ -59,15 +64,14 @@ def _expand(path: Path) -> list[Path]:
     if not matches:
         raise SourceNotFound(f"no file matches '{path}'; check the pattern and the directory")
     files = [match for match in matches if match.is_file()]
-    if glob.has_magic(path.suffix) or not path.suffix:
-        # `notes/*` selects only files of known kinds, as the directory `notes` does. `notes/*.log` selects all matches.
-        files = [file for file in files if file.suffix.lower() in KINDS]
+    # `notes/*` stands for what the directory `notes` has. `notes/*.log` names what it matches.
+    optional = glob.has_magic(path.suffix) or not path.suffix
     if not files:
-        raise UnsupportedSource(f"'{path}' matches no document; infinimem reads {_suffixes()}")
-    return files
+        raise UnsupportedSource(f"'{path}' matches no document; {ADVICE}")
+    return [Found(file, optional) for file in files]
 
 
-def _documents_in(directory: Path) -> list[Path]:
+def _files_in(directory: Path) -> list[Found]:
     def refuse(error: OSError) -> None:
         raise SourceUnreadable(
             f"'{error.filename}' cannot be read ({error.strerror}); check its permissions"
@@ -76,14 +80,19 @@ def _documents_in(directory: Path) -> list[Path]:
     files: list[Path] = []
     for folder, folders, names in os.walk(directory, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(folder, name)
-            if not name.startswith(".") and path.suffix.lower() in KINDS and path.is_file():
-                files.append(path)
+        paths = (Path(folder, name) for name in names if not name.startswith("."))
+        files += [path for path in paths if path.is_file()]
     if not files:
-        raise UnsupportedSource(f"'{directory}' has no document in it; infinimem reads {_suffixes()}")
-    return sorted(files)
+        raise UnsupportedSource(f"'{directory}' has no document in it; {ADVICE}")
+    return [Found(path, optional=True) for path in sorted(files)]
 
 
-def _suffixes() -> str:
-    return ", ".join(sorted(KINDS))
+def _looks_like_a_document(path: Path) -> bool:
+    if path.suffix.lower() in KINDS:
+        return True
+    try:
+        with path.open("rb") as file:
+            kind_by_head(path, file.read(HEAD))
+    except (SourceError, OSError):
+        return False
+    return True

@@ -2,72 +2,47 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from ..errors import DamagedSource, UnsupportedSource
+from ..errors import UnsupportedSource
 from .about import with_front
-from .find import KINDS
+from .kinds import ADVICE, NAMES, ZIPPED, is_not
+from .office.package import LIBRARIES, library
 from .page import LONGEST_TITLE, Page, Visits
 
-_BINARY = {
-    b"\x89PNG": "a PNG image",
-    b"\xff\xd8\xff": "a JPEG image",
-    b"GIF8": "a GIF image",
-    b"II*\0": "a TIFF image",
-    b"MM\0*": "a TIFF image",
-    b"\xd0\xcf\x11\xe0": "an old Office file",
-    b"PK\x05\x06": "an empty ZIP archive",
-    b"\x1f\x8b": "a gzip archive",
-    b"7z\xbc\xaf": "a 7-Zip archive",
-    b"Rar!": "a RAR archive",
-    b"BZh": "a bzip2 archive",
-    b"\xfd7zXZ": "an xz archive",
-    b"\x28\xb5\x2f\xfd": "a Zstandard archive",
-    b"\x7fELF": "a program",
-    b"SQLite format 3": "an SQLite database",
-    b"{\\rtf": "an RTF file",
-    b"%!PS": "a PostScript file",
+# Module and function for each kind; imported when a file needs it.
+_READERS = {
+    "pdf": ("pdf.pages", "pdf_pages"),
+    "epub": ("epub", "epub_pages"),
+    "docx": ("office.docx", "docx_pages"),
+    "pptx": ("office.pptx", "pptx_pages"),
+    "xlsx": ("office.xlsx", "xlsx_pages"),
+    "odt": ("office.odt", "odt_pages"),
+    "rtf": ("office.rtf", "rtf_pages"),
+    "html": ("html", "html_pages"),
+    "markdown": ("markdown", "markdown_pages"),
+    "mail": ("mail", "mail_pages"),
+    "notebook": ("notebook", "notebook_pages"),
+    "csv": ("lines", "csv_pages"),
+    "code": ("lines", "code_pages"),
 }
+LOOKED_INTO = ZIPPED | {"zip", "pdf", "rtf"}
+"""Kinds of which only a look into the file tells whether it can be read."""
+_WITH_VISITS = ZIPPED | {"pdf", "rtf"}
 # Characters of the number that a heading on the page has and its title in the outline has not, or the other way round.
 _NUMBERING = 12
-_OFFICE = {"word/": "a Word file", "xl/": "an Excel file", "ppt/": "a PowerPoint file"}
-_ADVICE = "infinimem reads PDF, EPUB, HTML, Markdown and plain text; convert it to one of these first"
-
-
-def kind_by_head(path: Path, head: bytes) -> str:
-    """Return the kind of a file by its suffix and its first bytes; "zip" where the content must decide.
-
-    path: only its name is used; the file is not opened.
-    head: the first bytes of the file.
-
-    Raises UnsupportedSource for binary files, DamagedSource where the name promises a PDF or an EPUB and the bytes are
-    something else.
-    """
-    from .plain import looks_binary
-
-    # Junk in front of the header is common; PDF programs accept a header anywhere in the first kilobyte.
-    if b"%PDF-" in head[:1024]:
-        return "pdf"
-    by_suffix = KINDS.get(path.suffix.lower())
-    if head.startswith(b"PK\x03\x04"):
-        return "epub" if by_suffix == "epub" else "zip"
-    if by_suffix in ("pdf", "epub"):
-        raise DamagedSource(
-            f"'{path.name}' is not {'a PDF' if by_suffix == 'pdf' else 'an EPUB'} inside, whatever its name says; "
-            "get a fresh copy"
-        )
-    for magic, what in _BINARY.items():
-        if head.startswith(magic):
-            raise UnsupportedSource(f"'{path.name}' is {what}; {_ADVICE}")
-    if looks_binary(head):
-        raise UnsupportedSource(f"'{path.name}' is a binary file; {_ADVICE}")
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
-    if start.startswith((b"<!doctype html", b"<html")) and by_suffix != "markdown":
-        return "html"
-    return by_suffix or "text"
+# An entry that a ZIP archive of a kind has.
+_ARCHIVES = {
+    "META-INF/container.xml": "epub",
+    "word/document.xml": "docx",
+    "xl/workbook.xml": "xlsx",
+    "ppt/presentation.xml": "pptx",
+}
+_ODT = b"application/vnd.oasis.opendocument.text"
 
 
 def look_inside(path: Path, kind: str) -> tuple[str, int | None]:
@@ -77,8 +52,11 @@ def look_inside(path: Path, kind: str) -> tuple[str, int | None]:
 
     The number is None where only reading the whole file would tell. Raises SourceError where the file cannot be read.
     """
-    if kind == "zip":
-        kind = _zip_kind(path)
+    if kind in ZIPPED or kind == "zip":
+        kind = _zip_kind(path, kind)
+    if kind in LIBRARIES:
+        # To miss it now is better than after the files before this one were read.
+        library(LIBRARIES[kind], path, kind)
     if kind == "pdf":
         from .pdf.pages import page_count
 
@@ -90,20 +68,26 @@ def look_inside(path: Path, kind: str) -> tuple[str, int | None]:
     return kind, None
 
 
-def _zip_kind(path: Path) -> str:
+def _zip_kind(path: Path, promised: str) -> str:
+    """The kind of a ZIP archive by its entries. promised: the kind by its suffix, or "zip"."""
     import zipfile
 
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):
-        names = []
-    if "META-INF/container.xml" in names:
+            names = frozenset(archive.namelist())
+            if "mimetype" in names and archive.read("mimetype").strip().startswith(_ODT):
+                return "odt"
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError, EOFError):
+        names = frozenset()
+    found = next((kind for name, kind in _ARCHIVES.items() if name in names), None)
+    if found is not None:
+        return found
+    if promised == "epub":
+        # Its reader says what is wrong with it.
         return "epub"
-    what = next(
-        (what for start, what in _OFFICE.items() if any(name.startswith(start) for name in names)), "a ZIP file"
-    )
-    raise UnsupportedSource(f"'{path.name}' is {what}; {_ADVICE}")
+    if promised in NAMES:
+        raise is_not(path, promised)
+    raise UnsupportedSource(f"'{path.name}' is a ZIP file; {ADVICE}; convert it to one of these first")
 
 
 def pages_of(path: Path, kind: str, visits: Visits | None = None) -> Iterator[Page]:
@@ -114,7 +98,9 @@ def pages_of(path: Path, kind: str, visits: Visits | None = None) -> Iterator[Pa
     """
     pages = _pages(path, kind, visits or Visits())
     for page in islice(pages, 1):
-        yield with_front(_with_sound_headings(page), page.about)
+        page = _with_sound_headings(page)
+        # A mail begins with the same lines.
+        yield page if kind == "mail" else with_front(page, page.about)
     yield from map(_with_sound_headings, pages)
 
 
@@ -143,24 +129,12 @@ def _is_heading(text: str, title: str) -> bool:
 
 
 def _pages(path: Path, kind: str, visits: Visits) -> Iterator[Page]:
-    if kind == "pdf":
-        from .pdf.pages import pdf_pages
-
-        yield from pdf_pages(path, visits)
-    elif kind == "epub":
-        from .epub import epub_pages
-
-        yield from epub_pages(path, visits)
-    elif kind == "text":
+    if kind == "text":
         from .plain import text_pages
 
         for number, text in text_pages(path):
             yield Page(number, text)
-    elif kind == "html":
-        from .html import html_pages
-
-        yield from html_pages(path)
-    else:
-        from .markdown import markdown_pages
-
-        yield from markdown_pages(path)
+        return
+    module, name = _READERS[kind]
+    read = getattr(importlib.import_module(f".{module}", __package__), name)
+    yield from read(path, visits) if kind in _WITH_VISITS else read(path)

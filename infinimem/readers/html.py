@@ -13,7 +13,7 @@ from .about import about
 from .page import Page
 from .prose import section_pages, tidy
 from .raised import after_lowered, lowered, raised
-from .table import Grid, parts_of
+from .table import Grid, guessed_heads, parts_of
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
@@ -230,7 +230,7 @@ class _Walker:
             self._end_paragraph()
         if name == "table" and self._grid is not None:
             self._grid.end_row()
-            for part in parts_of(self._grid.rows, self._grid.heads):
+            for part in parts_of(self._grid.rows, self._grid.heads or guessed_heads(self._grid.rows)):
                 self._add(part)
             self._grid = None
         elif name == "thead":

@@ -1,7 +1,7 @@
 """Sources: files that can be read, and their pages, one at a time.
 
-PDF, EPUB, HTML and Markdown are parsed in a separate process, with limits on memory and time. That process imports the
-library for a format when a file needs it.
+All but plain text is parsed in a separate process, with limits on memory and time. That process imports the library
+for a format when a file needs it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from pathlib import Path
 
 from ..errors import EmptySource, NoTextInSource, SourceError, SourceTooLarge, UnsupportedSource
 from . import formats
-from .find import KINDS
+from .kinds import HEAD, KINDS, kind_by_head
 from .page import Page, readable
 from .process import parent
 from .process.limits import ReaderLimits
-
-_HEAD = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +25,13 @@ class Source:
     """A file that can be read, or one that could not be opened.
 
     name: the file's name, for citations.
-    kind: "pdf", "text", "markdown", "html" or "epub".
+    kind: "pdf", "epub", "docx", "pptx", "xlsx", "odt", "rtf", "mail", "notebook", "html", "markdown", "csv", "code" or
+        "text".
     size: bytes of the file.
     sha256: hash of the file's bytes; None where the file could not be opened.
     page_count: number of pages; None where only reading the whole file would tell.
     problem: the error that every attempt to read the file raises; None where the file could be opened.
+    optional: whether the file was found in a directory, rather than named; what cannot be read of it is left out.
     parser: the process that looked into the file and waits to read it; None where no process waits.
     """
 
@@ -42,14 +42,15 @@ class Source:
     sha256: str | None
     page_count: int | None
     problem: SourceError | None = None
+    optional: bool = False
     parser: parent.WaitingParser | None = field(default=None, compare=False, repr=False)
 
 
 def open_source(path: str | Path, limits: ReaderLimits | None = None, *, wait: bool = False) -> Source:
     """Find out what kind of document a file is.
 
-    limits: for looking into a PDF or an EPUB; default `ReaderLimits()`.
-    wait: keep the process that looks into a PDF or an EPUB, so that the same process reads the file later; otherwise
+    limits: for looking into a PDF, an EPUB or an Office file; default `ReaderLimits()`.
+    wait: keep the process that looks into such a file, so that the same process reads the file later; otherwise
         another process is started to read the file. Such a source cannot be pickled; the process ends with the source,
         or with `source.parser.close()`.
 
@@ -65,7 +66,7 @@ def open_source(path: str | Path, limits: ReaderLimits | None = None, *, wait: b
         digest = hashlib.sha256()
         size = 0
         with path.open("rb") as file:
-            head = file.read(_HEAD)
+            head = file.read(HEAD)
             block = head
             while block:
                 digest.update(block)
@@ -73,8 +74,8 @@ def open_source(path: str | Path, limits: ReaderLimits | None = None, *, wait: b
                 block = file.read(1 << 20)
         if not head:
             raise EmptySource(f"'{path.name}' is empty (0 bytes); check that it was saved or downloaded completely")
-        kind, count, parser = formats.kind_by_head(path, head), None, None
-        if kind in ("pdf", "epub", "zip"):
+        kind, count, parser = kind_by_head(path, head), None, None
+        if kind in formats.LOOKED_INTO:
             kind, count, parser = parent.look_inside(path, kind, limits or ReaderLimits(), wait)
         return Source(name_of(path), path, kind, size, digest.hexdigest(), count, parser=parser)
 
@@ -100,7 +101,7 @@ def read_pages(
     """Yield the pages of a document that have text, in order, each page as soon as it is read.
 
     limits: for the process that parses; default `ReaderLimits()`.
-    left_out: numbers of pages of a PDF or an EPUB that must not be parsed.
+    left_out: numbers of pages that must not be parsed; of a PDF, an EPUB, slides or sheets.
     failed: is called with the number of each page that cannot be read, or None for the rest of the file, and the
         reason; without this function, the error is raised.
 

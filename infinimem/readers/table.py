@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..text.sentences import CELLS
 
@@ -89,3 +89,41 @@ class Grid:
             if left > 1 and self._left > 0:
                 self._below[len(row)] = text, left - 1
             row.append(text)
+
+
+def guessed_heads(rows: Sequence[Sequence[str]]) -> int:
+    """How many of the first rows hold the names of columns where nothing says so: one without digits above numbers."""
+    first, rest = (rows[0], rows[1:]) if rows else ((), ())
+    named = sum(1 for cell in first if cell.strip())
+    if named < 2 or not rest or any(map(str.isdigit, "".join(first))):
+        return 0
+    return int(any(map(str.isdigit, "".join("".join(row) for row in rest[:20]))))
+
+
+def tables_of(rows: Iterable[Sequence[str]]) -> Iterator[tuple[list[list[str]], int]]:
+    """Yield the tables of a sheet, which empty rows separate, and how many of their first rows hold names of columns.
+
+    Columns that are empty in the whole table are left out. A row of one cell above a table is its title, and a table by
+    itself.
+    """
+    table: list[Sequence[str]] = []
+    for row in [*rows, ()]:
+        filled = sum(1 for cell in row if cell.strip())
+        if filled and not (filled == 1 and not table):
+            table.append(row)
+            continue
+        if table:
+            yield _trimmed(table)
+            table = []
+        if filled:
+            yield [[cell for cell in row if cell.strip()]], 0
+
+
+def _trimmed(table: Sequence[Sequence[str]]) -> tuple[list[list[str]], int]:
+    width = max(len(row) for row in table)
+    full = [[*row, *[""] * (width - len(row))] for row in table]
+    used = [column for column in range(width) if any(row[column].strip() for row in full)]
+    rows = [[row[column] for column in used] for row in full]
+    # The first row of a sheet names its columns even where no cell below has a number.
+    names = len(rows) > 1 and len(used) > 1 and all(map(str.strip, rows[0]))
+    return rows, int(names and not any(map(str.isdigit, "".join(rows[0])))) or guessed_heads(rows)

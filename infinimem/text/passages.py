@@ -17,7 +17,7 @@ from .sentences import border
 LIMIT = 800  # characters
 LONGEST_PENDING = LIMIT + LIMIT // 2
 _UNITS = {"pptx": "slide", "xlsx": "sheet"}
-_UNITS |= dict.fromkeys(("docx", "eml", "epub", "html", "markdown", "notebook", "odt", "rtf"), "section")
+_UNITS |= dict.fromkeys(("docx", "epub", "html", "mail", "markdown", "notebook", "odt", "rtf"), "section")
 
 
 def unit_of(kind: str) -> str:
