@@ -143,6 +143,7 @@ class DocumentMemory:
         resume: bool = False,
         skip_errors: bool = False,
         limits: ReaderLimits | None = None,
+        ocr: bool = False,
     ) -> DocumentMemory:
         """Read documents once: PDF, EPUB, Office files, mail, notebooks, HTML, Markdown, and any other text.
 
@@ -168,6 +169,8 @@ class DocumentMemory:
             uninterrupted ingestion; source files, model and settings must be those of the first run.
         skip_errors: leave out the files and pages that cannot be read; `info()["sources"]` says which, and why.
         limits: what parsing a file may use.
+        ocr: recognize the text of images, and of PDF pages that are images; `info()["sources"]` says with which
+            confidence. Needs the extra `ocr`.
 
         Raises the SourceError, ModelError, AdapterError or InvalidSetting that names the cause; CheckpointMismatch;
         TargetNotWritable; with `output` also FileInUse, and NotReplaced where a document or another interrupted
@@ -178,7 +181,7 @@ class DocumentMemory:
         if resume and output is None and checkpoint is None:
             raise InvalidSetting("there is nothing to resume from; name the output or the checkpoint of the ingestion")
         settings = MemorySettings(rule, rule_settings, segment_length, None, carry, device, adapter, weights)
-        found = found_sources(sources)
+        found, limits = found_sources(sources), _with_ocr(limits, ocr)
         with contextlib.ExitStack() as stack:
             if output is not None:
                 checkpoint = stack.enter_context(writing(Path(output), names_apart(found), resume))
@@ -212,6 +215,7 @@ class DocumentMemory:
         limits: ReaderLimits | None = None,
         on_error: Callable[[Path, SourceError], None] | None = None,
         skip_errors: bool | None = None,
+        ocr: bool = False,
     ) -> Iterator[DocumentMemory]:
         """Read each document into a separate memory, several documents in one batch.
 
@@ -234,7 +238,7 @@ class DocumentMemory:
         if resume and output is None:
             raise InvalidSetting("there is nothing to resume from; name the output directory")
         settings = MemorySettings(rule, rule_settings, segment_length, None, carry, device, adapter, weights)
-        found = found_sources(sources)
+        found, limits = found_sources(sources), _with_ocr(limits, ocr)
         directory = None if output is None else Path(output)
         targets = {} if directory is None else targets_in(directory, found)
         skip = on_error is not None if skip_errors is None else skip_errors
@@ -323,11 +327,13 @@ class DocumentMemory:
         progress: bool | ProgressCallback = False,
         skip_errors: bool = False,
         limits: ReaderLimits | None = None,
+        ocr: bool = False,
     ) -> None:
         """Read more documents into this memory. The memory is then the same as if all had been read in one go.
 
         Settings, and errors, as for `ingest`.
         """
+        limits = _with_ocr(limits, ocr)
         with opened_sources(found_sources(sources), skip_errors, limits) as opened:
             self._read(opened, progress, skip_errors, limits)
 
@@ -795,3 +801,7 @@ def _renamed(name: str, value: str, old: str | None, values: Mapping[str, str]) 
     value = values.get(old, old)
     warn_renamed(f"mode={old!r}", f"{name}={value!r}", stacklevel=4)
     return value
+
+
+def _with_ocr(limits: ReaderLimits | None, ocr: bool) -> ReaderLimits | None:
+    return replace(limits or ReaderLimits(), ocr=True) if ocr else limits

@@ -53,6 +53,7 @@ SOURCE = {
     "about": {"title": "Harbour"},
     "left_out": {"page numbers": 2},
     "doubtful": [{"page": 2, "reason": "its letters stand apart"}],
+    "recognized": [{"page": 1, "percent": 97}],
 }
 
 
@@ -142,7 +143,7 @@ def test_the_layout_of_a_version_is_frozen() -> None:
         3: "09dadc90982035b4",
         4: "65a23ec9b8ef5a79",
         5: "dc69d3d781d6d465",
-        6: "8b00589a6553e17e",
+        6: "35bc86782f2a0abf",
     }
 
 

@@ -360,7 +360,8 @@ def test_broken_notebooks_are_refused(tmp_path: Path, content: str) -> None:
 def test_a_mail_whose_parts_are_broken_gives_what_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.eml").write_bytes(
         b"From: \xff<\nSubject: =?utf-8?q?=E4=F?=\nDate: never\nMIME-Version: 1.0\n"
-        b"Content-Type: multipart/mixed; boundary=B\n\n--B\nContent-Type: text/plain; charset=nonsense\n\nW\xf6rds.\n--B"
+        b"Content-Type: multipart/mixed; boundary=B\n\n--B\n"
+        b"Content-Type: text/plain; charset=nonsense\n\nW\xf6rds.\n--B"
     )
     pages = pages_of(tmp_path / "a.eml")
     assert "rds." in pages[-1].text and "date" not in pages[0].about

@@ -479,12 +479,14 @@ def test_a_pdf_with_an_empty_password_is_read(path: Path) -> None:
     assert pages_of(encrypted(path, ""))[0].text.startswith("Dynamic languages")
 
 
-def test_a_pdf_without_a_text_layer_says_to_run_ocr(path: Path) -> None:
+def test_a_pdf_without_a_text_layer_says_that_it_may_be_a_scan(path: Path) -> None:
     def page(canvas: Canvas) -> None:
         canvas.rect(100, 100, 200, 200, fill=1)
 
     source = open_source(draw(path, page, page))
-    with pytest.raises(NoTextInSource, match=r"'paper\.pdf' has 2 pages but no text layer; run OCR on it first"):
+    with pytest.raises(
+        NoTextInSource, match=r"'paper\.pdf' has 2 pages but no text layer; if they are scans, recognize"
+    ):
         list(read_pages(source))
 
 

@@ -43,6 +43,11 @@ def inspect(file: Path, as_json: bool, html: Path | None) -> None:
             click.echo(f"{'left out':<12} {times:,} {plain(what)} of {plain(source['name'])}")
         for row in source["skipped"]:
             click.echo(f"{'left out':<12} {skipped(source['name'], row['page'], row['reason'])}")
+        if source["recognized"]:
+            percents = [row["percent"] for row in source["recognized"]]
+            pages = count(len(percents), "page")
+            mean = sum(percents) / len(percents)
+            click.echo(f"{'recognized':<12} {pages}, with {mean:.0f}% confidence, the worst with {min(percents)}%")
         for line in doubts(source):
             click.echo(f"{'doubtful':<12} {line}")
     click.echo(f"{'fingerprint':<12} {described['fingerprint']}")

@@ -15,7 +15,7 @@ from .output import MOST_WARNINGS, count, doubts, print_json, size, skipped
 if TYPE_CHECKING:
     from ..errors import SourceError
 
-_DOUBT_ADVICE = "Answers from there may be wrong; a copy with another text layer, for example from OCR, may help."
+_DOUBT_ADVICE = "Answers may be wrong or missing there."
 
 
 @click.command()

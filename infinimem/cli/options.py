@@ -89,7 +89,7 @@ def _limits(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) 
     """The limits that the given NAME=N stand for; N may have a unit for the limit memory."""
     from ..readers import ReaderLimits
 
-    known, chosen = ReaderLimits().to_dict(), {}
+    known, chosen = ReaderLimits().numbers(), {}
     for value in given:
         name, _, number = value.partition("=")
         if name not in known:
@@ -202,6 +202,9 @@ def ingest_options(command: Command) -> Command:
             "--skip-errors",
             is_flag=True,
             help="Leave out files and pages that are there but cannot be read, and say which.",
+        ),
+        click.option(
+            "--ocr", is_flag=True, help="Recognize the text of images and scanned pages (needs the extra ocr)."
         ),
         click.option("--no-passages", is_flag=True, help="Keep the compressive memory alone, without the text."),
     ):

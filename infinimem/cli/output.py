@@ -70,13 +70,12 @@ def skipped(name: str, page: int | None, reason: str) -> str:
 
 
 def doubts(source: dict[str, Any]) -> list[str]:
-    """A line for each reason why pages of a source, as the record has it, may not say what is printed on them."""
+    """A line for each reason to doubt the text of pages of a source, as the record has them."""
     reasons: dict[str, list[int]] = {}
     for row in source["doubtful"]:
         reasons.setdefault(row["reason"], []).append(row["page"])
     return [
-        f"the text of {'page' if len(pages) == 1 else 'pages'} {ranges(pages)} of {plain(source['name'])} may not be "
-        f"what is printed: {plain(reason)}"
+        f"{'page' if len(pages) == 1 else 'pages'} {ranges(sorted(pages))} of {plain(source['name'])}: {plain(reason)}"
         for reason, pages in reasons.items()
     ]
 

@@ -16,6 +16,7 @@ from ..text.tokens import MAX_BLOCK
 if TYPE_CHECKING:
     import numpy as np
 
+AN_IMAGE = "it is an image without text, which --ocr (ocr=True) recognizes"
 SEPARATOR = "\n\n"  # between pages, and between sources
 
 
@@ -30,7 +31,8 @@ class SourceRecord:
         "reason": text}.
     about: what the document says about itself: "title", "author", "date", "language".
     left_out: what was left out on purpose, and how often: page numbers, running lines that stand on a page before.
-    doubtful: pages whose text may not be what is printed, each {"page": number, "reason": text}.
+    doubtful: pages whose text may not be what is printed, or that are images, each {"page": number, "reason": text}.
+    recognized: pages whose text was recognized in an image, each {"page": number, "percent": confidence}.
     """
 
     name: str
@@ -42,6 +44,7 @@ class SourceRecord:
     about: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     doubtful: list[dict[str, Any]] = field(default_factory=list)
+    recognized: list[dict[str, Any]] = field(default_factory=list)
 
     def begin(self, page: Page) -> None:
         """Count a page."""
@@ -50,6 +53,9 @@ class SourceRecord:
             self.left_out[what] = self.left_out.get(what, 0) + times
         if page.doubt is not None:
             self.doubtful.append({"page": page.number, "reason": page.doubt})
+        self.doubtful += [{"page": number, "reason": AN_IMAGE} for number in page.images]
+        if page.confidence is not None:
+            self.recognized.append({"page": page.number, "percent": round(100 * page.confidence)})
 
 
 @dataclass

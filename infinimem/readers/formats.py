@@ -11,12 +11,14 @@ from pathlib import Path
 from ..errors import UnsupportedSource
 from .about import with_front
 from .kinds import ADVICE, NAMES, ZIPPED, is_not
+from .ocr import check_installed
 from .office.package import LIBRARIES, library
 from .page import LONGEST_TITLE, Page, Visits
 
 # Module and function for each kind; imported when a file needs it.
 _READERS = {
     "pdf": ("pdf.pages", "pdf_pages"),
+    "image": ("pdf.scan", "image_pages"),
     "epub": ("epub", "epub_pages"),
     "docx": ("office.docx", "docx_pages"),
     "pptx": ("office.pptx", "pptx_pages"),
@@ -30,9 +32,9 @@ _READERS = {
     "csv": ("lines", "csv_pages"),
     "code": ("lines", "code_pages"),
 }
-LOOKED_INTO = ZIPPED | {"zip", "pdf", "rtf"}
+LOOKED_INTO = ZIPPED | {"zip", "pdf", "rtf", "image"}
 """Kinds of which only a look into the file tells whether it can be read."""
-_WITH_VISITS = ZIPPED | {"pdf", "rtf"}
+_WITH_VISITS = ZIPPED | {"pdf", "rtf", "image"}
 # Characters of the number that a heading on the page has and its title in the outline has not, or the other way round.
 _NUMBERING = 12
 # An entry that a ZIP archive of a kind has.
@@ -45,15 +47,18 @@ _ARCHIVES = {
 _ODT = b"application/vnd.oasis.opendocument.text"
 
 
-def look_inside(path: Path, kind: str) -> tuple[str, int | None]:
+def look_inside(path: Path, kind: str, ocr: bool = False) -> tuple[str, int | None]:
     """Return the kind of a file, now certain, and its number of pages.
 
     kind: as `kind_by_head` returned it.
+    ocr: whether the text of images is to be recognized.
 
     The number is None where only reading the whole file would tell. Raises SourceError where the file cannot be read.
     """
     if kind in ZIPPED or kind == "zip":
         kind = _zip_kind(path, kind)
+    if ocr and kind in ("pdf", "image"):
+        check_installed(path)
     if kind in LIBRARIES:
         # To miss it now is better than after the files before this one were read.
         library(LIBRARIES[kind], path, kind)

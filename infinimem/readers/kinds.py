@@ -67,6 +67,7 @@ _BINARY = {
     b"SQLite format 3": "an SQLite database",
     b"%!PS": "a PostScript file",
 }
+_IMAGES = frozenset({"a PNG image", "a JPEG image", "a GIF image", "a TIFF image"})
 NAMES = {**OFFICE_NAMES, "pdf": "a PDF", "epub": "an EPUB", "notebook": "a Jupyter notebook"}
 """Kinds whose first bytes tell them from all others, and what to call a file."""
 
@@ -75,11 +76,12 @@ _MAIL = re.compile(rb"(?:[A-Za-z][\w-]*:[^\n]*\n(?:[ \t][^\n]*\n)*){2,}", re.ASC
 _MAIL_FIELD = re.compile(rb"^(?:from|received|return-path|message-id|mime-version):", re.IGNORECASE | re.MULTILINE)
 
 
-def kind_by_head(path: Path, head: bytes) -> str:
+def kind_by_head(path: Path, head: bytes, ocr: bool = False) -> str:
     """Return the kind of a file by its suffix and its first bytes; "zip" where the content must decide.
 
     path: only its name is used; the file is not opened.
     head: the first bytes of the file.
+    ocr: whether images are documents.
 
     Raises UnsupportedSource for binary files; DamagedSource where the name promises one of NAMES and the bytes are
     something else; EncryptedSource for Office files with a password.
@@ -104,6 +106,12 @@ def kind_by_head(path: Path, head: bytes) -> str:
         raise is_not(path, by_suffix)
     for magic, what in _BINARY.items():
         if head.startswith(magic):
+            if what in _IMAGES:
+                if ocr:
+                    return "image"
+                raise UnsupportedSource(
+                    f"'{path.name}' is {what}; convert it, or recognize the text in it with --ocr (ocr=True)"
+                )
             raise UnsupportedSource(f"'{path.name}' is {what}; {ADVICE}; convert it to one of these first")
     if path.suffix.lower() in (".safetensors", ".partial", ".gguf"):
         raise UnsupportedSource(f"'{path.name}' is a memory file or the weights of a model, and no document")

@@ -31,6 +31,8 @@ class Page:
     about: what the document says about itself, as `ABOUT` names it; only on the first page.
     left_out: how many parts of each kind were left out on purpose, such as {"page numbers": 1}.
     doubt: why the text may not be what is printed; None where nothing speaks against it.
+    confidence: of the recognition, between 0 and 1; None where the text was not recognized in an image.
+    images: numbers of pages beside this one that have images and no text, and may be scans.
     """
 
     number: int
@@ -41,6 +43,8 @@ class Page:
     about: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
     doubt: str | None = None
+    confidence: float | None = None
+    images: Sequence[int] = ()
 
     def to_row(self) -> list[Any]:
         """Plain values for JSON, in the order of the fields."""
@@ -50,7 +54,8 @@ class Page:
     def from_row(cls, row: Sequence[Any]) -> Page:
         """The page of a row that `to_row` made and that was JSON since."""
         page = cls(*row)
-        return replace(page, headings=tuple((int(place), title) for place, title in page.headings))
+        headings = tuple((int(place), title) for place, title in page.headings)
+        return replace(page, headings=headings, images=tuple(page.images))
 
     def sections(self) -> Iterator[tuple[str | None, str]]:
         """Yield (title, text) of the parts of the page, which together are its text."""
@@ -71,12 +76,14 @@ class Visits:
     begun: is called with the number of each page before the page is parsed.
     failed: is called with the number of a page that cannot be read, and the reason; without this function, the page
         raises its error.
+    ocr: whether to recognize the text of pages that are images.
     """
 
     left_out: Collection[int] = frozenset()
     most_characters: int = sys.maxsize
     begun: Callable[[int], None] = lambda number: None
     failed: Callable[[int, str], None] | None = None
+    ocr: bool = False
 
     def give_up(self, number: int, error: SourceError) -> None:
         """Report to `failed` that a page is left out; without `failed`, raise the error."""

@@ -25,8 +25,8 @@ class Source:
     """A file that can be read, or one that could not be opened.
 
     name: the file's name, for citations.
-    kind: "pdf", "epub", "docx", "pptx", "xlsx", "odt", "rtf", "mail", "notebook", "html", "markdown", "csv", "code" or
-        "text".
+    kind: "pdf", "epub", "docx", "pptx", "xlsx", "odt", "rtf", "mail", "notebook", "html", "markdown", "csv", "code",
+        "image" or "text".
     size: bytes of the file.
     sha256: hash of the file's bytes; None where the file could not be opened.
     page_count: number of pages; None where only reading the whole file would tell.
@@ -74,7 +74,7 @@ def open_source(path: str | Path, limits: ReaderLimits | None = None, *, wait: b
                 block = file.read(1 << 20)
         if not head:
             raise EmptySource(f"'{path.name}' is empty (0 bytes); check that it was saved or downloaded completely")
-        kind, count, parser = kind_by_head(path, head), None, None
+        kind, count, parser = kind_by_head(path, head, limits is not None and limits.ocr), None, None
         if kind in formats.LOOKED_INTO:
             kind, count, parser = parent.look_inside(path, kind, limits or ReaderLimits(), wait)
         return Source(name_of(path), path, kind, size, digest.hexdigest(), count, parser=parser)
@@ -153,7 +153,8 @@ def _without_text(source: Source) -> SourceError:
     if source.kind == "pdf":
         pages = "1 page" if source.page_count == 1 else f"{source.page_count} pages"
         return NoTextInSource(
-            f"'{source.name}' has {pages} but no text layer; run OCR on it first (for example ocrmypdf)"
+            f"'{source.name}' has {pages} but no text layer; if they are scans, recognize their text with --ocr "
+            "(ocr=True)"
         )
     if source.kind == "epub":
         return NoTextInSource(f"'{source.name}' has chapters without text; it may be a book of images and need OCR")

@@ -44,7 +44,10 @@ LAYOUT: dict[str, Any] = {
         "passages.addresses": ["U8", "words of all passages, the unfinished page's included; 32 is a weight of 1"],
     },
     "metadata": ["format", "layout", "model", "identity", "sources", "reading", "tensors_sha256", "metadata_sha256"],
-    "sources": ["name", "kind", "sha256", "pages", "characters", "skipped", "about", "left_out", "doubtful"],
+    "sources": [
+        *("name", "kind", "sha256", "pages", "characters", "skipped"),
+        *("about", "left_out", "doubtful", "recognized"),
+    ],
     "reading": ["tokens", "seen", "pending_text", "cutter", "addresses"],
 }
 LAYOUT_HASH = hashlib.sha256(json.dumps(LAYOUT, sort_keys=True).encode()).hexdigest()[:16]
@@ -74,7 +77,7 @@ def _keep_states(parsed: dict[str, Any]) -> None:
 def _know_nothing_about_sources(parsed: dict[str, Any]) -> None:
     parsed["reading"]["cutter"]["label"] = None
     for source in parsed["sources"]:
-        source |= {"about": {}, "left_out": {}, "doubtful": []}
+        source |= {"about": {}, "left_out": {}, "doubtful": [], "recognized": []}
 
 
 # MIGRATIONS[n - 1] turns metadata of version n into metadata of version n + 1. Past versions never change: append only.
@@ -97,8 +100,10 @@ IDENTITY_TYPES = {
 }
 SOURCE_TYPES: dict[str, Any] = {"name": str, "kind": str, "sha256": (str, type(None)), "pages": int}
 SOURCE_TYPES |= {"characters": int, "skipped": list, "about": dict, "left_out": dict, "doubtful": list}
+SOURCE_TYPES |= {"recognized": list}
 SKIPPED_TYPES = {"page": (int, type(None)), "reason": str}
 DOUBTFUL_TYPES = {"page": int, "reason": str}
+RECOGNIZED_TYPES = {"page": int, "percent": int}
 READING_TYPES = {"tokens": int, "seen": int, "pending_text": str, "cutter": dict, "addresses": (dict, type(None))}
 TERM_WEIGHTS_TYPES: dict[str, Any] = {"head": str, "done": int}
 TERM_WEIGHTS_TYPES |= dict.fromkeys(("sizes", "starts", "ends", "weights", "tail"), list)
@@ -131,6 +136,7 @@ def check_types(path: Path, parsed: dict[str, Any]) -> None:
             fits(source, SOURCE_TYPES)
             and all(fits(part, SKIPPED_TYPES) for part in source["skipped"])
             and all(fits(page, DOUBTFUL_TYPES) for page in source["doubtful"])
+            and all(fits(page, RECOGNIZED_TYPES) for page in source["recognized"])
             and fits(source["about"], dict.fromkeys(source["about"], str))
             and fits(source["left_out"], dict.fromkeys(source["left_out"], int))
             for source in parsed["sources"]

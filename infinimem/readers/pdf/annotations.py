@@ -17,10 +17,18 @@ _OFF = frozenset({"/Off", ""})
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What stands beside the text of a page: paragraphs, and the number of annotations that were left out."""
+    """What is known of a page beside its lines.
+
+    paragraphs: of fields, free text and notes.
+    left_out: number of annotations that were left out.
+    image: whether the page has an image, and no lines.
+    confidence: of the recognition of its lines; None where they were not recognized.
+    """
 
     paragraphs: Sequence[str] = ()
     left_out: int = 0
+    image: bool = False
+    confidence: float | None = None
 
 
 def annotations_of(page: Any) -> Beside:
@@ -46,6 +54,22 @@ def annotations_of(page: Any) -> Beside:
             left_out += isinstance(content, str) and len(content) > _LONGEST
     lines = "\n".join(filter(None, fields))
     return Beside([paragraph for paragraph in (lines, *texts) if paragraph], left_out)
+
+
+def has_image(page: Any) -> bool:
+    """Whether a page shows an image, so far as its own resources tell.
+
+    page: pypdf's page.
+    """
+    try:
+        resources = page.get("/Resources", {}).get_object()
+        objects = resources.get("/XObject", {}).get_object().values()
+        return any(one.get_object().get("/Subtype") == "/Image" for one in objects)
+    except (OSError, MemoryError):
+        raise
+    except Exception:
+        # A parser can fail in any way on broken resources.
+        return False
 
 
 def _field(annotation: Any) -> str:

@@ -11,23 +11,25 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pypdf import PdfReader
 from pypdf.errors import DependencyError
 
 from ...errors import DamagedSource, EncryptedSource, SourceError
-from ...text.sentences import CELLS
 from ..doubt import doubt_of
 from ..page import Page, Visits
 from ..prose import tidy
-from ..table import parts_of
-from .annotations import Beside, annotations_of
+from .annotations import Beside, annotations_of, has_image
 from .hyphens import Words
-from .layout import Block, Line, LineCollector, blocks_of
+from .layout import Line, LineCollector, blocks_of
 from .outline import Heading, about_of, headings_of, labels_of, places_of
+from .paragraphs import prose_of
 from .running import RunningLines
 from .side_by_side import joined
+
+if TYPE_CHECKING:
+    from .scan import Scans
 
 _NEIGHBOURS = 3
 # pypdf keeps every object it has read. A new PdfReader after this number of pages, or more, keeps memory flat.
@@ -64,32 +66,44 @@ def pdf_pages(path: Path, visits: Visits) -> Iterator[Page]:
             by_page.setdefault(heading.page, []).append(heading)
         title: str | None = None
         left_out: Counter[str] = Counter()
+        images: list[int] = []
         waiting: Page | None = None
         beside: dict[int, Beside] = {}
-        for number, lines, neighbours in _with_neighbours(_lines_by_page(file, path.name, visits, beside), words):
+        for number, lines, neighbours in _with_neighbours(_lines_by_page(file, path, visits, beside), words):
             blocks = blocks_of(running.without(number, lines, neighbours))
-            text, starts = _prose(blocks, words)
+            text, starts = prose_of(blocks, words)
             places = places_of(by_page.pop(number, ()), blocks, starts)
-            annotations = beside.pop(number, Beside())
-            text = "\n\n".join(filter(None, (text, *annotations.paragraphs)))
+            rest = beside.pop(number, Beside())
+            text = "\n\n".join(filter(None, (text, *rest.paragraphs)))
             left_out += running.left_out
-            left_out["annotations"] += annotations.left_out
+            left_out["annotations"] += rest.left_out
+            images += [number] if rest.image else []
             if waiting is not None and text:
-                whole, rest = _whole_word(waiting.text, text, words)
-                places = [(max(0, place - (len(text) - len(rest))), title) for place, title in places]
+                whole, following = _whole_word(waiting.text, text, words)
+                places = [(max(0, place - (len(text) - len(following))), title) for place, title in places]
                 yield replace(waiting, text=whole)
-                waiting, text = None, rest
+                waiting, text = None, following
             # A page that has no text may still begin a section.
             if places and (not text or not places[0][0]):
                 title = places[0][1] if text else places[-1][1]
                 places = places[1:]
             if text:
-                counts, left_out = +left_out, Counter()
-                label = labels.get(number) if labels else running.label
-                waiting = Page(number, text, title, label, tuple(places), about, dict(counts), doubt_of(text))
-                about, title = {}, places[-1][1] if places else title
+                waiting = Page(
+                    number,
+                    text,
+                    title,
+                    labels.get(number) if labels else running.label,
+                    tuple(places),
+                    about,
+                    dict(+left_out),
+                    doubt_of(text),
+                    rest.confidence,
+                    tuple(images),
+                )
+                about, left_out, images, title = {}, Counter(), [], places[-1][1] if places else title
         if waiting is not None:
-            yield replace(waiting, left_out=dict(Counter(waiting.left_out) + left_out))
+            left_out += Counter(waiting.left_out)
+            yield replace(waiting, left_out=dict(left_out), images=(*waiting.images, *images))
 
 
 def _with_neighbours(
@@ -155,10 +169,12 @@ def _pages_in(reader: PdfReader, name: str) -> int:
 
 
 def _lines_by_page(
-    file: BinaryIO, name: str, visits: Visits, beside: dict[int, Beside]
+    file: BinaryIO, path: Path, visits: Visits, beside: dict[int, Beside]
 ) -> Iterator[tuple[int, list[Line]]]:
     """Yield the numbers and lines of all pages, and put what is written beside the text of a page into `beside`."""
+    name = path.name
     reader = _opened(file, name)
+    scans = _scans(path) if visits.ocr else None
     count = _pages_in(reader, name)
     renewed = max(_PAGES_PER_READER, count // _MOST_READERS)
     for index in range(count):
@@ -171,6 +187,12 @@ def _lines_by_page(
         try:
             lines = _lines(reader, index, name, visits)
             beside[number] = _beside(reader, index)
+            if not lines or (scans is not None and doubt_of("\n".join(line.text for line in lines)) is not None):
+                if scans is None:
+                    beside[number] = replace(beside[number], image=has_image(reader.pages[index]))
+                else:
+                    lines, confidence = scans.lines(index)
+                    beside[number] = replace(beside[number], confidence=confidence if lines else None)
             visits.check_size(number, sum(map(len, beside[number].paragraphs)), name)
         except SourceError as error:
             visits.give_up(number, error)
@@ -178,6 +200,17 @@ def _lines_by_page(
         for line in lines:
             line.text = _letters(line.text)
         yield number, joined([line for line in lines if line.text])
+
+
+def _scans(path: Path) -> Scans:
+    from .scan import Scans
+
+    try:
+        return Scans(path)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise _damaged(path.name) from error
 
 
 def _lines(reader: PdfReader, index: int, name: str, visits: Visits) -> list[Line]:
@@ -228,40 +261,3 @@ def _accented(match: re.Match[str]) -> str:
     letter = match.group(2).replace("ı", "i")
     composed = unicodedata.normalize("NFC", letter + _COMBINING[match.group(1)])
     return composed if len(composed) == 1 else match.group()
-
-
-def _prose(blocks: list[Block], words: Words) -> tuple[str, list[int]]:
-    """The text of a page, and the character of it at which each block starts."""
-    text, starts = "", []
-    for block in blocks:
-        paragraph = _paragraph(block, words)
-        text += "\n\n" if text and paragraph else ""
-        starts.append(len(text))
-        text += paragraph
-    return text, starts
-
-
-def _paragraph(block: Block, words: Words) -> str:
-    if block.kind == "code":
-        margin = min(line.x for line in block.lines)
-        # A letter of a typewriter font is three fifths as wide as it is high.
-        indents = (round((line.x - margin) / (0.6 * max(line.size, 1))) for line in block.lines)
-        text = "\n".join(" " * min(indent, 40) + line.text for indent, line in zip(indents, block.lines, strict=True))
-        return tidy(text, verbatim=True)
-    if block.kind == "row":
-        rows = [line.text.split(CELLS) for line in block.lines]
-        return "\n\n".join(tidy(part) for part in parts_of(rows, _heads(block.lines)))
-    text = block.lines[0].text
-    for line in block.lines[1:]:
-        text = words.join(text, line.text)
-    return tidy(text)
-
-
-def _heads(lines: list[Line]) -> int:
-    """How many of the first rows of a table hold the names of its columns: one that looks unlike the rows below."""
-    first, *rest = lines
-    if CELLS not in first.text or not rest:
-        return 0
-    bold = first.bold and not any(line.bold for line in rest)
-    plain = not any(map(str.isdigit, first.text)) and any(map(str.isdigit, "".join(line.text for line in rest)))
-    return int(bold or plain)

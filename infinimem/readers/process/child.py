@@ -10,7 +10,7 @@ answers each task with these messages; the last is "inside", "done" or "error":
 
     {"inside": ["pdf", 12]}     kind and number of pages
     {"begun": 1}                a page is being parsed
-    {"page": [1, text, title]}
+    {"page": [1, text, ...]}    the fields of a `Page`
     {"failed": [2, reason]}     a page was left out
     {"done": true}
     {"error": [name of the class, message]}
@@ -81,8 +81,8 @@ def main(task: dict[str, Any]) -> None:
     stream = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     limits = ReaderLimits(**task["limits"])
-    answers = Answers(stream, limits.page_seconds)
-    _limit_memory(limits.memory)
+    answers = Answers(stream, limits.page_seconds + limits.extra_seconds)
+    _limit_memory(limits.all_memory)
     path = Path(task["path"])
     try:
         with readable(path):
@@ -120,7 +120,7 @@ def _limit_memory(size: int) -> None:
 
 
 def _look(path: Path, kind: str, limits: ReaderLimits, answers: Answers) -> None:
-    kind, count = look_inside(path, kind)
+    kind, count = look_inside(path, kind, limits.ocr)
     if count is not None and count > limits.pages:
         raise SourceTooLarge(
             f"'{path.name}' has {count:,} pages, more than the {limits.pages:,} that are read; to read it, raise the "
@@ -138,7 +138,7 @@ def _read(
     def failed(number: int, reason: str) -> None:
         answers.send(failed=[number, reason])
 
-    visits = Visits(frozenset(left_out), limits.page_characters, begun, failed if skip else None)
+    visits = Visits(frozenset(left_out), limits.page_characters, begun, failed if skip else None, limits.ocr)
     for page in pages_of(path, kind, visits):
         # The text of a page depends on the pages before it, so pages before `first` are parsed too, but not sent.
         if page.number >= first:

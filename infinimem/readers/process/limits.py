@@ -7,6 +7,9 @@ from typing import Any
 
 from ...errors import InvalidSetting
 
+OCR_MEMORY = 6_000_000_000
+OCR_SECONDS = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class ReaderLimits:
@@ -19,6 +22,8 @@ class ReaderLimits:
     pages: the most pages of a PDF or an EPUB.
     page_characters: the most characters of text in a page.
     characters: the most characters of text in a file.
+    ocr: whether to recognize the text of images, and of PDF pages that are images. This takes OCR_MEMORY bytes more,
+        and OCR_SECONDS more for each page.
 
     Raises InvalidSetting where a limit is not a positive number.
     """
@@ -29,14 +34,31 @@ class ReaderLimits:
     pages: int = 20_000
     page_characters: int = 10_000_000
     characters: int = 1_000_000_000
+    ocr: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in self.to_dict().items():
+        for name, value in self.numbers().items():
             whole = name not in ("page_seconds", "seconds")
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
                 raise InvalidSetting(
                     f"the limit {name} is a positive {'whole number' if whole else 'number'}, not {value!r}"
                 )
+
+    @property
+    def extra_seconds(self) -> float:
+        """The seconds that a page may take more where its text is recognized."""
+        return OCR_SECONDS if self.ocr else 0.0
+
+    @property
+    def all_memory(self) -> int:
+        """Bytes of address space of the process."""
+        return self.memory + (OCR_MEMORY if self.ocr else 0)
+
+    def numbers(self) -> dict[str, Any]:
+        """The limits by their names."""
+        values = self.to_dict()
+        del values["ocr"]
+        return values
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

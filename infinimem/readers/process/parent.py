@@ -132,7 +132,8 @@ class _Waits:
     """Counts the seconds spent waiting for a file, and tells how many are left."""
 
     def __init__(self, limits: ReaderLimits) -> None:
-        self._most_at_once = limits.page_seconds
+        self._most_at_once = limits.page_seconds + limits.extra_seconds
+        self._for_each = 1 + limits.extra_seconds
         self._left = limits.seconds
         self._furthest = 0
 
@@ -145,8 +146,8 @@ class _Waits:
         self._left -= seconds
 
     def begun(self, number: int) -> None:
-        """Allow one second more for each page begun, up to page `number`."""
-        self._left += max(0, number - self._furthest)
+        """Allow more time for each page begun, up to page `number`."""
+        self._left += self._for_each * max(0, number - self._furthest)
         self._furthest = max(self._furthest, number)
 
     def spent(self) -> bool:
@@ -292,7 +293,7 @@ class _Process:
             )
         if status == OUT_OF_MEMORY:
             return SourceTooLarge(
-                f"{where} was given up: it needs more than {self.limits.memory / 1e6:,.0f} MB of memory; if you "
+                f"{where} was given up: it needs more than {self.limits.all_memory / 1e6:,.0f} MB of memory; if you "
                 "trust the document, raise the limit 'memory'"
             )
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
