@@ -5,7 +5,7 @@ python docs/measure_scan.py [--pages N]
 
 The pages are drawn at 150 dots an inch, kept as JPEG images in a PDF without text, and read with ocr=True. The word
 error rate is the number of words to insert, delete or replace, over the number of words of the handbook as it is read
-from its own text, page by page. Ten of its questions are searched in both.
+from its own text, page by page. Its questions are searched in both.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from rapidfuzz.distance import Levenshtein
 from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen.canvas import Canvas
 
-from infinimem import DocumentMemory, ReaderLimits, open_source, read_pages
+from infinimem import DocumentMemory
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DPI = 150
-QUESTIONS = 10
 
 
 def scan(source: Path, target: Path, most: int) -> None:
@@ -42,11 +41,15 @@ def scan(source: Path, target: Path, most: int) -> None:
     canvas.save()
 
 
-def texts(path: Path, limits: ReaderLimits) -> dict[int, list[str]]:
-    """The words of each page."""
-    pages = read_pages(open_source(path, limits), limits=limits)
-    # What the file says about itself is no part of the scan.
-    return {page.number: page.text[page.headings[0][0] if page.about else 0 :].split() for page in pages}
+def words(memory: DocumentMemory) -> dict[int, list[str]]:
+    """The words of each page, without what the file says about itself and without dots and strokes alone."""
+    pages: dict[int, list[str]] = {}
+    for passage in memory.passages:
+        if not passage.text.startswith("Title: "):
+            pages.setdefault(passage.page, []).extend(
+                word for word in passage.text.split() if any(map(str.isalnum, word))
+            )
+    return pages
 
 
 def main() -> None:
@@ -58,31 +61,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scanned = Path(folder, "scan.pdf")
         scan(handbook, scanned, most)
-        started = time.perf_counter()
-        read = texts(scanned, ReaderLimits(ocr=True))
-        seconds = time.perf_counter() - started
-        expected = {number: words for number, words in texts(handbook, ReaderLimits()).items() if number <= most}
-        errors = {number: Levenshtein.distance(words, read.get(number, [])) for number, words in expected.items()}
-        rows = [json.loads(line) for line in (EXAMPLES / "handbook_questions.jsonl").read_text().splitlines()]
-        rows = [row for row in rows if row["page"] <= most]
-        chosen = rows[:: max(1, len(rows) // QUESTIONS)][:QUESTIONS]
-        found = {}
+        memories, seconds = {}, {}
         for name, path in (("text", handbook), ("scan", scanned)):
-            memory = DocumentMemory.ingest(path, ocr=name == "scan")
-            hits = [[passage.page for passage in memory.retrieve(row["question"])] for row in chosen]
-            pages = [row.get("pages", [row["page"]]) for row in chosen]
-            ranked = list(zip(hits, pages, strict=True))
-            found[name] = {
-                "right page first": sum(bool(set(hit[:1]) & set(right)) for hit, right in ranked),
-                "right page of 4": sum(bool(set(hit) & set(right)) for hit, right in ranked),
-            }
+            started = time.perf_counter()
+            memories[name] = DocumentMemory.ingest(path, ocr=name == "scan")
+            seconds[name] = time.perf_counter() - started
+    expected, read = words(memories["text"]), words(memories["scan"])
+    expected = {number: found for number, found in expected.items() if number <= most}
+    errors = {number: Levenshtein.distance(found, read.get(number, [])) for number, found in expected.items()}
+    rows = [json.loads(line) for line in (EXAMPLES / "handbook_questions.jsonl").read_text().splitlines()]
+    asked = [row for row in rows if row["page"] <= most]
+    found = {}
+    for name, memory in memories.items():
+        pages = [[passage.page for passage in memory.retrieve(row["question"])] for row in asked]
+        right = [set(row.get("pages", [row["page"]])) for row in asked]
+        found[f"right page first, {name}"] = sum(bool(right[n] & set(hit[:1])) for n, hit in enumerate(pages))
+        found[f"right page of four, {name}"] = sum(bool(right[n] & set(hit)) for n, hit in enumerate(pages))
     result = {
         "pages": len(expected),
         "words": sum(map(len, expected.values())),
         "word_error_rate": round(sum(errors.values()) / sum(map(len, expected.values())), 4),
         "worst_pages": dict(sorted(errors.items(), key=lambda one: -one[1])[:5]),
-        "seconds_a_page": round(seconds / len(expected), 1),
-        "questions": len(chosen),
+        "seconds_a_page": round((seconds["scan"] - seconds["text"]) / len(expected), 1),
+        "least_confidence": min(row["percent"] for row in memories["scan"].info()["sources"][0]["recognized"]),
+        "questions": len(asked),
         **found,
     }
     print(json.dumps(result, indent=1))

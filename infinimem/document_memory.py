@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from .answering.answer import Answer
 from .answering.conversation import REPLY, Reply, complete
 from .answering.decoding import SHORT, Decoding, new_tokens
+from .answering.followup import searched
 from .answering.plan import (
     ANSWER_FROM,
     Plan,
@@ -614,10 +615,12 @@ class DocumentMemory:
 
         k: most passages to search for. Under greedy decoding, a model with an answer adapter is shown the best passage
             and the best sentences in separate candidate prompts (answering/ensemble.py).
-        answer_from: "passages" shows the model the passages. "memory" shows the model the question alone, and every
-            layer reads the compressive memory.
+        answer_from: "passages" shows the model the passages; where none fits the question, the answer is that the
+            document does not say. "memory" shows the model the question alone, and every layer reads the compressive
+            memory.
         mode: the name of `answer_from` in older releases, where "recall" stood for "passages".
-        history: earlier (question, answer) pairs of the conversation.
+        history: earlier (question, answer) pairs of the conversation. A follow-up question, such as "And how deep is
+            it?", is searched with the questions before it.
         system: your own instructions to the model, which follow those of this library.
         style: "short" asks for a few words, "full" for whole sentences. An adapter that was trained for short answers,
             such as the default model's, gives short answers anyway.
@@ -749,7 +752,7 @@ class DocumentMemory:
             return plan_from_memory(self.model, asked, decoding)
         # Ranked before the model is loaded: there may be no passages, or nothing to look for.
         search = self._search()
-        ranked = search.rank(asked.question, k)
+        ranked = search.rank(searched(asked), k)
         return plan_from_search(self.model, search, ranked, asked, decoding)
 
     def _reply(self, asked: Conversation, k: int, answer_from: str, decoding: Decoding) -> Reply:

@@ -63,11 +63,11 @@ def test_a_document_is_never_overwritten(command: str, file: Path, tiny_director
     assert "is there and is no memory file" in ended.stderr and document.read_text(encoding="utf-8") == STORY
 
 
-def test_an_answer_from_the_memory_alone_says_so(file: Path, tiny_directory: Path) -> None:
-    shown = infinimem("ask", file, "Zzyzx qwrt?", "-m", tiny_directory)
-    assert "No passage was shown to the model" in shown.stderr
-    assert as_json("ask", file, "Zzyzx qwrt?", "-m", tiny_directory)["mode"] == "memory"
-    assert as_json("ask", file, "Who is Odile Marchetti?", "-m", tiny_directory)["mode"] == "passages"
+def test_a_question_that_no_passage_fits_is_never_answered_from_the_memory(file: Path, tiny_directory: Path) -> None:
+    assert infinimem("ask", file, "Zzyzx qwrt?", "-m", tiny_directory).stdout == "The document does not say.\n"
+    answer = as_json("ask", file, "Zzyzx qwrt?", "-m", tiny_directory)
+    assert (answer["mode"], answer["found"], answer["passages"]) == ("passages", False, [])
+    assert as_json("ask", file, "Who is Odile Marchetti?", "-m", tiny_directory)["passages"]
 
 
 def test_ingest_says_what_it_did(story: Path, tiny_directory: Path, tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_a_full_standard_output_ends_in_one_line(command: list[str], file: Path)
 def test_json_on_a_real_standard_output_is_one_object_and_nothing_else(file: Path) -> None:
     command = [sys.executable, "-m", "infinimem", "ask", str(file), "Who?", "--json", "--max-new-tokens", "3"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(result.stdout)["mode"] == "memory" and result.stderr == ""
+    assert json.loads(result.stdout)["mode"] == "passages" and result.stderr == ""
 
 
 def test_the_page_of_help_texts_is_what_the_program_says() -> None:

@@ -16,6 +16,7 @@ from ..search.search import Search
 from ..text.passages import Passage
 from ..text.words import checked_question
 from .decoding import SHORT, Decoding, checked_style
+from .followup import searched
 from .prompts import (
     NOT_SAID,
     CandidatePrompt,
@@ -59,7 +60,7 @@ class Plan(NamedTuple):
     """How a question is answered.
 
     content: the known answer, or what the model is shown.
-    passages: the passages that were found, best first; a plan without passages asks the compressive memory.
+    passages: the passages that were found, best first; a prompt without passages asks the compressive memory.
     """
 
     content: KnownAnswer | SinglePrompt | Ensemble
@@ -68,7 +69,7 @@ class Plan(NamedTuple):
     @property
     def answer_from(self) -> str:
         """One of ANSWER_FROM."""
-        return "passages" if self.passages else "memory"
+        return "passages" if self.passages or isinstance(self.content, KnownAnswer) else "memory"
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -101,11 +102,11 @@ def plan_from_search(
 ) -> Plan:
     """Prompts with the passages found, or the known answer where they do not say enough.
 
-    ranked: what `search.rank` found for the question.
+    ranked: what `search.rank` found for the question (`followup.searched`).
     Raises InvalidSetting where not even the question fits into the model's context.
     """
     # Within a conversation, the words that say what the question is about may stand in earlier messages.
-    if ranked and not asked.earlier and not search.has_answer(asked.question):
+    if not ranked or (not asked.earlier and not search.has_answer(asked.question)):
         return Plan(KnownAnswer(NOT_SAID), search.scored(ranked))
     return plan_from_passages(model, search, ranked, asked, decoding)
 
@@ -131,12 +132,12 @@ def plan_from_passages(
     # An ensemble chooses the best answer, but a sampled answer is one of many possible answers, and none is the best.
     apart = model.answering_model is not model and decoding.temperature == 0
     plan = fit_prompt(model, messages, found[:1] if apart else found, decoding.max_new_tokens)
-    if not apart or not plan.passages:
+    if not apart:
         return plan
     room = model.context_length - decoding.max_new_tokens
     encoded = [
         CandidatePrompt(encode_chat(model, messages([shown])), weight)
-        for shown, weight in search.candidates(asked.question, ranked)
+        for shown, weight in search.candidates(searched(asked), ranked)
     ]
     return Plan(Ensemble([prompt for prompt in encoded if len(prompt.tokens) <= room]), found)
 
@@ -165,9 +166,9 @@ def fit_prompt(
     """A single prompt with as many of the passages, from the first one on, as fit beside the answer.
 
     messages: makes the chat messages from the passages that fit.
-    Raises InvalidSetting where not even the question fits.
+    Raises InvalidSetting where not even the question fits, or of several passages none.
     """
-    limit = model.context_length - max_new_tokens
+    given, limit = len(passages), model.context_length - max_new_tokens
     if limit < 1:
         raise InvalidSetting(
             f"max_new_tokens is {max_new_tokens}, but the model's context has {model.context_length} tokens"
@@ -175,6 +176,11 @@ def fit_prompt(
     while True:
         tokens = encode_chat(model, messages(passages))
         if len(tokens) <= limit:
+            if given and not passages:
+                raise InvalidSetting(
+                    f"no passage fits into the model's context of {model.context_length} tokens beside the question "
+                    f"and an answer of {max_new_tokens} tokens; lower max_new_tokens, or shorten the question"
+                )
             return Plan(SinglePrompt(tokens), passages)
         if not passages:
             raise InvalidSetting(f"the question has {len(tokens)} tokens, but the model takes {limit}; shorten it")

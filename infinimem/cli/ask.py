@@ -49,8 +49,6 @@ def ask(memory: DocumentMemory, question: str, k: int, answer_from: str, as_json
         print_json(answer.to_dict())
         return
     click.echo(prose(answer.text))
-    if answer.mode != answer_from:
-        click.echo("No passage was shown to the model: this comes from the compressive memory alone.", err=True)
     print_citations(answer.passages)
 
 

@@ -19,13 +19,12 @@ def line_of(cells: Sequence[str]) -> str:
 
 
 def parts_of(rows: Sequence[Sequence[str]], heads: int) -> Iterator[str]:
-    """The paragraphs of a table: as many lines as fit into PART, at least two, after the lines of the column names.
+    """The paragraphs of a table: as many lines as fit into PART, at least two, after the line of the column names.
 
     heads: the number of rows, from the first on, that hold column names.
     """
-    lines = [line_of(row) for row in rows]
-    head = [line for line in lines[:heads] if line]
-    body = [line for line in lines[heads:] if line]
+    head = [line for line in [line_of(_names(rows[:heads]))] if line]
+    body = [line for line in map(line_of, rows[heads:]) if line]
     if not body:
         if head:
             yield "\n".join(head)
@@ -38,6 +37,13 @@ def parts_of(rows: Sequence[Sequence[str]], heads: int) -> Iterator[str]:
             part = []
         part.append(line)
     yield "\n".join([*head, *part])
+
+
+def _names(heads: Sequence[Sequence[str]]) -> list[str]:
+    """The name of each column; a name of several rows is written "upper: lower", which each says once."""
+    width = max(map(len, heads), default=0)
+    columns = ([row[column] for row in heads if column < len(row)] for column in range(width))
+    return [": ".join(filter(None, dict.fromkeys(" ".join(name.split()) for name in column))) for column in columns]
 
 
 class Grid:

@@ -19,6 +19,7 @@ from ..text.passages import Passage
 from ..text.sentences import CELLS
 from ..text.words import checked_question, stems
 from .ranking import HybridRanker, LearnedRanker, LexicalRanker, Ranker, distinct
+from .rows import by_best_rows
 
 if TYPE_CHECKING:
     from ..model.infini_model import InfiniModel
@@ -119,7 +120,7 @@ class Search(Generic[M]):
                 "another term head; ingest the documents again, or rank with rank_by='lexical'"
             )
         ranker = self._rankers.get(rank_by, self._lexical)
-        ranked = ranker.rank(query, len(self.passages))
+        ranked = by_best_rows(self.passages, query, ranker.rank(query, len(self.passages)))
         if named := self._named(query):
             ranked = _first(named, ranked)
         return distinct(self.passages, ranked, k)

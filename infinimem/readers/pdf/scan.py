@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -65,27 +66,36 @@ def lines_of(image: np.ndarray, points: float = _POINTS) -> tuple[list[Line], fl
 
 
 def _together(found: Sequence[Recognized]) -> list[Recognized]:
-    """The parts of each line as one, such as the number of an item and its text; from top to bottom."""
-    lines: list[Recognized] = []
-    for part in sorted(found, key=lambda one: (one.top + one.bottom, one.left)):
-        for number in range(len(lines) - 1, max(-1, len(lines) - 8), -1):
-            one = lines[number]
-            height = min(one.bottom - one.top, part.bottom - part.top)
-            level = abs(one.top + one.bottom - part.top - part.bottom) / 2 <= _LEVEL * height
-            left, right = (one, part) if one.left <= part.left else (part, one)
-            if level and -height <= right.left - left.right <= _GAP * height:
-                lines[number] = Recognized(
-                    f"{left.text} {right.text}",
-                    left.left,
-                    min(left.top, right.top),
-                    max(left.right, right.right),
-                    max(left.bottom, right.bottom),
-                    min(left.confidence, right.confidence),
-                )
-                break
+    """The parts of each line as one, such as the number of an item and its text; from top to bottom, then to the right.
+
+    All lines at one height get the same bottom, because the boxes of letters with and without tails differ.
+    """
+    rows: list[list[Recognized]] = []
+    for part in sorted(found, key=lambda one: one.top + one.bottom):
+        last = rows[-1][0] if rows else None
+        if last is not None and _is_level(last, part):
+            rows[-1].append(part)
         else:
-            lines.append(part)
+            rows.append([part])
+    lines: list[Recognized] = []
+    for row in rows:
+        bottom = median(one.bottom for one in row)
+        first, *rest = sorted((replace(one, bottom=bottom) for one in row), key=lambda one: one.left)
+        lines.append(first)
+        for part in rest:
+            before = lines[-1]
+            if part.left - before.right <= _GAP * (part.bottom - part.top):
+                text = f"{before.text} {part.text}"
+                top, right = min(before.top, part.top), max(before.right, part.right)
+                lines[-1] = replace(before, text=text, top=top, right=right)
+            else:
+                lines.append(part)
     return lines
+
+
+def _is_level(one: Recognized, other: Recognized) -> bool:
+    height = min(one.bottom - one.top, other.bottom - other.top)
+    return abs(one.top + one.bottom - other.top - other.bottom) / 2 <= _LEVEL * height
 
 
 def image_pages(path: Path, visits: Visits) -> Iterator[Page]:

@@ -13,10 +13,12 @@ from itertools import pairwise
 
 from ...text.sentences import CELLS
 from ..table import line_of
+from .by_column import by_rows
 from .layout import Line
+from .measure import level, width
 
-# Of the size of the letters: how much lower a line of the same row may stand, and the step of a row.
-_LEVEL, _STEP = 0.35, 4.0
+# Of the size of the letters: the largest step from a row to the next.
+_STEP = 4.0
 # Of the size of the letters: how far apart a text is drawn twice, and the gaps between words and between cells.
 _TWICE, _WORD_GAP, _CELL_GAP = 0.12, 0.15, 1.5
 _FEWEST_LETTERS = 4
@@ -28,7 +30,7 @@ _PROSE_LENGTH, _PROSE_WORDS = 18, 3
 def joined(lines: Sequence[Line]) -> list[Line]:
     """The lines of a page, with one line for each row of a table, and with columns of prose one after the other."""
     result: list[Line] = []
-    for region in _regions([_with_words(band) for band in _bands(_once(lines))]):
+    for region in _regions([_with_words(band) for band in _bands(by_rows(_once(lines)))]):
         columns = _columns(region)
         if columns is None:
             result += [line for band in region for line in band]
@@ -59,7 +61,7 @@ def _with_words(band: list[Line]) -> list[Line]:
     if letters < _FEWEST_LETTERS or letters * 10 < len(band) * 8:
         return band
     first, *rest = band
-    text, end = first.text, first.x + _width(first)
+    text, end = first.text, first.x + width(first)
     lines: list[Line] = []
     for line in rest:
         gap = (line.x - end) / max(line.size, 1)
@@ -68,16 +70,8 @@ def _with_words(band: list[Line]) -> list[Line]:
             first, text = line, line.text
         else:
             text += (" " if gap > _WORD_GAP else "") + line.text
-        end = line.x + _width(line)
+        end = line.x + width(line)
     return [*lines, replace(first, text=text)]
-
-
-def _width(line: Line) -> float:
-    """About as wide as the letters of most fonts are, in points."""
-    narrow = sum(1 for letter in line.text if letter in "iljtfrI.,:;'!|()[]-1 ")
-    wide = sum(1 for letter in line.text if letter in "mwMW@%")
-    capital = sum(1 for letter in line.text if letter.isupper() and letter not in "IMW")
-    return line.size * (0.3 * narrow + 0.82 * wide + 0.68 * capital + 0.53 * (len(line.text) - narrow - wide - capital))
 
 
 def _bands(lines: Sequence[Line]) -> list[list[Line]]:
@@ -85,15 +79,11 @@ def _bands(lines: Sequence[Line]) -> list[list[Line]]:
     bands: list[list[Line]] = []
     for line in lines:
         last = bands[-1][-1] if bands else None
-        if last is not None and line.upright and last.upright and _level(last, line) and line.x > last.x:
+        if last is not None and line.upright and last.upright and level(last, line) and line.x > last.x:
             bands[-1].append(line)
         else:
             bands.append([line])
     return bands
-
-
-def _level(one: Line, other: Line) -> bool:
-    return abs(one.y - other.y) <= _LEVEL * max(one.size, other.size)
 
 
 def _regions(bands: Sequence[list[Line]]) -> list[list[list[Line]]]:
@@ -122,7 +112,7 @@ def _columns(region: list[list[Line]]) -> list[list[Line | None]] | None:
     if sum(1 for band in region if len(band) > 1) < 2:
         return None
     spans: list[tuple[float, float]] = []
-    for start, end in sorted((line.x, line.x + 0.85 * _width(line)) for row in region for line in row):
+    for start, end in sorted((line.x, line.x + 0.85 * width(line)) for row in region for line in row):
         if spans and start < spans[-1][1]:
             spans[-1] = spans[-1][0], max(end, spans[-1][1])
         else:
