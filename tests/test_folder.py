@@ -79,10 +79,3 @@ def test_all_files_of_a_folder_are_read_or_named(tiny_directory: Path, tmp_path:
     kinds = {source["name"]: source["kind"] for source in shown["sources"] if not source["skipped"]}
     assert set(kinds) == good and len(set(kinds.values())) == 14
     assert all(source["characters"] for source in shown["sources"] if source["name"] in good)
-
-
-def test_the_command_names_each_file_that_it_leaves_out(tiny_directory: Path, tmp_path: Path) -> None:
-    _, bad = fill(tmp_path / "folder")
-    ingest = ["ingest", str(tmp_path / "folder"), "-o", str(tmp_path / "m"), "-m", str(tiny_directory)]
-    result = CliRunner().invoke(main, ingest)
-    assert result.exit_code == 0 and all(f"what could not be read of {name}:" in result.stderr for name in bad)
