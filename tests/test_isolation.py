@@ -257,11 +257,17 @@ def test_a_file_of_too_many_characters_is_an_error(tmp_path: Path, suffix: str) 
         list(read_pages(open_source(path), limits=ReaderLimits(characters=100)))
 
 
-@pytest.mark.parametrize("name", list(ReaderLimits().to_dict()))
+@pytest.mark.parametrize("name", list(ReaderLimits().numbers()))
 @pytest.mark.parametrize("value", [0, -1, True, "1", None, float("nan")])
 def test_a_limit_is_a_positive_number(name: str, value: Any) -> None:
     with pytest.raises(InvalidSetting, match=f"the limit {name} is a positive"):
         ReaderLimits(**{name: value})
+
+
+@pytest.mark.parametrize("value", [0, 1, "yes", None])
+def test_whether_to_recognize_text_is_true_or_false(value: Any) -> None:
+    with pytest.raises(InvalidSetting, match="ocr is True or False"):
+        ReaderLimits(ocr=value)
 
 
 def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:

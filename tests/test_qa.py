@@ -264,7 +264,7 @@ def test_none_asks_as_memory_does_and_gold_from_the_right_paragraph_alone(make_m
     assert len(memory.passages) > 1 and [p.text for p in plan.passages] == [memory.passages[-1].text]
 
 
-def test_where_no_passage_fits_into_the_prompt_the_memory_is_asked(
+def test_where_no_passage_fits_into_the_prompt_the_memory_is_not_asked_instead(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, (document,) = make_model(), documents(1)
@@ -272,12 +272,8 @@ def test_where_no_passage_fits_into_the_prompt_the_memory_is_asked(
     told = instructions_for(model).passages[SHORT]
     prompt = encode_chat(model, passage_messages(question.text, [], instructions=told))
     monkeypatch.setattr(model.model.config, "max_position_embeddings", len(prompt) + 40)
-    memory = DocumentMemory.from_text(document.text, name=document.title, model=model)
-    with_memory, without = (
-        continue_texts(model, [prompt], cache, Decoding(40))[0].strip() for cache in (memory.complete_memory(), None)
-    )
-    said = qa(model, [document], modes=["gold"], max_new_tokens=40)["answers"]["gold"][0]["answer"]
-    assert said == with_memory != without
+    with pytest.raises(InvalidSetting, match="no passage fits into the model's context"):
+        qa(model, [document], modes=["gold"], max_new_tokens=40)
 
 
 @pytest.mark.parametrize(

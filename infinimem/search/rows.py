@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from ..text.passages import Passage
 from ..text.sentences import CELLS
-from ..text.words import stems
+from ..text.words import FUNCTION_WORDS, WORD, stems
 
 # The number of best passages whose rows are looked at.
 MOST = 64
-# A passage keeps this power of the share of its words that its best row has.
-POWER = 2.0
+# A passage with rows keeps this power of its best row's share of the words that any of these passages has.
+POWER = 3.0
 
 
 def by_best_rows(
@@ -26,17 +26,24 @@ def by_best_rows(
     """
     if not any(CELLS in passages[index].text for index, _ in ranked[:MOST]):
         return list(ranked)
-    wanted = frozenset(stems(query))
-    scored = [(index, score * _share(passages[index].text, wanted)) for index, score in ranked[:MOST]]
+    content = " ".join(word for word in WORD.findall(query) if word.lower() not in FUNCTION_WORDS)
+    wanted = frozenset(stems(content))
+    best = [_in_one_row(passages[index].text, wanted) for index, _ in ranked[:MOST]]
+    most = max(best)
+    if not most:
+        return list(ranked)
+    scored = [
+        (index, score * (found / most) ** POWER if CELLS in passages[index].text else score)
+        for (index, score), found in zip(ranked, best, strict=False)
+    ]
     # A table far down may have been better than what was looked at; it stays below.
     return sorted(scored, key=lambda one: -one[1]) + list(ranked[MOST:])
 
 
-def _share(text: str, wanted: frozenset[str]) -> float:
-    """The share of the passage's words of the query that its best row has, with the names of the columns; or prose."""
+def _in_one_row(text: str, wanted: frozenset[str]) -> int:
+    """How many words of the query the best row has together with the names of its columns; or else the prose."""
     if CELLS not in text:
-        return 1.0
-    found = wanted.intersection(stems(text))
+        return len(wanted.intersection(stems(text)))
     best = 0
     prose: list[str] = []
     for part in text.split("\n\n"):
@@ -44,7 +51,6 @@ def _share(text: str, wanted: frozenset[str]) -> float:
         if CELLS not in head or not rows:
             prose.append(part)
             continue
-        names = found.intersection(stems(head))
-        best = max(best, *(len(names | found.intersection(stems(row))) for row in rows))
-    best = max(best, len(found.intersection(stems("\n".join(prose)))))
-    return (best / len(found)) ** POWER if found else 1.0
+        names = wanted.intersection(stems(head))
+        best = max(best, *(len(names | wanted.intersection(stems(row))) for row in rows))
+    return max(best, len(wanted.intersection(stems("\n".join(prose)))))

@@ -29,6 +29,21 @@ def checked_question(text: str) -> str:
 
 
 WORD = re.compile(r"\w+")
+POINTING_WORDS = frozenset(
+    WORD.findall("he her hers him his it its itself she that their theirs them there these they this those")
+)
+"""English words that stand for what was said before."""
+
+
+FUNCTION_WORDS = POINTING_WORDS | frozenset(
+    WORD.findall(
+        "a about again also an and any are as at be been but by can could did do does for from had has have how i if "
+        "in into is just like many may me might more most much must my no not of on one ones only or other our please "
+        "same say says should so some such tell than the then to too very was we were what when where which who whom "
+        "whose why will with would yes you your"
+    )
+)
+"""English words that say nothing about a subject."""
 
 
 def spans(text: str) -> list[tuple[int, int]]:

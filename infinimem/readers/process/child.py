@@ -95,7 +95,8 @@ def main(task: dict[str, Any]) -> None:
                 answers.watch()
                 task = json.loads(more)
             _read(path, task["kind"], limits, answers, **task["pages"])
-    except MemoryError:
+    except (MemoryError, SystemError):
+        # Where memory ends inside of Python itself, for example in an import, it may lose the error on the way.
         os._exit(OUT_OF_MEMORY)
     except SourceError as error:
         answers.send(error=[type(error).__name__, str(error)])

@@ -37,6 +37,8 @@ class ReaderLimits:
     ocr: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.ocr, bool):
+            raise InvalidSetting(f"ocr is True or False, not {self.ocr!r}")
         for name, value in self.numbers().items():
             whole = name not in ("page_seconds", "seconds")
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
